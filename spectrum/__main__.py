@@ -1,0 +1,7 @@
+"""`python -m spectrum`."""
+
+import sys
+
+from spectrum.cli import main
+
+sys.exit(main())

@@ -1,0 +1,38 @@
+"""What can go wrong for a user. Each message is one line: what was found, where, what to do.
+
+SpectrumError
+├── CheckpointError     a model directory, its config, a shard, an index, a weight
+│   └── HubError        a repository that cannot be found, entered or reached
+├── LayerTypeError      a layer type that the model does not have
+├── ResultsError        a cached scan that cannot be read; a file that cannot be written
+├── DeviceError         a device that this machine does not have
+└── Cancelled           the user closed a dialog
+"""
+
+
+class SpectrumError(Exception):
+    """The job cannot be done; the message says why in one line."""
+
+
+class CheckpointError(SpectrumError):
+    """A checkpoint is missing, damaged or of a kind that is not read."""
+
+
+class HubError(CheckpointError):
+    """The Hugging Face Hub does not hand out a checkpoint."""
+
+
+class LayerTypeError(SpectrumError):
+    """A requested layer type does not exist."""
+
+
+class ResultsError(SpectrumError):
+    """A results file is malformed, or cannot be written."""
+
+
+class DeviceError(SpectrumError):
+    """A requested device does not exist here."""
+
+
+class Cancelled(SpectrumError):  # noqa: N818 - a choice of the user's, not a fault
+    """A dialog was cancelled: nothing is scanned, nothing is written."""

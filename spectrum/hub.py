@@ -1,0 +1,113 @@
+"""From a model's name to a directory: one that is there, or a snapshot from the Hugging Face Hub.
+
+Cache, tokens, offline mode, mirrors and progress bars are huggingface_hub's own.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from spectrum.errors import CheckpointError, HubError
+from spectrum.shards import SINGLE_FILES, why_no_weights
+
+_TIMEOUT = 10  # seconds for the first request, so that a dead network is an answer and not a wait
+
+
+def local_directory(model: str) -> Path | None:
+    """The directory that a model's name means, or None for what can only be a repository's id.
+
+    Raises CheckpointError for a path that is not there, or not a directory.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{model} is a file; give the directory that it lies in")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+        raise CheckpointError(f"there is no directory {model!r}")
+    return None
+
+
+def cached_snapshot(repo: str, revision: str | None) -> Path | None:
+    """The directory, named by its commit, of a repository's snapshot on this disk. Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
+    """A directory, named by its commit, with a repository's config and weight files and nothing else.
+
+    With `remote_code`, the repository's Python files too. Without a network, the snapshot that an earlier download
+    left. Raises HubError where there is no such repository or revision, access is not granted or nothing answers.
+    """
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        # First, because it alone neither waits nor tries again where nothing answers.
+        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+        names = {file.rfilename for file in info.siblings or ()}
+        first = _config_and_index(f"{repo}{at}", names, remote_code=remote_code)
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in first]))
+        shards = _shards(folder, names)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in shards]))
+    except errors.HFValidationError as error:
+        raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{repo} has no revision {revision!r} on the Hub") from error
+    # HTTPError is httpx's, of whichever major version huggingface_hub uses.
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        if earlier := cached_snapshot(repo, revision):
+            return earlier
+        raise HubError(_refusal(repo, at, error)) from error
+
+
+def _refusal(repo: str, at: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: ask for access on its page, then set HF_TOKEN or run `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no directory {repo!r} here and no such repository on the Hub; "
+            "if it is private, set HF_TOKEN or run `hf auth login`"
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
+        f"{reason}"
+    )
+
+
+def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
+    """What must be there to know which weight files are needed."""
+    weights = [name for stem in SINGLE_FILES for name in (stem, f"{stem}.index.json") if name in names]
+    if not weights:
+        raise CheckpointError(why_no_weights(where, names))
+    if "config.json" not in names:
+        raise CheckpointError(f"{where} has no config.json, so it is no transformers model")
+    code = [name for name in names if name.endswith(".py")] if remote_code else []
+    # The first is the one that transformers loads; a weight file itself waits for its turn.
+    return ["config.json", *code, *(name for name in weights[:1] if name.endswith(".json"))]
+
+
+def _shards(folder: Path, names: Collection[str]) -> list[str]:
+    for stem in SINGLE_FILES:
+        if stem in names:
+            return [stem]
+        index = folder / f"{stem}.index.json"
+        if index.name in names:
+            try:
+                return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return []  # reading the directory says what is wrong with the index
+    return []

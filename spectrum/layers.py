@@ -1,0 +1,190 @@
+"""The records that flow through a scan, and how module paths group into layer types. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from spectrum.errors import LayerTypeError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeight:
+    """A weight to score. Never a tensor.
+
+    name: the module's path, or the parameter's own where no module owns it as its `weight`.
+    parameter: the runtime parameter whose values these are; tied weights share it.
+    shape: the parameter's, as the model class declares it.
+    matrix: (n, m) as scored; `count` matrices of it make the parameter (1, but for stacks of experts).
+    dtype: as stored, by torch's name.
+    """
+
+    name: str
+    layer_type: str
+    parameter: str
+    shape: tuple[int, ...]
+    matrix: tuple[int, int]
+    count: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBatch:
+    """Matrices of one shape and dtype that go through one kernel call: (weight, index in its stack) each."""
+
+    matrix: tuple[int, int]
+    dtype: str
+    members: tuple[tuple[LayerWeight, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSnr:
+    """The score of one layer; NaN where its weight holds NaN or infinity. `experts` lists a stack's, in order."""
+
+    name: str
+    layer_type: str
+    snr: float
+    experts: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Shape and stored dtype of a model's parameter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which weights were scanned, and under which names.
+
+    revision: as asked for, None for the repository's default. commit: the one it resolved to on the Hub; None for
+    a directory, which has a fingerprint of its files instead. head, embedding: parameter names, None where the
+    model has none. class_asked: by --model-class. parameters: all of them, biases included. layer_types: all that
+    own a weight, in display order.
+    """
+
+    revision: str | None
+    commit: str | None
+    fingerprint: str | None
+    model_class: str
+    class_asked: str | None
+    versions: Mapping[str, str]
+    head: str | None
+    embedding: str | None
+    parameters: Mapping[str, Parameter]
+    layer_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """A model's scores: layers with a finite or infinite SNR, layers left out for NaN or infinity in their weight.
+
+    `scanned` are the layer types that were scanned. `provenance` is None for scans of other tools.
+    """
+
+    model: str
+    layers: tuple[LayerSnr, ...]
+    left_out: tuple[str, ...]
+    scanned: tuple[str, ...]
+    provenance: Provenance | None
+
+    def by_type(self) -> dict[str, list[LayerSnr]]:
+        """Layers of each type, types and layers in the order of `layers`."""
+        return group_by_type(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSelection:
+    """The layers of one type: all of them by descending SNR, and how many of these are selected."""
+
+    layer_type: str
+    ranked: tuple[LayerSnr, ...]
+    count: int
+
+    @property
+    def selected(self) -> tuple[LayerSnr, ...]:
+        """The selected layers, by descending SNR."""
+        return self.ranked[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The top `percent` (as the user typed it) of each layer type."""
+
+    percent: str
+    types: tuple[TypeSelection, ...]
+
+
+def layer_type(path: str) -> str:
+    """Layer type of a module path: what follows its first numeric component.
+
+    `model.layers.7.mlp.down_proj` -> `mlp.down_proj`. A path with no number is its own type, and one that ends in
+    its first number (`heads.0`) is of the type of the stack (`heads`).
+    """
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[i + 1 :] or parts[:i]) or path
+    return path
+
+
+def display_order(layer_types: Iterable[str]) -> list[str]:
+    """Distinct layer types by first dotted component, then alphabetically, as the reference shows them."""
+    return sorted(set(layer_types), key=lambda name: (name.split(".")[0], name))
+
+
+def match_types(patterns: Sequence[str], layer_types: Sequence[str]) -> list[str]:
+    """The layer types that some pattern names, in the order of `layer_types`.
+
+    A pattern is an exact type, a shell pattern, or `all`. Raises LayerTypeError for one that matches nothing.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {t for t in layer_types if pattern in ("all", t) or fnmatchcase(t, pattern)}
+        if not matched:
+            raise LayerTypeError(f"no layer type matches {pattern!r}; this model has: {', '.join(layer_types)}")
+        chosen |= matched
+    return [t for t in layer_types if t in chosen]
+
+
+def group_by_type(layers: Iterable[LayerSnr]) -> dict[str, list[LayerSnr]]:
+    """Layers of each type, in the order of their coming."""
+    groups: dict[str, list[LayerSnr]] = {}
+    for layer in layers:
+        groups.setdefault(layer.layer_type, []).append(layer)
+    return groups
+
+
+def assemble(
+    model: str, weights: Sequence[LayerWeight], scores: Iterable[LayerSnr], provenance: Provenance
+) -> ScanResult:
+    """Scores in any order -> a result in file order: types in display order, layers in model order."""
+    by_name = {score.name: score for score in scores}
+    scanned = display_order(weight.layer_type for weight in weights)
+    rank = {name: i for i, name in enumerate(scanned)}
+    ordered = [by_name[w.name] for w in sorted(weights, key=lambda w: rank[w.layer_type])]
+    return ScanResult(
+        model=model,
+        layers=tuple(layer for layer in ordered if not math.isnan(layer.snr)),
+        left_out=tuple(layer.name for layer in ordered if math.isnan(layer.snr)),
+        scanned=tuple(scanned),
+        provenance=provenance,
+    )
+
+
+def merge(old: ScanResult, new: ScanResult) -> ScanResult:
+    """One result of both: the types that `new` scanned replace those of `old`."""
+    kept = [layer for layer in old.layers if layer.layer_type not in new.scanned]
+    scanned = display_order([*old.scanned, *new.scanned])
+    groups = group_by_type([*kept, *new.layers])
+    return ScanResult(
+        model=new.model,
+        layers=tuple(layer for t in scanned for layer in groups.get(t, ())),
+        left_out=tuple(dict.fromkeys([*old.left_out, *new.left_out])),
+        scanned=tuple(scanned),
+        provenance=new.provenance,
+    )

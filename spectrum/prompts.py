@@ -1,0 +1,81 @@
+"""The two questions asked on a terminal, as prompt_toolkit dialogs. Plain values come back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.application.current import create_app_session
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
+from prompt_toolkit.output import create_output
+from prompt_toolkit.shortcuts import checkboxlist_dialog, input_dialog
+from prompt_toolkit.validation import Validator
+
+from spectrum.errors import Cancelled
+
+_Answer = TypeVar("_Answer")
+
+
+def ask_batch_size() -> int | None:
+    """How many same-shape matrices to decompose together; None for `auto`. Raises Cancelled."""
+    with _on_stderr():
+        answer = _run(
+            input_dialog(
+                title="Batch size",
+                text="Same-shape matrices to decompose together, a number or auto.\n"
+                "Enter to accept, Tab to reach the buttons, Esc to cancel.",
+                default="auto",
+                validator=Validator.from_callable(
+                    is_batch_size, error_message="a whole number from 1 up, or auto", move_cursor_to_end=True
+                ),
+            )
+        )
+    return parse_batch_size(answer)
+
+
+def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:
+    """Which layer types to scan, all checked at first: (type, number of layers) each. Raises Cancelled."""
+    width = max(len(name) for name, _ in layers)
+    with _on_stderr():
+        return _run(
+            checkboxlist_dialog(
+                title="Layer types",
+                text="Layer types to scan. Enter or Space toggles one, Tab reaches the buttons, Esc cancels.",
+                values=[(name, f"{name:<{width}}  {count} layer{'s' if count > 1 else ''}") for name, count in layers],
+                default_values=[name for name, _ in layers],
+            )
+        )
+
+
+def is_batch_size(text: str) -> bool:
+    """Whether a text is `auto` or a whole number from 1 up."""
+    text = text.strip()
+    return text == "auto" or (text.isascii() and text.isdigit() and int(text) > 0)
+
+
+def parse_batch_size(text: str) -> int | None:
+    """The number that a valid text means, None for `auto`."""
+    return None if text.strip() == "auto" else int(text)
+
+
+def _on_stderr() -> Any:
+    """stdout is for what was written, so that it can be captured while the dialogs show."""
+    return create_app_session(output=create_output(stdout=sys.stderr))
+
+
+def _run(dialog: Application[_Answer | None]) -> _Answer:
+    """A dialog's answer. Esc and Ctrl-C, which dialogs leave unbound, cancel like the button."""
+    keys = KeyBindings()
+
+    @keys.add("escape", eager=True)
+    @keys.add("c-c")
+    def _(event: KeyPressEvent) -> None:
+        event.app.exit(result=None)
+
+    dialog.key_bindings = merge_key_bindings([dialog.key_bindings or KeyBindings(), keys])
+    answer: _Answer | None = dialog.run()
+    if answer is None:
+        raise Cancelled("cancelled; nothing was scanned, nothing was written")
+    return answer

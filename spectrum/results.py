@@ -1,0 +1,243 @@
+"""Scans on disk: their paths, reading every published form, replacing atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spectrum.errors import ResultsError
+from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult
+
+# Names become lines of YAML without quotes: anything that YAML, a terminal or a second line could take differently
+# is no module path.
+_MODULE_PATH = re.compile(r"\w[\w.\-/]*", re.ASCII)
+
+
+def slug(model: str) -> str:
+    """The model's name as it appears in file names: as given, `/` and `_` become `-`."""
+    return model.replace("/", "-").replace("_", "-")
+
+
+def scan_path(results_dir: Path, model: str) -> Path:
+    """The flat JSON of a scan."""
+    return results_dir / f"snr_results_{slug(model)}.json"
+
+
+def sidecar_path(results_dir: Path, model: str) -> Path:
+    """What the flat JSON has no room for: the scan's provenance."""
+    return results_dir / f"snr_results_{slug(model)}.meta.json"
+
+
+def sorted_path(output_dir: Path, model: str) -> Path:
+    """Scores by layer type, descending."""
+    return output_dir / f"snr_results_{slug(model)}_sorted.json"
+
+
+def yaml_path(output_dir: Path, model: str, percent: str) -> Path:
+    """The list of unfrozen parameters."""
+    return output_dir / f"snr_results_{slug(model)}_unfrozenparameters_{percent}percent.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedScan:
+    """A scan read from disk. `whole` is False where its sidecar belongs to other scores than the file holds."""
+
+    result: ScanResult
+    whole: bool
+
+
+def load(results_dir: Path, model: str) -> CachedScan | None:
+    """The cached scan of a model, or None where there is none.
+
+    Reads the flat form, the nested form that is otherwise written to `_sorted.json`, and `Infinity` and `NaN`.
+    Raises ResultsError for a file that is empty or malformed.
+    """
+    path = scan_path(results_dir, model)
+    text = _read(path)
+    if text is None:
+        return None
+    layers = _parse_scores(path, text)
+    sidecar = sidecar_path(results_dir, model)
+    recorded = _read(sidecar)
+    types = tuple(dict.fromkeys(layer.layer_type for layer in layers))
+    finite = tuple(layer for layer in layers if not math.isnan(layer.snr))
+    left_out = tuple(layer.name for layer in layers if math.isnan(layer.snr))
+    if recorded is None:
+        return CachedScan(ScanResult(model, finite, left_out, types, None), whole=True)
+    meta = _parse(sidecar, recorded)
+    try:
+        provenance = _provenance(meta)
+        left_out = tuple(str(name) for name in meta["left_out"])
+        scanned = tuple(str(name) for name in meta["scanned"])
+        whole = meta["scores_sha256"] == _digest(text)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _malformed(sidecar, f"{type(error).__name__} {error}") from error
+    return CachedScan(ScanResult(model, finite, left_out, scanned, provenance), whole)
+
+
+def save(results_dir: Path, result: ScanResult) -> Path:
+    """Write a scan and its sidecar; return the scan's path.
+
+    The sidecar goes first and names the scores by digest, so whenever this is cut short, what is on disk is the old
+    scan, or is seen not to belong together. Raises ResultsError where a file cannot be written.
+    """
+    scores = {layer.name: _entry(layer) for layer in result.layers}
+    text = json.dumps(scores, indent=4) + "\n"
+    if result.provenance is not None:
+        meta = {
+            "model": result.model,
+            "scores_sha256": _digest(text),
+            "scanned": result.scanned,
+            "left_out": result.left_out,
+            **asdict(result.provenance),
+        }
+        write_atomically(sidecar_path(results_dir, result.model), json.dumps(meta, indent=1) + "\n")
+    path = scan_path(results_dir, result.model)
+    write_atomically(path, text)
+    return path
+
+
+def save_sorted(output_dir: Path, result: ScanResult) -> Path:
+    """Write the scores by layer type, descending; return the path. Raises ResultsError where it cannot be written."""
+    ranked = {
+        layer_type: {layer.name: layer.snr for layer in sorted(layers, key=lambda layer: -layer.snr)}
+        for layer_type, layers in result.by_type().items()
+    }
+    path = sorted_path(output_dir, result.model)
+    write_atomically(path, json.dumps(ranked, indent=4) + "\n")
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content, or leave it as it was: written beside it, flushed to disk, then renamed.
+
+    Raises ResultsError where that fails.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(directories: Iterable[Path]) -> None:
+    """Find out before a long scan whether results can be written after it. Creates nothing that stays.
+
+    Raises ResultsError where a directory, or the nearest one above it that exists, takes no file.
+    """
+    for directory in directories:
+        existing = directory
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise ResultsError(f"cannot write to {directory}: {error.strerror or error}") from error
+
+
+def _entry(layer: LayerSnr) -> dict[str, Any]:
+    entry: dict[str, Any] = {"snr": layer.snr, "type": layer.layer_type}
+    if layer.experts is not None:
+        entry["experts"] = list(layer.experts)
+    return entry
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _malformed(path, str(error)) from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    if not text.strip():
+        raise ResultsError(f"the cached scan {path} is empty; scan again with --rescan, or remove it")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, f"no valid JSON, {error}") from error
+    if not isinstance(content, dict):
+        raise _malformed(path, f"a JSON object is expected, not {type(content).__name__}")
+    if not content:
+        raise _malformed(path, "it holds no layers")
+    return content
+
+
+def _parse_scores(path: Path, text: str) -> list[LayerSnr]:
+    content = _parse(path, text)
+    if all(isinstance(value, dict) and "snr" in value for value in content.values()):
+        return [
+            _layer(path, name, value.get("type"), value["snr"], value.get("experts")) for name, value in content.items()
+        ]
+    if all(isinstance(value, dict) and "snr" not in value for value in content.values()):
+        return [_layer(path, name, kind, snr, None) for kind, group in content.items() for name, snr in group.items()]
+    bad = next(name for name, value in content.items() if not isinstance(value, dict) or "snr" not in value)
+    raise _malformed(path, f"the entry {bad!r} has no SNR")
+
+
+def _layer(path: Path, name: str, layer_type: object, snr: object, experts: object) -> LayerSnr:
+    for text in (name, layer_type):
+        if not isinstance(text, str) or not _MODULE_PATH.fullmatch(text):
+            raise _malformed(path, f"{text!r}, at {name!r}, is no module path")
+    assert isinstance(layer_type, str)
+    score = _number(path, name, snr)
+    if experts is None:
+        return LayerSnr(name, layer_type, score)
+    if not isinstance(experts, list):
+        raise _malformed(path, f"the experts of {name!r} are no list")
+    return LayerSnr(name, layer_type, score, tuple(_number(path, name, value) for value in experts))
+
+
+def _number(path: Path, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _malformed(path, f"the SNR of {name!r} is {value!r}, not a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _malformed(path, f"the SNR of {name!r} is out of range") from error
+
+
+def _provenance(meta: dict[str, Any]) -> Provenance:
+    return Provenance(
+        revision=meta["revision"],
+        commit=meta["commit"],
+        fingerprint=meta["fingerprint"],
+        model_class=str(meta["model_class"]),
+        class_asked=meta["class_asked"],
+        versions={str(k): str(v) for k, v in meta["versions"].items()},
+        head=meta["head"],
+        embedding=meta["embedding"],
+        parameters={
+            name: Parameter(tuple(int(d) for d in entry["shape"]), str(entry["dtype"]))
+            for name, entry in meta["parameters"].items()
+        },
+        layer_types=tuple(str(t) for t in meta["layer_types"]),
+    )
+
+
+def _malformed(path: Path, reason: str) -> ResultsError:
+    return ResultsError(f"the cached scan {path} cannot be used: {reason}; scan again with --rescan, or remove it")

@@ -1,0 +1,324 @@
+"""A model directory's weight files: which they are, what their headers say, whether they are whole; reading a tensor.
+
+Formats: safetensors (an 8-byte length, a JSON header, then raw data) and torch's archives. Files are looked at with
+the standard library alone; torch is imported where tensors are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from spectrum.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# The safetensors format's own limit: a longer header is damage, or an attack.
+MAX_HEADER_BYTES = 100_000_000
+
+# Bytes per element, by torch's names for safetensors' dtypes. Others are listed, but cannot be read.
+_DTYPES = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "F32": ("float32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+}
+
+# In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+_LFS_POINTER = b"version https://git-lfs"
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of torch before 1.6
+
+# Enough to notice that a file was trained further in place, without reading it.
+_SAMPLES_PER_FILE = 32
+_SAMPLE_BYTES = 64
+
+_DOWNLOAD_AGAIN = "download the model again"
+_SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a checkpoint keeps a tensor. offset: of its first byte in a safetensors file, None in a torch archive."""
+
+    key: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int | None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, as transformers chooses them: safetensors before torch archives.
+
+    Raises CheckpointError where there are none, or an index names one that is missing.
+    """
+    files, _ = _located(directory)
+    return files
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory has a weight file, or an index of some, whatever their state."""
+    return any((directory / f"{name}{end}").exists() for name in SINGLE_FILES for end in ("", ".index.json"))
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint by its key. All headers are read and checked, no weight is.
+
+    Raises CheckpointError, naming the file, for damage of any kind.
+    """
+    files, weight_map = _located(directory)
+    by_file = {file: _tensors_of(file) for file in files}
+    tensors: dict[str, StoredTensor] = {}
+    for held in by_file.values():
+        tensors.update(held)
+    for key, name in weight_map.items():
+        held = by_file[directory / name]
+        if key not in held:
+            found = tensors.get(key)
+            where = f"it is in {found.file.name}" if found else "it is in no shard"
+            raise CheckpointError(f"the index of {directory} puts {key!r} in {name}, but {where}; {_DOWNLOAD_AGAIN}")
+        tensors[key] = held[key]
+    return tensors
+
+
+def fingerprint(directory: Path) -> str:
+    """Digest of a checkpoint's weight files: names, sizes, headers, and some bytes from all over each file.
+
+    A header holds every tensor's name, dtype and shape. Weights trained further in place change neither header nor
+    size; the sampled bytes give those away. Raises CheckpointError where a file is missing or damaged.
+    """
+    digest = hashlib.sha256()
+    for file in weight_files(directory):
+        try:
+            with file.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                digest.update(f"{file.name}\0{size}\0".encode())
+                digest.update(_structure(file, stream))
+                for i in range(_SAMPLES_PER_FILE):
+                    stream.seek(size * (i + 1) // (_SAMPLES_PER_FILE + 1))
+                    digest.update(stream.read(_SAMPLE_BYTES))
+        except OSError as error:
+            raise _unreadable(file, error) from error
+    return digest.hexdigest()
+
+
+def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
+    """A stored tensor in its stored dtype, or only row `index` of its first dimension (which is dropped).
+
+    Reads exactly those bytes into memory of its own; nothing of the file stays mapped. Raises CheckpointError where
+    the file has become unreadable or shorter.
+    """
+    import torch
+
+    if tensor.offset is None:
+        value = load_archive(tensor.file)[tensor.key]
+        return (value if index is None else value[index]).clone()
+    dtype = getattr(torch, tensor.dtype)
+    shape = tensor.shape if index is None else tensor.shape[1:]
+    size = math.prod(shape) * dtype.itemsize
+    buffer = torch.empty(size, dtype=torch.uint8)
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    try:
+        with tensor.file.open("rb", buffering=0) as stream:
+            stream.seek(tensor.offset + (index or 0) * size)
+            done = 0
+            while done < size:  # the system hands out 2 GiB at most in one call
+                got = stream.readinto(view[done:])
+                if not got:
+                    raise CheckpointError(f"{tensor.file} ends within {tensor.key!r}: it was cut while being read")
+                done += got
+    except OSError as error:
+        raise _unreadable(tensor.file, error) from error
+    return buffer.view(dtype).reshape(shape)
+
+
+def load_archive(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a torch archive, mapped from disk where its format allows, never unpickling code.
+
+    Archives from before torch 1.6 are no zip files: they take their whole size in memory.
+    Raises CheckpointError for anything but a mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        with file.open("rb") as stream:
+            mappable = stream.read(2) == b"PK"
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except Exception as error:  # torch lets errors of its unpickler and its C++ reader through unchanged
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise CheckpointError(f"{file} holds more than named tensors; {_SCAN_A_MODEL}")
+    return content
+
+
+def why_no_weights(where: str, names: Collection[str]) -> str:
+    """What a place that holds these files, but no weights that transformers would load, is instead."""
+    if "adapter_config.json" in names:
+        return f"{where} holds an adapter, not a model; merge it into its base model, or scan that"
+    if any(name.endswith(".gguf") for name in names):
+        return f"{where} holds GGUF files only, which are quantized; scan the original checkpoint"
+    others = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")))
+    if others:
+        return (
+            f"{where} has weight files ({', '.join(others[:3])}) but neither model.safetensors, pytorch_model.bin "
+            f"nor an index of either; {_SCAN_A_MODEL}"
+        )
+    return f"{where} has no weight files (model.safetensors, pytorch_model.bin, or shards with an index)"
+
+
+def _located(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
+    """Weight files, and the index's placement of keys in them."""
+    for name in SINGLE_FILES:
+        single = directory / name
+        index = directory / f"{name}.index.json"
+        if single.is_file():
+            return [single], {}
+        if index.is_file():
+            weight_map = _weight_map(index)
+            return [directory / name for name in sorted(set(weight_map.values()))], weight_map
+    raise CheckpointError(why_no_weights(str(directory), {path.name for path in directory.iterdir()}))
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    try:
+        content = json.loads(index.read_bytes())
+    except OSError as error:
+        raise _unreadable(index, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not valid JSON ({error}); {_DOWNLOAD_AGAIN}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of keys to shard names; {_DOWNLOAD_AGAIN}")
+    for name in sorted(set(weight_map.values())):
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {_DOWNLOAD_AGAIN}")
+    return weight_map
+
+
+def _tensors_of(file: Path) -> dict[str, StoredTensor]:
+    if file.suffix == ".safetensors":
+        return _safetensors(file)
+    with _opened(file) as stream:
+        _structure(file, stream)
+    return {
+        key: StoredTensor(key, file, str(value.dtype).removeprefix("torch."), tuple(value.shape), None)
+        for key, value in load_archive(file).items()
+    }
+
+
+def _safetensors(file: Path) -> dict[str, StoredTensor]:
+    with _opened(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        header = _header(file, stream)
+    start = 8 + len(header)
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: its header is not valid JSON; {_DOWNLOAD_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is damaged: its header is no JSON object; {_DOWNLOAD_AGAIN}")
+    tensors = {}
+    spans = []
+    for key, entry in content.items():
+        if key == "__metadata__":
+            continue
+        try:
+            tensor, (begin, end) = _entry(file, key, entry, start)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged: its entry {key!r} makes no sense; {_DOWNLOAD_AGAIN}") from error
+        tensors[key] = tensor
+        spans.append((begin, end, key))
+    expected = 0
+    for begin, end, key in sorted(spans):
+        if begin != expected:
+            raise CheckpointError(f"{file} is damaged: the data of {key!r} is not where it belongs; {_DOWNLOAD_AGAIN}")
+        expected = end
+    if start + expected != size:
+        promised = start + expected
+        raise CheckpointError(f"{file} is damaged: {size} bytes long, {promised} by its header; {_DOWNLOAD_AGAIN}")
+    return tensors
+
+
+def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[StoredTensor, tuple[int, int]]:
+    dtype, itemsize = _DTYPES.get(entry["dtype"], (str(entry["dtype"]), None))
+    shape = tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or end < begin:
+        raise ValueError("sizes are whole numbers")
+    if itemsize is not None and end - begin != math.prod(shape) * itemsize:
+        raise ValueError("shape and bytes disagree")
+    return StoredTensor(key, file, dtype, shape, start + begin), (begin, end)
+
+
+def _structure(file: Path, stream: BinaryIO) -> bytes:
+    """What a file says of its own tensors: the safetensors header, or the directory of a torch archive."""
+    if file.suffix == ".safetensors":
+        return _header(file, stream)
+    head = stream.read(len(_LFS_POINTER))
+    _refuse_placeholder(file, head)
+    if head.startswith(_LEGACY_TORCH):
+        return head
+    stream.seek(0)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{file} is truncated, or no torch checkpoint; {_DOWNLOAD_AGAIN}") from error
+    return "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in records).encode()
+
+
+def _header(file: Path, stream: BinaryIO) -> bytes:
+    """The JSON header of a safetensors file, as bytes."""
+    prefix = stream.read(8)
+    _refuse_placeholder(file, prefix + stream.read(len(_LFS_POINTER)))
+    stream.seek(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size - 8):
+        raise CheckpointError(f"{file} is truncated, or no safetensors file; {_DOWNLOAD_AGAIN}")
+    return stream.read(length)
+
+
+def _refuse_placeholder(file: Path, head: bytes) -> None:
+    if not head:
+        raise CheckpointError(f"{file} is empty; {_DOWNLOAD_AGAIN}")
+    if head.startswith(_LFS_POINTER):
+        raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its directory")
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {file}: {error.strerror or error}")

@@ -1,0 +1,179 @@
+"""Signal-to-noise ratio of weight matrices above the Marchenko-Pastur bulk edge (arXiv:2406.06623).
+
+Singular values come from the float64 Gram matrix of the short side, which is several times faster than an SVD and
+loses accuracy only where singular values span many orders of magnitude. Each matrix's loss is bounded, and those
+that could miss ACCURACY are decomposed anew by a method that has no such loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
+
+# Largest relative error of an SNR that leaves this module, short of a singular value that sits on the bulk edge.
+ACCURACY = 1e-8
+
+_EPSILON = torch.finfo(torch.float64).eps
+
+# Columns upcast to float64 at a time: enough for the matrix product to run at its full rate, little beside a matrix.
+_MAX_CHUNK = 4096
+_MIN_CHUNK = 256
+
+# Rows of the Gram matrix accumulated at a time; blocks above the diagonal are left out.
+_GRAM_BLOCK = 512
+
+
+def score(weights: Tensor) -> Tensor:
+    """SNR of each matrix: `signal / noise / s_1`.
+
+    Shapes: (batch, n, m) of any floating dtype -> (batch,) float64, on the device of `weights`. Relative error at
+    most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
+    """
+    largest = _largest_magnitude(weights)
+    finite = torch.isfinite(largest)
+    if not finite.all():
+        scores = torch.full_like(largest, math.nan)
+        if finite.any():
+            scores[finite] = score(weights[finite])
+        return scores
+    beta = min(weights.shape[1:]) / max(weights.shape[1:])
+    exponent = torch.frexp(largest).exponent if weights.dtype == torch.float64 else None
+    values = _gram_singular_values(weights, exponent)
+    error = _gram_error(values, weights.shape[1] + weights.shape[2])
+    uncertain = ~_is_certain(values, error, beta)
+    for i in uncertain.nonzero().flatten().tolist():
+        values[i] = _exact_singular_values(weights[i], None if exponent is None else exponent[i])
+    if exponent is not None:
+        values = torch.ldexp(values, exponent[:, None])
+    return signal_to_noise_ratio(values, beta)
+
+
+def noise_scale(values: Tensor) -> Tensor:
+    """Scale of the noise among the singular values: `sigma = (q75 - q25) / 1.349`, as of a normal distribution.
+
+    Quantiles are interpolated linearly. Shapes: (batch, k) ascending -> (batch,), same units.
+    """
+    q25, q75 = (_quantile(values, q) for q in (0.25, 0.75))
+    return (q75 - q25) / NORMAL_IQR
+
+
+def bulk_edge(scale: Tensor, beta: float) -> Tensor:
+    """Upper edge of the Marchenko-Pastur bulk, in singular-value units: `eps = sigma (1 + sqrt(beta))`.
+
+    beta = min(n, m) / max(n, m), arXiv:2406.06623. sigma is the scale of the singular values, not of the entries,
+    so the factor sqrt(max(n, m)) of the textbooks is absent. Shapes: (batch,) -> (batch,). Raises ValueError if beta
+    is outside (0, 1].
+    """
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta is an aspect ratio in (0, 1], got {beta!r}")
+    return scale * (1 + math.sqrt(beta))
+
+
+def signal_to_noise_ratio(values: Tensor, beta: float) -> Tensor:
+    """`signal / noise / s_1`, where signal sums the singular values over the bulk edge, noise the others.
+
+    Without noise it counts as 1, the reference's convention since April 2025. Values under the numerical rank's
+    threshold are the rounding errors of zeros, and count as zeros. Without signal, as for a matrix of zeros, 0.
+    Shapes: (batch, k) ascending float64 -> (batch,).
+    """
+    largest = values[:, -1]
+    k = values.shape[1]
+    values = values.where(values > largest[:, None] * (k / beta * _EPSILON), 0)
+    edge = bulk_edge(noise_scale(values), beta)[:, None]
+    signal = values.where(values > edge, 0).sum(1)
+    noise = values.where(values <= edge, 0).sum(1)
+    return torch.where(signal > 0, signal / noise.where(noise > 0, 1) / largest, 0)
+
+
+def _largest_magnitude(weights: Tensor) -> Tensor:
+    """Largest absolute entry of each matrix: (batch, n, m) -> (batch,) float64; not finite if any entry is not."""
+    low, high = weights.flatten(1).aminmax(dim=1)
+    return torch.maximum(low.double().abs(), high.double().abs())
+
+
+def _columns(weights: Tensor, exponent: Tensor | None, start: int, width: int) -> Tensor:
+    """Some columns in float64, scaled by a power of two to where squares neither overflow nor vanish."""
+    part = weights[..., start : start + width].double()
+    return part if exponent is None else torch.ldexp(part, -exponent[..., None, None])
+
+
+def _short_side_first(weights: Tensor) -> Tensor:
+    return weights if weights.shape[-2] <= weights.shape[-1] else weights.mT
+
+
+def _gram_singular_values(weights: Tensor, exponent: Tensor | None) -> Tensor:
+    """Singular values as square roots of the Gram matrix's eigenvalues: (batch, n, m) -> (batch, k) ascending."""
+    matrices = _short_side_first(weights)
+    batch, k, length = matrices.shape
+    gram = torch.zeros(batch, k, k, dtype=torch.float64, device=weights.device)
+    chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, length // 8))
+    for start in range(0, length, chunk):
+        columns = _columns(matrices, exponent, start, chunk)
+        for top in range(0, k, _GRAM_BLOCK):
+            rows = slice(top, top + _GRAM_BLOCK)
+            left = slice(0, min(top + _GRAM_BLOCK, k))
+            gram[:, rows, left].baddbmm_(columns[:, rows], columns[:, left].mT)
+    del columns
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram, UPLO="L")
+    return eigenvalues.clamp_(min=0).sqrt_()
+
+
+def _gram_error(values: Tensor, side_sum: int) -> Tensor:
+    """Bound on the absolute error of singular values from a Gram matrix: (batch, k) -> (batch, k).
+
+    Rounding moves an eigenvalue by up to about eps sqrt(n + m) s_1^2: sums of length m round like random walks
+    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and the eigensolver is backward stable. A singular value is its
+    root, so a small one moves the more.
+    """
+    moved = _EPSILON * math.sqrt(side_sum) * values[:, -1:] ** 2
+    squares = values**2
+    return torch.maximum((squares + moved).sqrt() - values, values - (squares - moved).clamp_(min=0).sqrt())
+
+
+def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
+    """Whether singular values with such errors give the SNR to within ACCURACY: (batch, k) twice -> (batch,) bool.
+
+    So they do if no value could lie on the other side of the bulk edge, and the errors within signal and noise are
+    small beside these sums.
+    """
+    edge = bulk_edge(noise_scale(values), beta)[:, None]
+    edge_error = (_quantile(error, 0.25, like=values) + _quantile(error, 0.75, like=values)) / NORMAL_IQR
+    edge_error = bulk_edge(edge_error, beta)[:, None]
+    sides = ((values - edge).abs() > error + edge_error).all(1)
+    over = values > edge
+    signal, signal_error = values.where(over, 0).sum(1), error.where(over, 0).sum(1)
+    noise, noise_error = values.where(~over, 0).sum(1), error.where(~over, 0).sum(1)
+    small = (signal_error <= ACCURACY / 2 * signal) & (noise_error <= ACCURACY / 2 * noise)
+    return (sides & small) | (values[:, -1] == 0)
+
+
+def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
+    """Singular values with an error of about eps s_1, the small ones too: (n, m) -> (k,) ascending.
+
+    The long side is folded into a triangular factor, some columns at a time, and only that is decomposed.
+    """
+    matrix = _short_side_first(weight)
+    k, length = matrix.shape
+    factor = torch.zeros(0, k, dtype=torch.float64, device=weight.device)
+    chunk = max(_MIN_CHUNK, k // 8)
+    for start in range(0, length, chunk):
+        columns = _columns(matrix, exponent, start, chunk)
+        factor = torch.linalg.qr(torch.cat([factor, columns.mT]), mode="r").R
+    values: Tensor = torch.linalg.svdvals(factor)
+    return values.flip(0)
+
+
+def _quantile(values: Tensor, q: float, like: Tensor | None = None) -> Tensor:
+    """Linearly interpolated quantile of ascending rows; torch.quantile takes 16 million elements at most.
+
+    With `like`, the larger of the two elements that the quantile of `like` lies between: a bound, not a value.
+    """
+    position = q * (values.shape[1] - 1)
+    below, above = values[:, math.floor(position)], values[:, math.ceil(position)]
+    if like is not None:
+        return torch.maximum(below, above)
+    return torch.lerp(below, above, position - math.floor(position))

@@ -1,0 +1,65 @@
+"""What many tests share: the sample checkpoint, the command in a process of its own, an oracle for the score."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
+
+# What the community published with the reference tool; not part of this project, and not everywhere.
+PUBLISHED = ROOT.parent / "shared" / "published_results"
+
+Spectrum = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_spectrum(tmp_path: Path) -> Spectrum:
+    """Run the command in an empty working directory, with nothing of the user's Hugging Face settings."""
+
+    def run(*args: str | Path, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SPECTRUM_", "TRANSFORMERS_"))}
+        clean = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(tmp_path / "hf-home")}
+        return subprocess.run(
+            [sys.executable, "-m", "spectrum", *map(str, args)],
+            cwd=cwd,
+            env=inherited | clean | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    """The command failed as it should: its status, one line that has these words, no traceback, nothing on stdout."""
+    assert done.returncode == status, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("spectrum: error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+
+
+def oracle_snr(weight: np.ndarray) -> float:
+    """The contract's formula on NumPy's float64 singular values, written without the package."""
+    values = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
+    quarter, three_quarters = np.quantile(values, [0.25, 0.75])
+    edge = (three_quarters - quarter) / 1.349 * (1 + np.sqrt(min(weight.shape) / max(weight.shape)))
+    signal, noise = values[values > edge], values[values <= edge]
+    return float(signal.sum() / (noise.sum() if len(noise) else 1.0) / values[0])
+
+
+def files_below(directory: Path) -> Sequence[str]:
+    """Every file below a directory, to see that nothing was left behind."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
