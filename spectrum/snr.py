@@ -20,7 +20,7 @@ ACCURACY = 1e-8
 _EPSILON = torch.finfo(torch.float64).eps
 
 # Columns upcast to float64 at a time: enough for the matrix product to run at its full rate, little beside a matrix.
-_MAX_CHUNK = 4096
+_MAX_CHUNK = 2048
 _MIN_CHUNK = 256
 
 # Rows of the Gram matrix accumulated at a time; blocks above the diagonal are left out.

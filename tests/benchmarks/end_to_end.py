@@ -1,0 +1,109 @@
+"""Time and peak memory of the whole command, against the reference's procedure on the same checkpoint.
+
+    python -m tests.benchmarks.end_to_end [--runs 3] [--keep DIRECTORY]
+
+Two checkpoints: the sample one, and a Llama of 1 GB in bfloat16 with an untied head. Runs are interleaved, since other
+work on the machine comes and goes; figures are medians. Memory is the process's peak resident size over that of a
+process that only imports what the command imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.benchmarks.checkpoints import write_llama
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "tests" / "data" / "tiny-llama"
+
+ONE_GIGABYTE = transformers.LlamaConfig(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=8,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    vocab_size=32000,
+    dtype="bfloat16",
+)
+
+IMPORTS = ["-c", "import spectrum.checkpoint, spectrum.scanning"]
+REFERENCE_IMPORTS = ["-c", "import torch, transformers; transformers.AutoModelForCausalLM"]
+
+
+def measured(arguments: list[str], cwd: str) -> tuple[float, float, str]:
+    """Run this Python with arguments: wall-clock seconds, peak resident MiB, standard output."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{arguments} failed with status {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024, output
+
+
+def compare(name: str, checkpoint: Path, runs: int) -> None:
+    """Print a row each for the command and for the reference's procedure."""
+    ours, theirs, scans = [], [], []
+    our_memory, their_memory = [], []
+    with tempfile.TemporaryDirectory() as cwd:
+        base = measured(IMPORTS, cwd)[1]
+        their_base = measured(REFERENCE_IMPORTS, cwd)[1]
+        for _ in range(runs):
+            command = ["-m", "spectrum", "--model-name", str(checkpoint), "--yes", "--rescan", "-q"]
+            seconds, memory, _ = measured(command, cwd)
+            ours.append(seconds)
+            our_memory.append(memory - base)
+            seconds, memory, output = measured(["-m", "tests.benchmarks.reference", str(checkpoint)], cwd)
+            theirs.append(seconds)
+            scans.append(float(output))
+            their_memory.append(memory - their_base)
+    us, them, scan = (statistics.median(values) for values in (ours, theirs, scans))
+    print(f"| {name} | spectrum, whole process | {us:.1f} s | {statistics.median(our_memory):.0f} MiB | |")
+    print(
+        f"| {name} | reference's procedure | {them:.1f} s, of which scan {scan:.1f} s | "
+        f"{statistics.median(their_memory):.0f} MiB | {them / us:.1f} (scan alone: {scan / us:.1f}) |"
+    )
+
+
+def main() -> None:
+    """Write the checkpoints, run, print a table in Markdown."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--runs", type=int, default=3)
+    arguments.add_argument("--keep", type=Path, help="directory of the 1 GB checkpoint, written if absent")
+    options = arguments.parse_args()
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} cores; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}; medians of {options.runs} runs\n"
+    )
+    print("| checkpoint | what | time | memory over imports | time ratio |")
+    print("|---|---|---|---|---|")
+    compare("sample", SAMPLE, options.runs)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = options.keep or Path(scratch) / "llama-1gb"
+        if not checkpoint.exists():
+            write_llama(checkpoint, ONE_GIGABYTE)
+        compare("Llama, 1 GB", checkpoint, options.runs)
+
+
+if __name__ == "__main__":
+    main()
