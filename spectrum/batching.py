@@ -21,9 +21,11 @@ def plan(weights: Iterable[LayerWeight], batch_size: int | None) -> list[WeightB
     batch_size: matrices a call, or None for as many as fit in the larger of MIN_BUDGET and what the largest single
     matrix needs anyway, so that batching never raises the peak.
     """
-    distinct = {weight.parameter: weight for weight in reversed(list(weights))}
+    distinct: dict[str, LayerWeight] = {}
+    for weight in weights:
+        distinct.setdefault(weight.parameter, weight)
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
-    for weight in reversed(distinct.values()):
+    for weight in distinct.values():
         members = groups.setdefault((weight.matrix, weight.dtype), [])
         members.extend((weight, index) for index in range(weight.count))
     budget = max([MIN_BUDGET, *(matrix_bytes(shape, dtype) for shape, dtype in groups)])
@@ -31,7 +33,8 @@ def plan(weights: Iterable[LayerWeight], batch_size: int | None) -> list[WeightB
     for (shape, dtype), members in groups.items():
         size = batch_size or max(1, min(_MAX_BATCH, budget // matrix_bytes(shape, dtype)))
         batches += [WeightBatch(shape, dtype, tuple(part)) for part in _parts(members, size)]
-    return batches
+    order = {parameter: i for i, parameter in enumerate(distinct)}
+    return sorted(batches, key=lambda batch: order[batch.members[0][0].parameter])
 
 
 def matrix_bytes(shape: tuple[int, int], dtype: str) -> int:

@@ -178,13 +178,14 @@ def assemble(
 
 def merge(old: ScanResult, new: ScanResult) -> ScanResult:
     """One result of both: the types that `new` scanned replace those of `old`."""
-    kept = [layer for layer in old.layers if layer.layer_type not in new.scanned]
+    rescanned = {layer.name for layer in new.layers}
+    kept = [layer for layer in old.layers if layer.layer_type not in new.scanned and layer.name not in rescanned]
     scanned = display_order([*old.scanned, *new.scanned])
     groups = group_by_type([*kept, *new.layers])
     return ScanResult(
         model=new.model,
         layers=tuple(layer for t in scanned for layer in groups.get(t, ())),
-        left_out=tuple(dict.fromkeys([*old.left_out, *new.left_out])),
+        left_out=tuple(dict.fromkeys([*(n for n in old.left_out if n not in rescanned), *new.left_out])),
         scanned=tuple(scanned),
         provenance=new.provenance,
     )

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
     if text is None:
         return None
     layers = _parse_scores(path, text)
+    if not layers:
+        raise _malformed(path, "it holds no layers")
     sidecar = sidecar_path(results_dir, model)
     recorded = _read(sidecar)
     types = tuple(dict.fromkeys(layer.layer_type for layer in layers))
@@ -75,10 +78,9 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
     meta = _parse(sidecar, recorded)
     try:
         provenance = _provenance(meta)
-        left_out = tuple(str(name) for name in meta["left_out"])
-        scanned = tuple(str(name) for name in meta["scanned"])
+        left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
         whole = meta["scores_sha256"] == _digest(text)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _malformed(sidecar, f"{type(error).__name__} {error}") from error
     return CachedScan(ScanResult(model, finite, left_out, scanned, provenance), whole)
 
@@ -130,11 +132,10 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # after the rename there is none; where it could not be made, neither
+            temporary.unlink()
 
 
 def check_writable(directories: Iterable[Path]) -> None:
@@ -229,14 +230,26 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         model_class=str(meta["model_class"]),
         class_asked=meta["class_asked"],
         versions={str(k): str(v) for k, v in meta["versions"].items()},
-        head=meta["head"],
-        embedding=meta["embedding"],
+        head=None if meta["head"] is None else _path(meta["head"]),
+        embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
         parameters={
-            name: Parameter(tuple(int(d) for d in entry["shape"]), str(entry["dtype"]))
+            _path(name): Parameter(tuple(int(d) for d in entry["shape"]), str(entry["dtype"]))
             for name, entry in meta["parameters"].items()
         },
-        layer_types=tuple(str(t) for t in meta["layer_types"]),
+        layer_types=_paths(meta["layer_types"]),
     )
+
+
+def _paths(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r} is no list")
+    return tuple(map(_path, values))
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not _MODULE_PATH.fullmatch(value):
+        raise ValueError(f"{value!r} is no module path")
+    return value
 
 
 def _malformed(path: Path, reason: str) -> ResultsError:

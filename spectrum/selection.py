@@ -1,7 +1,7 @@
 """The top percent of each layer type. Floats and names only."""
 
 import math
-from decimal import Decimal
+from fractions import Fraction
 
 from spectrum.layers import ScanResult, Selection, TypeSelection
 
@@ -13,7 +13,7 @@ def top_percent(result: ScanResult, percent: str) -> Selection:
     123, which binary floats do not always say. Layers whose SNR is NaN are neither counted nor selected.
     Raises ValueError outside that range.
     """
-    share = Decimal(percent)
+    share = Fraction(percent)
     if not 0 < share <= 100:
         raise ValueError(f"percent must be over 0 and at most 100, got {percent!r}")
     types = []

@@ -20,7 +20,8 @@ def unfrozen_entries(selection: Selection, result: ScanResult, *, embeddings: bo
     head, embedding = embedding_names(result.provenance)
     excluded = set() if embeddings else {head, embedding}
     if result.provenance is None:
-        parameters = sorted(f"{layer.name}.weight" for layer in result.layers)
+        names = [*(layer.name for layer in result.layers), *result.left_out]
+        parameters = sorted(f"{name}.weight" for name in names)
     else:
         parameters = sorted(result.provenance.parameters)
     chosen = {

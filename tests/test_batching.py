@@ -1,0 +1,142 @@
+"""Batches: every matrix once, of one shape and dtype, in model order, within the memory that they are given."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum.batching import MIN_BUDGET, matrix_bytes, plan
+from spectrum.layers import LayerWeight, WeightBatch
+
+MATRICES = [(2, 3), (3, 2), (1, 8), (512, 64), (700, 900), (1500, 2000)]
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def weight(
+    name: str, matrix: tuple[int, int], count: int = 1, dtype: str = "float32", tied_to: str | None = None
+) -> LayerWeight:
+    shape = matrix if count == 1 else (count, *matrix)
+    return LayerWeight(name, "t", f"{tied_to or name}.weight", shape, matrix, count, dtype)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> list[LayerWeight]:
+    """Weights of a few shapes, some of them stacks, some tied to an earlier one."""
+    weights: list[LayerWeight] = []
+    for i in range(draw(st.integers(0, 12))):
+        if weights and draw(st.integers(0, 3)) == 0:
+            first = draw(st.sampled_from(weights))
+            owner = first.parameter.removesuffix(".weight")
+            weights.append(weight(f"w{i}", first.matrix, first.count, first.dtype, tied_to=owner))
+        else:
+            matrix, dtype = draw(st.sampled_from(MATRICES)), draw(st.sampled_from(sorted(BYTES)))
+            weights.append(weight(f"w{i}", matrix, draw(st.integers(1, 5)), dtype))
+    return weights
+
+
+def distinct(weights: list[LayerWeight]) -> list[LayerWeight]:
+    """The first weight of each parameter, in model order."""
+    seen: dict[str, LayerWeight] = {}
+    for each in weights:
+        seen.setdefault(each.parameter, each)
+    return list(seen.values())
+
+
+def expected_groups(weights: list[LayerWeight]) -> dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]]:
+    """Matrices by shape and dtype, in model order."""
+    groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
+    for each in distinct(weights):
+        groups.setdefault((each.matrix, each.dtype), []).extend((each, i) for i in range(each.count))
+    return groups
+
+
+UNTIMED = settings(deadline=None)
+BATCH_SIZES = st.none() | st.integers(1, 7)
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_batches_are_of_one_shape_and_dtype(weights: list[LayerWeight], batch_size: int | None) -> None:
+    for batch in plan(weights, batch_size):
+        assert batch.members
+        assert {(member.matrix, member.dtype) for member, _ in batch.members} == {(batch.matrix, batch.dtype)}
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_each_matrix_is_planned_once_and_tied_ones_under_their_first_owner(
+    weights: list[LayerWeight], batch_size: int | None
+) -> None:
+    planned = [member for batch in plan(weights, batch_size) for member in batch.members]
+    assert len(planned) == len(set(planned))
+    assert set(planned) == {member for group in expected_groups(weights).values() for member in group}
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_matrices_of_one_shape_follow_the_model(weights: list[LayerWeight], batch_size: int | None) -> None:
+    planned: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
+    for batch in plan(weights, batch_size):
+        planned.setdefault((batch.matrix, batch.dtype), []).extend(batch.members)
+    assert planned == expected_groups(weights)
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_batches_come_in_model_order_of_their_first_matrices(
+    weights: list[LayerWeight], batch_size: int | None
+) -> None:
+    position = {each.name: i for i, each in enumerate(weights)}
+    firsts = [(position[batch.members[0][0].name], batch.members[0][1]) for batch in plan(weights, batch_size)]
+    assert firsts == sorted(firsts)
+
+
+@UNTIMED
+@given(models(), st.integers(1, 7))
+def test_a_fixed_batch_size_is_filled_and_not_exceeded(weights: list[LayerWeight], batch_size: int) -> None:
+    sizes: dict[tuple[tuple[int, int], str], list[int]] = {}
+    for batch in plan(weights, batch_size):
+        sizes.setdefault((batch.matrix, batch.dtype), []).append(len(batch.members))
+    for key, group in expected_groups(weights).items():
+        full, rest = divmod(len(group), batch_size)
+        assert sizes[key] == [batch_size] * full + [rest] * (rest > 0)
+
+
+def needed(batch: WeightBatch) -> int:
+    """Bytes to score a batch: the matrices as stored, and two float64 Gram matrices of the short side for each."""
+    (n, m), dtype = batch.matrix, batch.dtype
+    return len(batch.members) * (n * m * BYTES[dtype] + 2 * min(n, m) ** 2 * 8)
+
+
+@UNTIMED
+@given(models())
+def test_automatic_batches_stay_within_the_budget_and_use_it(weights: list[LayerWeight]) -> None:
+    batches = plan(weights, None)
+    single = [needed(WeightBatch(each.matrix, each.dtype, ((each, 0),))) for each in weights]
+    budget = max([MIN_BUDGET, *single])
+    for batch in batches:
+        assert needed(batch) <= budget
+    # Two neighbours of one shape were not worth two calls, had they fitted in one.
+    for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix, batch.dtype))):
+        if (left.matrix, left.dtype) == (right.matrix, right.dtype):
+            assert needed(left) + needed(right) > budget
+
+
+def test_a_stack_of_tiny_experts_shares_few_calls_but_moves_the_progress_bar() -> None:
+    batches = plan([weight("experts", (2, 3), count=1000)], None)
+    assert 2 <= len(batches) <= 10
+
+
+def test_a_matrix_over_the_budget_is_a_batch_of_its_own() -> None:
+    large = (4096, 4096)
+    assert matrix_bytes(large, "float32") > MIN_BUDGET
+    batches = plan([weight("a", large), weight("b", large)], None)
+    assert [[member.name for member, _ in batch.members] for batch in batches] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_no_weights_no_batches(batch_size: int | None) -> None:
+    assert plan([], batch_size) == []
