@@ -125,11 +125,11 @@ def _gram_singular_values(weights: Tensor, exponent: Tensor | None) -> Tensor:
 def _gram_error(values: Tensor, side_sum: int) -> Tensor:
     """Bound on the absolute error of singular values from a Gram matrix: (batch, k) -> (batch, k).
 
-    Rounding moves an eigenvalue by up to about eps sqrt(n + m) s_1^2: sums of length m round like random walks
-    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and the eigensolver is backward stable. A singular value is its
-    root, so a small one moves the more.
+    Rounding moves an eigenvalue by up to about eps (8 + sqrt(n + m)) s_1^2: sums of length m round like random walks
+    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and the eigensolver is backward stable, with a small factor of
+    its own. A singular value is its root, so a small one moves the more.
     """
-    moved = _EPSILON * math.sqrt(side_sum) * values[:, -1:] ** 2
+    moved = _EPSILON * (8 + math.sqrt(side_sum)) * values[:, -1:] ** 2
     squares = values**2
     return torch.maximum((squares + moved).sqrt() - values, values - (squares - moved).clamp_(min=0).sqrt())
 
@@ -147,8 +147,9 @@ def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
     over = values > edge
     signal, signal_error = values.where(over, 0).sum(1), error.where(over, 0).sum(1)
     noise, noise_error = values.where(~over, 0).sum(1), error.where(~over, 0).sum(1)
-    small = (signal_error <= ACCURACY / 2 * signal) & (noise_error <= ACCURACY / 2 * noise)
-    return (sides & small) | (values[:, -1] == 0)
+    small = signal_error * noise + noise_error * signal <= ACCURACY * signal * noise
+    without_noise = over.all(1) & (signal_error <= ACCURACY * signal)
+    return (sides & (small | without_noise)) | (values[:, -1] == 0)
 
 
 def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
@@ -158,9 +159,9 @@ def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
     """
     matrix = _short_side_first(weight)
     k, length = matrix.shape
-    factor = torch.zeros(0, k, dtype=torch.float64, device=weight.device)
+    factor = _columns(matrix, exponent, 0, k).mT
     chunk = max(_MIN_CHUNK, k // 8)
-    for start in range(0, length, chunk):
+    for start in range(k, length, chunk):
         columns = _columns(matrix, exponent, start, chunk)
         factor = torch.linalg.qr(torch.cat([factor, columns.mT]), mode="r").R
     values: Tensor = torch.linalg.svdvals(factor)
