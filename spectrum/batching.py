@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from spectrum.layers import LayerWeight, WeightBatch
@@ -35,6 +36,15 @@ def plan(weights: Iterable[LayerWeight], batch_size: int | None) -> list[WeightB
         batches += [WeightBatch(shape, dtype, tuple(part)) for part in _parts(members, size)]
     order = {parameter: i for i, parameter in enumerate(distinct)}
     return sorted(batches, key=lambda batch: order[batch.members[0][0].parameter])
+
+
+def parse_batch_size(text: str) -> int | None:
+    """The batch size that a text means, None for `auto`. Raises ValueError for anything but that or a number from 1."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+        raise ValueError(f"a whole number from 1 up is expected, or auto, not {text!r}")
+    return int(text)
 
 
 def matrix_bytes(shape: tuple[int, int], dtype: str) -> int:

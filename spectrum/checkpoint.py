@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 import spectrum
-from spectrum import hub, runtime, shards
+from spectrum import hub, loading, mapping, quantization, shards, skeleton
 from spectrum.errors import CheckpointError
-from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_type
+from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
 
 _READABLE = ("float64", "float32", "float16", "bfloat16")
+
+# Companions of quantized weights, under the names that the methods in use give them.
+_QUANTIZATION_KEY = re.compile(
+    r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What `open_checkpoint` found: every weight to score, and how to read it. No weight is in memory."""
+    """What `open_checkpoint` found: every weight to score, and how to read it. No weight is in memory.
+
+    warnings: what a user should know before relying on the names.
+    """
 
     directory: Path
     provenance: Provenance
     weights: tuple[LayerWeight, ...]
-    _model: Any
-    _sources: Mapping[str, runtime.Source]
-    _stored: Mapping[str, shards.StoredTensor]
+    warnings: tuple[str, ...]
+    _values: mapping.Values
+    _transposed: Mapping[str, int]
 
     def read(self, weight: LayerWeight, index: int) -> torch.Tensor:
         """Matrix `index` of a weight: (n, m), in its stored dtype.
 
         Raises CheckpointError where the file cannot be read any more.
         """
-        source = self._sources[weight.parameter]
-        row = index if weight.count > 1 else None
-        if source.converter is None:
-            (key,) = source.keys[None]
-            return shards.read_tensor(self._stored[key], row).reshape(weight.matrix)
-        made = runtime.converted(source, lambda key: shards.read_tensor(self._stored[key]), self._model)
-        value = made[weight.parameter]
-        return (value if row is None else value[row]).reshape(weight.matrix)
+        value = self._values.read(weight.parameter, index if weight.count > 1 else None)
+        groups = self._transposed.get(weight.parameter)
+        if groups is not None:  # (in, out / groups, ...) -> (groups, out / groups, in / groups, ...)
+            value = value.reshape(groups, -1, *value.shape[1:]).transpose(1, 2)
+        return value.reshape(weight.matrix)
 
 
 def open_checkpoint(
@@ -58,120 +65,199 @@ def open_checkpoint(
     if directory is None:
         directory = hub.snapshot(model, revision, remote_code=trust_remote_code)
         commit = directory.name
-    skeleton = runtime.meta_model(directory, model_class, trust_remote_code=trust_remote_code)
+    config = skeleton.read_config(directory, trust_remote_code=trust_remote_code)
+    method = quantization.method(config)
+    way = quantization.way_to_read(directory, method)
     stored = shards.stored_tensors(directory)
     if commit is None:
         fingerprint = shards.fingerprint(directory)
-    sources, _ = runtime.parameter_sources(skeleton, {key: tensor.shape for key, tensor in stored.items()})
-    storage = _storage(skeleton, sources, stored, directory)
-    parameters = {
-        name: Parameter(tuple(parameter.shape), _dtype(sources[storage[name]], stored))
-        for name, parameter in skeleton.named_parameters(remove_duplicate=False)
-        if name in storage
-    }
-    weights = tuple(_weights(skeleton, storage, parameters, directory))
+    meta = skeleton.meta_model(directory, config, model_class, trust_remote_code=trust_remote_code)
+    values, storage = _values(directory, meta, stored, way, trust_remote_code=trust_remote_code)
+    parameters = {name: values.form(storage[name]) for name, _ in _parameters(meta) if name in storage}
+    weights = tuple(_weights(meta, storage, parameters, directory))
     if not weights:
         raise CheckpointError(f"{directory} has no weight matrices")
-    head, embedding = runtime.head_and_embedding(skeleton)
+    head, embedding = skeleton.head_and_embedding(meta)
     provenance = Provenance(
         revision=revision,
         commit=commit,
         fingerprint=fingerprint,
-        model_class=type(skeleton).__name__,
+        model_class=type(meta).__name__,
         class_asked=model_class,
-        versions={
-            "spectrum": spectrum.__version__,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-        },
+        versions={name: version(name) for name in ("torch", "transformers")} | {"spectrum": spectrum.__version__},
         head=head,
         embedding=embedding,
         parameters=parameters,
         layer_types=tuple(display_order(weight.layer_type for weight in weights)),
     )
-    return Checkpoint(directory, provenance, weights, skeleton, sources, stored)
+    return Checkpoint(directory, provenance, weights, tuple(_warnings(meta)), values, _transposed(meta))
 
 
-def _storage(
-    model: Any,
-    sources: Mapping[str, runtime.Source],
-    stored: Mapping[str, shards.StoredTensor],
+def _values(
     directory: Path,
-) -> dict[str, str]:
-    """The parameter whose stored values each parameter has: itself, or the one that it is tied to.
+    model: Any,
+    stored: Mapping[str, shards.StoredTensor],
+    way: str,
+    *,
+    trust_remote_code: bool,
+) -> tuple[mapping.Values, dict[str, str]]:
+    """Where the parameters' values come from, and which of them each parameter has.
+
+    They are streamed; the public loader stands in where transformers' mapping is not to be had, or does not place
+    every key, and for methods of quantization that only a loaded model undoes.
+    """
+    if way != "loaded":
+        quantizer = quantization.dequantizer(directory, model) if way == "dequantized" else None
+        try:
+            streamed = mapping.stream(model, stored, quantizer)
+        except mapping.MappingError:
+            pass
+        else:
+            if way == "as stored":
+                _refuse_quantized(directory, streamed)
+            try:
+                return streamed, _storage(directory, model, streamed)
+            except CheckpointError:
+                if way == "dequantized" or not streamed.unused:
+                    raise
+        if way == "dequantized":
+            raise CheckpointError(f"this transformers cannot stream the quantized {directory}; try a newer one")
+    loaded = loading.load(directory, type(model), trust_remote_code=trust_remote_code, dequantize=way == "loaded")
+    return loaded, _storage(directory, model, loaded)
+
+
+def _storage(directory: Path, model: Any, values: mapping.Values) -> dict[str, str]:
+    """The parameter whose values each parameter has: itself, or the one that it is tied to.
 
     Checks that nothing is missing and nothing has another shape: transformers would fill it with random numbers.
     """
-    storage = {name: name for name, _ in model.named_parameters(remove_duplicate=False) if name in sources}
-    for group in runtime.tied_groups(model):
+    storage = {name: name for name, _ in _parameters(model) if name in values}
+    for group in _tied_groups(model):
         held = sorted(group & storage.keys())
         if held:
-            same = held[:1] + [name for name in held[1:] if _equal(sources[held[0]], sources[name], stored)]
+            same = held[:1] + [name for name in held[1:] if _equal(held[0], name, values)]
             storage |= dict.fromkeys(same, held[0])
             storage |= dict.fromkeys(group - storage.keys(), held[0])
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in storage:
-            if runtime.may_be_missing(model, name):
-                continue
-            missing = [n for n, _ in model.named_parameters() if n not in storage]
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(
-                f"{directory} lacks the parameter {name}{others} of {type(model).__name__}; "
-                "if it was saved from another class, name that with --model-class"
-            )
-        source = sources[storage[name]]
-        if source.converter is None:
-            (key,) = source.keys[None]
-            if stored[key].shape != tuple(parameter.shape):
+    kind = type(model).__name__
+    missing = [name for name, _ in _parameters(model) if name not in storage and not _may_be_missing(model, name)]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{directory} lacks the parameter {missing[0]}{others} of {kind}; "
+            "if it was saved from another class, name that with --model-class"
+        )
+    for name, parameter in _parameters(model):
+        if name in storage:
+            shape = values.form(storage[name]).shape
+            if shape != tuple(parameter.shape):
                 raise CheckpointError(
-                    f"{directory} holds {key} as {list(stored[key].shape)}, but {type(model).__name__} has {name} "
-                    f"as {list(parameter.shape)}: the weights are not those of config.json"
+                    f"{directory} holds {name} as {list(shape)}, but {kind} has it as {list(parameter.shape)}: "
+                    "the weights are not those of config.json"
                 )
     return storage
 
 
-def _equal(a: runtime.Source, b: runtime.Source, stored: Mapping[str, shards.StoredTensor]) -> bool:
+def _parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    yield from model.named_parameters(remove_duplicate=False)
+
+
+def _tied_groups(model: Any) -> Iterator[set[str]]:
+    """Names of parameters that are one and the same in the model."""
+    group_of: dict[str, set[str]] = {}
+    by_identity: dict[int, set[str]] = {}
+    for name, parameter in _parameters(model):
+        group_of[name] = by_identity.setdefault(id(parameter), set())
+        group_of[name].add(name)
+    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
+            group_of[origin] |= group_of[target]
+            for name in group_of[target]:
+                group_of[name] = group_of[origin]
+    distinct = {id(group): group for group in group_of.values()}
+    yield from (group for group in distinct.values() if len(group) > 1)
+
+
+def _may_be_missing(model: Any, name: str) -> bool:
+    """Whether transformers itself expects checkpoints without this parameter."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _equal(first: str, second: str, values: mapping.Values) -> bool:
     """Whether two parameters that the config ties hold the same stored values. transformers ties them only then."""
-    if a.converter is not None or b.converter is not None:
-        return False
-    (first,), (second,) = a.keys[None], b.keys[None]
-    if (stored[first].shape, stored[first].dtype) != (stored[second].shape, stored[second].dtype):
-        return False
-    return torch.equal(shards.read_tensor(stored[first]), shards.read_tensor(stored[second]))
+    return values.form(first) == values.form(second) and torch.equal(
+        values.read(first, None), values.read(second, None)
+    )
 
 
-def _dtype(source: runtime.Source, stored: Mapping[str, shards.StoredTensor]) -> str:
-    return next(stored[key].dtype for keys in source.keys.values() for key in keys)
+def _refuse_quantized(directory: Path, streamed: mapping.Streamed) -> None:
+    """Scales without a method that says what they scale: the weights beside them are not what they seem."""
+    for key in streamed.unused:
+        if _QUANTIZATION_KEY.search(key):
+            raise CheckpointError(
+                f"{directory} holds {key}, as quantized checkpoints do, but config.json names no quantization; "
+                "scan the original checkpoint"
+            )
 
 
 def _weights(
     model: Any, storage: Mapping[str, str], parameters: Mapping[str, Parameter], directory: Path
 ) -> list[LayerWeight]:
     """Weights to score in model order: every module's `weight`, and bare parameters that hold matrices."""
-    weights = []
+    found = []
     for path, module in model.named_modules(remove_duplicate=False):
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{own}" if path else own
-            shape = tuple(parameter.shape)
-            bare_matrices = len(shape) == 3 or (len(shape) == 2 and own.endswith("_weight"))
-            if name not in storage or 0 in shape or not (own == "weight" or bare_matrices):
-                continue
-            dtype = parameters[name].dtype
-            if dtype not in _READABLE:
-                raise CheckpointError(
-                    f"{directory} holds {name} as {dtype}, but config.json names no quantization; "
-                    "scan the original checkpoint"
-                )
-            layer = path if own == "weight" and path else name
-            matrix, count = _matrices(module, shape)
-            weights.append(LayerWeight(layer, layer_type(layer), storage[name], shape, matrix, count, dtype))
+            if name in storage and _is_weight(path, own, module, parameter):
+                found.append((path if own == "weight" and path else name, name, module))
+    types = layer_types(layer for layer, _, _ in found)
+    weights = []
+    for layer, name, module in found:
+        shape, dtype = parameters[name].shape, parameters[name].dtype
+        if dtype not in _READABLE:
+            raise CheckpointError(
+                f"{directory} holds {name} as {dtype}, which is no weight by itself; scan the original checkpoint"
+            )
+        matrix, count = _matrices(module, shape)
+        weights.append(LayerWeight(layer, types[layer], storage[name], shape, matrix, count, dtype))
     return weights
+
+
+def _is_weight(path: str, own: str, module: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
+    """Whether a module's own parameter holds weight matrices.
+
+    So does its `weight`; of other names, `..._weight`, and the 3-D stacks of experts. The rest are biases, positions,
+    decay rates and the like.
+    """
+    if parameter.numel() == 0:
+        return False
+    if own == "weight":
+        return True
+    of_experts = "expert" in path.lower() or "expert" in type(module).__name__.lower()
+    named_weight = own.endswith("_weight")
+    return (parameter.ndim == 3 and (named_weight or of_experts)) or (parameter.ndim == 2 and named_weight)
 
 
 def _matrices(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
     """A parameter's shape as matrices: (n, m), and how many."""
     if len(shape) < 2:
         return (1, math.prod(shape)), 1
-    if len(shape) == 3 and not isinstance(module, torch.nn.modules.conv._ConvNd):
+    if len(shape) == 3 and not isinstance(module, _ConvNd):
         return (shape[1], shape[2]), shape[0]
+    if isinstance(module, _ConvTransposeNd):
+        return (module.out_channels, math.prod(shape) // module.out_channels), 1
     return (shape[0], math.prod(shape[1:])), 1
+
+
+def _transposed(model: Any) -> dict[str, int]:
+    """Groups of the convolutions whose weights have the input channels first."""
+    return {f"{path}.weight": m.groups for path, m in model.named_modules() if isinstance(m, _ConvTransposeNd)}
+
+
+def _warnings(model: Any) -> Iterator[str]:
+    rival = skeleton.rival_class(model)
+    if rival:
+        yield (
+            f"names are those of {type(model).__name__}; a trainer that loads {rival} sees others: "
+            f"for that one, scan with --model-class {rival}"
+        )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import spectrum
 from spectrum import hub, report, results, selection, shards, unfrozen
+from spectrum.batching import parse_batch_size
 from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.layers import LayerSnr, ScanResult, assemble, display_order, match_types, merge
 
@@ -249,9 +250,13 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
         model_class=args.model_class,
         trust_remote_code=args.trust_remote_code,
     )
+    for warning in checkpoint.warnings:
+        _note(f"warning: {warning}")
     made = checkpoint.provenance
     if patterns is None:
+        asked = time.monotonic()
         batch_size, types = _answers(args, checkpoint)
+        started += time.monotonic() - asked
     else:
         batch_size, types = _number(args.batch_size), match_types(patterns, made.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
@@ -335,8 +340,7 @@ def _percent(text: str) -> str:
 
 
 def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is expected, or auto, not {text!r}")
-    return int(text)
+    try:
+        return parse_batch_size(text) or text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -22,7 +22,7 @@ def local_directory(model: str) -> Path | None:
     Raises CheckpointError for a path that is not there, or not a directory.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the directory that it lies in")
@@ -52,23 +52,29 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     from huggingface_hub import HfApi, errors, snapshot_download
 
     at = f" at revision {revision!r}" if revision else ""
+    # HTTPError is httpx's, of whichever major version huggingface_hub uses.
+    failures = (errors.HTTPError, OSError)  # type: ignore[attr-defined]
     try:
         # First, because it alone neither waits nor tries again where nothing answers.
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
-        names = {file.rfilename for file in info.siblings or ()}
-        first = _config_and_index(f"{repo}{at}", names, remote_code=remote_code)
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in first]))
-        shards = _shards(folder, names)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in shards]))
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{repo} has no revision {revision!r} on the Hub") from error
-    # HTTPError is httpx's, of whichever major version huggingface_hub uses.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    except failures as error:
         if earlier := cached_snapshot(repo, revision):
             return earlier
         raise HubError(_refusal(repo, at, error)) from error
+    names = {file.rfilename for file in info.siblings or ()}
+    first = _config_and_index(f"{repo}{at}", names, remote_code=remote_code)
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in first]))
+        shards = _shards(folder, names)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in shards]))
+    except errors.GatedRepoError as error:
+        raise HubError(_refusal(repo, at, error)) from error
+    except failures as error:
+        raise HubError(f"cannot download {repo}{at}: {_first_line(error)}") from error
 
 
 def _refusal(repo: str, at: str, error: Exception) -> str:
@@ -81,11 +87,14 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
             f"there is no directory {repo!r} here and no such repository on the Hub; "
             "if it is private, set HF_TOKEN or run `hf auth login`"
         )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
         f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{reason}"
+        f"{_first_line(error)}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
@@ -107,7 +116,8 @@ def _shards(folder: Path, names: Collection[str]) -> list[str]:
         index = folder / f"{stem}.index.json"
         if index.name in names:
             try:
-                return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                shards = set(json.loads(index.read_bytes())["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 return []  # reading the directory says what is wrong with the index
+            return sorted(shard for shard in shards if isinstance(shard, str))
     return []

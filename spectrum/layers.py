@@ -119,17 +119,33 @@ class Selection:
     types: tuple[TypeSelection, ...]
 
 
-def layer_type(path: str) -> str:
-    """Layer type of a module path: what follows its first numeric component.
+def layer_types(paths: Iterable[str]) -> dict[str, str]:
+    """Layer type of each module path of a model.
 
-    `model.layers.7.mlp.down_proj` -> `mlp.down_proj`. A path with no number is its own type, and one that ends in
-    its first number (`heads.0`) is of the type of the stack (`heads`).
+    A type is what follows the path's first numeric component: `model.layers.7.mlp.down_proj` -> `mlp.down_proj`.
+    Where several stacks of layers share such a suffix they are towers, ranked apart: the types of each carry the
+    path up to the stack (`model.visual.blocks.attn.proj`). A path with no number is its own type, and one that ends
+    in its first number (`heads.0`) is of the type of the stack (`heads`).
     """
+    split = {path: _stack_and_suffix(path) for path in paths}
+    stacks: dict[str, set[str]] = {}
+    for stack, suffix in split.values():
+        if stack and suffix:
+            stacks.setdefault(suffix, set()).add(stack)
+    towers = {stack for sharing in stacks.values() if len(sharing) > 1 for stack in sharing}
+    return {
+        path: f"{stack}.{suffix}" if stack in towers and suffix else suffix or stack or path
+        for path, (stack, suffix) in split.items()
+    }
+
+
+def _stack_and_suffix(path: str) -> tuple[str, str]:
+    """A path's parts before and after its first number; it is all suffix where it has none."""
     parts = path.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
-            return ".".join(parts[i + 1 :] or parts[:i]) or path
-    return path
+            return ".".join(parts[:i]), ".".join(parts[i + 1 :])
+    return "", path
 
 
 def display_order(layer_types: Iterable[str]) -> list[str]:

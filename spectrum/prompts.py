@@ -13,7 +13,8 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import checkboxlist_dialog, input_dialog
 from prompt_toolkit.validation import Validator
 
-from spectrum.errors import Cancelled
+from spectrum.batching import parse_batch_size
+from spectrum.errors import Cancelled, LayerTypeError
 
 _Answer = TypeVar("_Answer")
 
@@ -28,18 +29,21 @@ def ask_batch_size() -> int | None:
                 "Enter to accept, Tab to reach the buttons, Esc to cancel.",
                 default="auto",
                 validator=Validator.from_callable(
-                    is_batch_size, error_message="a whole number from 1 up, or auto", move_cursor_to_end=True
+                    _is_batch_size, error_message="a whole number from 1 up, or auto", move_cursor_to_end=True
                 ),
             )
         )
-    return parse_batch_size(answer)
+    return parse_batch_size(answer.strip())
 
 
 def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:
-    """Which layer types to scan, all checked at first: (type, number of layers) each. Raises Cancelled."""
+    """Which layer types to scan, all checked at first: (type, number of layers) each.
+
+    Raises Cancelled, and LayerTypeError where none is left checked.
+    """
     width = max(len(name) for name, _ in layers)
     with _on_stderr():
-        return _run(
+        chosen = _run(
             checkboxlist_dialog(
                 title="Layer types",
                 text="Layer types to scan. Enter or Space toggles one, Tab reaches the buttons, Esc cancels.",
@@ -47,17 +51,17 @@ def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:
                 default_values=[name for name, _ in layers],
             )
         )
+    if not chosen:
+        raise LayerTypeError("no layer type was left checked; nothing was scanned, nothing was written")
+    return chosen
 
 
-def is_batch_size(text: str) -> bool:
-    """Whether a text is `auto` or a whole number from 1 up."""
-    text = text.strip()
-    return text == "auto" or (text.isascii() and text.isdigit() and int(text) > 0)
-
-
-def parse_batch_size(text: str) -> int | None:
-    """The number that a valid text means, None for `auto`."""
-    return None if text.strip() == "auto" else int(text)
+def _is_batch_size(text: str) -> bool:
+    try:
+        parse_batch_size(text.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def _on_stderr() -> Any:

@@ -7,11 +7,12 @@ the standard library alone; torch is imported where tensors are made.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -51,8 +52,10 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of torch before 1.6
 
-# Enough to notice that a file was trained further in place, without reading it.
-_SAMPLES_PER_FILE = 32
+# Enough to notice weights that were trained further in place, without reading them: some bytes from all over a file,
+# and of each tensor, up to this many places in a checkpoint.
+_SPREAD = 64
+_SAMPLES = 4096
 _SAMPLE_BYTES = 64
 
 _DOWNLOAD_AGAIN = "download the model again"
@@ -105,24 +108,40 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def fingerprint(directory: Path) -> str:
-    """Digest of a checkpoint's weight files: names, sizes, headers, and some bytes from all over each file.
+    """Digest of a checkpoint's weight files: names, sizes, headers, and some bytes of the tensors.
 
-    A header holds every tensor's name, dtype and shape. Weights trained further in place change neither header nor
-    size; the sampled bytes give those away. Raises CheckpointError where a file is missing or damaged.
+    A header holds every tensor's name, dtype and shape, a torch archive's a checksum too. Weights trained further in
+    place change neither header nor size of a safetensors file; the sampled bytes give those away. Raises
+    CheckpointError where a file is missing or damaged.
     """
     digest = hashlib.sha256()
-    for file in weight_files(directory):
+    files = weight_files(directory)
+    for file in files:
         try:
             with file.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
                 digest.update(f"{file.name}\0{size}\0".encode())
                 digest.update(_structure(file, stream))
-                for i in range(_SAMPLES_PER_FILE):
-                    stream.seek(size * (i + 1) // (_SAMPLES_PER_FILE + 1))
+                for middle in _evenly(_middles(file, size), _SAMPLES // len(files) + 1):
+                    stream.seek(middle)
                     digest.update(stream.read(_SAMPLE_BYTES))
         except OSError as error:
             raise _unreadable(file, error) from error
     return digest.hexdigest()
+
+
+def _middles(file: Path, size: int) -> Sequence[int]:
+    """Offsets within a file: from all over it, and the middle of each tensor where these are known."""
+    spread = range(0, size, size // _SPREAD + 1)
+    if file.suffix != ".safetensors":
+        return spread
+    ends = sorted([*(tensor.offset or 0 for tensor in _safetensors(file).values()), size])
+    return [*spread, *((start + end) // 2 for start, end in itertools.pairwise(ends))]
+
+
+def _evenly(values: Sequence[int], count: int) -> Iterator[int]:
+    """At most `count` of some values, from all over them."""
+    yield from values[:: -(-len(values) // count) or 1]
 
 
 def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
@@ -134,9 +153,11 @@ def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     import torch
 
     if tensor.offset is None:
-        value = load_archive(tensor.file)[tensor.key]
+        value = load_archive(tensor.file)[tensor.key].detach()
         return (value if index is None else value[index]).clone()
-    dtype = getattr(torch, tensor.dtype)
+    dtype = getattr(torch, tensor.dtype, None)
+    if dtype is None:
+        raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
     shape = tensor.shape if index is None else tensor.shape[1:]
     size = math.prod(shape) * dtype.itemsize
     buffer = torch.empty(size, dtype=torch.uint8)
@@ -172,9 +193,16 @@ def load_archive(file: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch lets errors of its unpickler and its C++ reader through unchanged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {reason}") from error
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise CheckpointError(f"{file} holds more than named tensors; {_SCAN_A_MODEL}")
+    if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
+        raise CheckpointError(f"{file} holds other things than named dense tensors; {_SCAN_A_MODEL}")
     return content
+
+
+def _is_named_tensor(key: object, value: object) -> bool:
+    import torch
+
+    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(key, str) and is_dense
 
 
 def why_no_weights(where: str, names: Collection[str]) -> str:
@@ -218,9 +246,16 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     for name in sorted(set(weight_map.values())):
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
-        if not (index.parent / name).is_file():
+        if not _is_file(index.parent / name):
             raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {_DOWNLOAD_AGAIN}")
     return weight_map
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long to be one
+        return False
 
 
 def _tensors_of(file: Path) -> dict[str, StoredTensor]:
@@ -271,7 +306,7 @@ def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[
     dtype, itemsize = _DTYPES.get(entry["dtype"], (str(entry["dtype"]), None))
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or end < begin:
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
         raise ValueError("sizes are whole numbers")
     if itemsize is not None and end - begin != math.prod(shape) * itemsize:
         raise ValueError("shape and bytes disagree")

@@ -60,9 +60,9 @@ def _entries(name: str, parameters: Sequence[str], intended: Collection[str]) ->
 
 
 def _own_parameters(name: str, parameters: Sequence[str]) -> list[str]:
-    """Parameters of the module itself, weight first; or the parameter of that very name."""
-    own = [p for p in _with_prefix(name, parameters) if p == name or p in (f"{name}.weight", f"{name}.bias")]
-    return own[::-1]  # sorted order has bias before weight
+    """Parameters of the layer itself: a module's weight and bias, or a bare parameter and the bias beside it."""
+    matched = _with_prefix(name, parameters)
+    return [own for own in (f"{name}.weight", f"{name}.bias", name, f"{name}_bias") if own in matched]
 
 
 def _with_prefix(prefix: str, parameters: Sequence[str]) -> list[str]:

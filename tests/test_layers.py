@@ -16,7 +16,7 @@ from spectrum.layers import (
     ScanResult,
     assemble,
     display_order,
-    layer_type,
+    layer_types,
     match_types,
     merge,
 )
@@ -54,7 +54,23 @@ PROVENANCE = Provenance(
     ],
 )
 def test_layer_type_is_what_follows_the_first_number(path: str, expected: str) -> None:
-    assert layer_type(path) == expected
+    assert layer_types([path]) == {path: expected}
+
+
+def test_towers_that_share_a_suffix_carry_their_paths_and_others_do_not() -> None:
+    shared = {
+        "model.visual.blocks.0.norm1": "model.visual.blocks.norm1",
+        "model.visual.blocks.1.mlp.up_proj": "model.visual.blocks.mlp.up_proj",
+        "model.language_model.layers.0.mlp.up_proj": "model.language_model.layers.mlp.up_proj",
+        "model.language_model.layers.10.self_attn.q_proj": "model.language_model.layers.self_attn.q_proj",
+    }
+    alone = {"model.audio.conv.0.kernel": "kernel", "model.audio.conv.0": "model.audio.conv", "lm_head": "lm_head"}
+    assert layer_types([*shared, *alone]) == shared | alone
+
+
+def test_numbers_within_one_stack_make_no_towers() -> None:
+    paths = [f"model.layers.{i}.mlp.experts.{e}.w1" for i in range(2) for e in range(2)]
+    assert set(layer_types(paths).values()) == {"mlp.experts.0.w1", "mlp.experts.1.w1"}
 
 
 def test_display_order_is_by_first_component_then_alphabetical() -> None:
@@ -98,11 +114,11 @@ def test_match_types_refuses_what_matches_nothing_and_says_which_types_exist(pat
 
 
 def weight(name: str) -> LayerWeight:
-    return LayerWeight(name, layer_type(name), f"{name}.weight", (4, 4), (4, 4), 1, "float32")
+    return LayerWeight(name, layer_types([name])[name], f"{name}.weight", (4, 4), (4, 4), 1, "float32")
 
 
 def score(name: str, snr: float, kind: str | None = None) -> LayerSnr:
-    return LayerSnr(name, kind or layer_type(name), snr)
+    return LayerSnr(name, kind or layer_types([name])[name], snr)
 
 
 def test_assemble_orders_by_type_then_by_model_whatever_the_order_of_the_scores() -> None:

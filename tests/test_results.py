@@ -174,12 +174,15 @@ def test_names_that_yaml_could_read_otherwise_are_refused(tmp_path: Path, form: 
 
 
 def test_a_cache_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
     (tmp_path / FILE).mkdir()
-    for directory in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ResultsError, match="--rescan") as refused:
-            load(directory, "org/m")
-        assert str(directory / FILE) in str(refused.value)
+    with pytest.raises(ResultsError, match="--rescan") as refused:
+        load(tmp_path, "org/m")
+    assert str(tmp_path / FILE) in str(refused.value)
+
+
+def test_there_is_no_cache_where_a_file_stands_for_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert load(tmp_path / "file", "org/m") is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

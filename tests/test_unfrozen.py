@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult, Selection, group_by_type, layer_type
+from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult, Selection, group_by_type, layer_types
 from spectrum.selection import top_percent
 from spectrum.unfrozen import embedding_names, render_axolotl, unfrozen_entries
 from tests.test_layers import PROVENANCE
@@ -25,7 +25,7 @@ def provenance(parameters: Iterable[str], head: str | None = LLAMA[0], embedding
 
 
 def scan(scores: dict[str, float], made: Provenance | None = None, left_out: Iterable[str] = ()) -> ScanResult:
-    layers = tuple(LayerSnr(name, layer_type(name), snr) for name, snr in scores.items())
+    layers = tuple(LayerSnr(name, layer_types([name])[name], snr) for name, snr in scores.items())
     return ScanResult("m", layers, tuple(left_out), tuple(group_by_type(layers)), made)
 
 
@@ -176,7 +176,7 @@ def test_a_prefix_of_unselected_parameters_is_spelt_out(
     # Only the best layer is selected, of whichever type it is.
     ranked = replace(result, layers=tuple(layer for layer in result.layers if layer.name == best))
     entries = unfrozen_entries(top_percent(ranked, "100"), result, embeddings=True)
-    assert entries == {layer_type(best): expected}
+    assert entries == {layer_types([best])[best]: expected}
 
 
 @pytest.mark.parametrize("parameters", [None, ["h.0.gate.weight", "h.0.gate_proj.weight"]], ids=["bare", "known"])

@@ -1,10 +1,11 @@
-"""Llama-shaped checkpoints whose spectra look trained: a noise bulk, a power-law tail, a few large outliers."""
+"""Checkpoints whose spectra look trained: a noise bulk, a power-law tail, a few large outliers."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,24 +25,43 @@ def trained_like(rows: int, columns: int, generator: torch.Generator) -> torch.T
     return ((noise + (left * strength) @ right) * 0.02).bfloat16()
 
 
-def write_llama(directory: Path, config: transformers.LlamaConfig, seed: int = 0) -> int:
-    """Write a sharded LlamaForCausalLM checkpoint, a layer a shard; return its size in bytes."""
+def write(directory: Path, config: Any, seed: int = 0) -> int:
+    """Write a sharded checkpoint of the config's causal model, a layer a shard; return its size in bytes.
+
+    Fused experts are stored singly, as most releases store them.
+    """
+    auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
+        model = auto.from_config(config)
     generator = torch.Generator().manual_seed(seed)
-    shards: dict[str, dict[str, torch.Tensor]] = {}
+    directory.mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[2] if ".layers." in name else "rest"
-        if parameter.ndim == 1:
-            value = torch.ones(parameter.shape, dtype=torch.bfloat16)
-        else:
-            value = trained_like(parameter.shape[0], parameter.shape[1], generator)
-        shards.setdefault(f"model-{part}.safetensors", {})[name] = value
-    directory.mkdir(parents=True)
-    for file, tensors in shards.items():
+        parts.setdefault(part, []).extend(_stored(name, tuple(parameter.shape)))
+    for part, entries in parts.items():
+        file = f"model-{part}.safetensors"
+        tensors = {
+            name: torch.ones(shape, dtype=torch.bfloat16)
+            if len(shape) == 1
+            else trained_like(shape[0], shape[-1], generator)
+            for name, shape in entries
+        }
         save_file(tensors, directory / file, metadata={"format": "pt"})
-    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+        weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config.architectures = ["LlamaForCausalLM"]
+    config.architectures = [type(model).__name__]
     config.save_pretrained(directory)
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def _stored(name: str, shape: tuple[int, ...]) -> list[tuple[str, Any]]:
+    """Keys and shapes under which a runtime parameter is stored."""
+    stack, _, projection = name.rpartition(".")
+    if len(shape) != 3:
+        return [(name, shape)]
+    experts, rows, columns = shape
+    fused = projection == "gate_up_proj"
+    singles = [("gate_proj", rows // 2), ("up_proj", rows // 2)] if fused else [(projection, rows)]
+    return [(f"{stack}.{e}.{single}.weight", (n, columns)) for e in range(experts) for single, n in singles]

@@ -16,13 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import transformers
 
-from tests.benchmarks.checkpoints import write_llama
+from tests.benchmarks.checkpoints import write
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "tests" / "data" / "tiny-llama"
@@ -37,28 +36,35 @@ ONE_GIGABYTE = transformers.LlamaConfig(
     dtype="bfloat16",
 )
 
-IMPORTS = ["-c", "import spectrum.checkpoint, spectrum.scanning"]
-REFERENCE_IMPORTS = ["-c", "import torch, transformers; transformers.AutoModelForCausalLM"]
+IMPORTS = ["-c", "import spectrum.checkpoint, spectrum.scanning; from transformers import LlamaForCausalLM"]
+REFERENCE_IMPORTS = ["-c", "import torch; from transformers import LlamaForCausalLM"]
+
+
+# The peak that Linux reports for a process includes its parent's at the fork, so the parent must be a small one.
+_LAUNCHER = """
+import os, sys, time
+started = time.perf_counter()
+child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[2:]], os.environ)
+_, status, usage = os.wait4(child, 0)
+with open(sys.argv[1], "w") as report:
+    print(time.perf_counter() - started, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status), file=report)
+"""
 
 
 def measured(arguments: list[str], cwd: str) -> tuple[float, float, str]:
     """Run this Python with arguments: wall-clock seconds, peak resident MiB, standard output."""
-    started = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{arguments} failed with status {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024, output
+    with tempfile.NamedTemporaryFile("r") as report:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", _LAUNCHER, report.name, *arguments],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        seconds, peak, status = (float(word) for word in report.read().split())
+    if status:
+        raise SystemExit(f"{arguments} failed: {done.stderr}")
+    return seconds, peak, done.stdout
 
 
 def compare(name: str, checkpoint: Path, runs: int) -> None:
@@ -101,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = options.keep or Path(scratch) / "llama-1gb"
         if not checkpoint.exists():
-            write_llama(checkpoint, ONE_GIGABYTE)
+            write(checkpoint, ONE_GIGABYTE)
         compare("Llama, 1 GB", checkpoint, options.runs)
 
 

@@ -1,0 +1,193 @@
+"""Which stored tensors make which parameter, and reading a parameter from these, one expert at a time.
+
+Checkpoint keys are not parameter names: transformers renames, prefixes, fuses, transposes and dequantizes on loading.
+The model's own mapping is applied here, and nothing else touches it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from spectrum import shards
+from spectrum.errors import CheckpointError
+from spectrum.layers import Parameter
+from spectrum.shards import StoredTensor
+from spectrum.skeleton import first_line, quiet
+
+
+class MappingError(Exception):
+    """This version of transformers does not hand out the mapping of this model."""
+
+
+class Values(Protocol):
+    """The values of a model's parameters, wherever they come from."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the parameter of this name has values of its own."""
+        ...
+
+    def form(self, name: str) -> Parameter:
+        """The shape and dtype in which the parameter is read."""
+        ...
+
+    def read(self, name: str, index: int | None) -> torch.Tensor:
+        """The parameter; or, of a stack, element `index` of its first dimension alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The stored tensors that make one or more parameters.
+
+    keys: by the pattern of the converter that they matched, in the order in which it takes them. converter:
+    transformers' own, None where the one key is the parameter as it is.
+    """
+
+    target: str
+    converter: Any
+    keys: Mapping[str | None, tuple[str, ...]]
+
+    def only_key(self) -> str:
+        """The key of a source without a converter."""
+        ((key,),) = self.keys.values()
+        return key
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Parameters read from a checkpoint's files as they are asked for."""
+
+    model: Any
+    quantizer: Any
+    stored: Mapping[str, StoredTensor]
+    sources: Mapping[str, Source]
+    unused: tuple[str, ...]
+    # A stack whose experts cannot be converted singly, kept while they are asked for one by one.
+    _whole: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sources
+
+    def form(self, name: str) -> Parameter:
+        """The shape and dtype in which the parameter is read, found without reading it."""
+        source = self.sources[name]
+        if source.converter is None:
+            tensor = self.stored[source.only_key()]
+            return Parameter(tensor.shape, tensor.dtype)
+        experts = self.model.get_parameter(name).shape[:1]
+        single = self.model.get_parameter(name).ndim == 3 and self._by_expert(source, experts[0])
+        made = self._convert(source, 0 if single else None, _without_values)[name]
+        shape = (*experts, *made.shape[1:]) if single else tuple(made.shape)
+        return Parameter(shape, str(made.dtype).removeprefix("torch."))
+
+    def read(self, name: str, index: int | None) -> torch.Tensor:
+        """The parameter; or, of a stack, element `index` of its first dimension alone."""
+        source = self.sources[name]
+        if source.converter is None:
+            return shards.read_tensor(self.stored[source.only_key()], index)
+        if index is None:
+            return self._convert(source, None, shards.read_tensor)[name]
+        if self._by_expert(source, self.model.get_parameter(name).shape[0]):
+            return self._convert(source, index, shards.read_tensor)[name][0]
+        whole = self._whole.get(name)
+        if whole is None:
+            whole = self._convert(source, None, shards.read_tensor)[name]
+            self._whole.clear()
+            self._whole[name] = whole
+        return whole[index]
+
+    def _by_expert(self, source: Source, experts: int) -> bool:
+        """Whether the converter's inputs can be cut to one expert: a list of them each, or rows of a stack each."""
+        lists = {len(keys) for keys in source.keys.values()}
+        return lists == {experts} or self._stacked(source, experts)
+
+    def _stacked(self, source: Source, experts: int) -> bool:
+        return all(len(keys) == 1 and self.stored[keys[0]].shape[:1] == (experts,) for keys in source.keys.values())
+
+    def _convert(self, source: Source, expert: int | None, read: Any) -> dict[str, torch.Tensor]:
+        """The parameters that a source makes; with `expert`, stacks of that one alone."""
+        converter = copy.deepcopy(source.converter)
+        for pattern, keys in source.keys.items():
+            if expert is not None and len(keys) > 1:
+                keys = keys[expert : expert + 1]
+                row = None
+            else:
+                row = expert
+            for key in keys:
+                value = read(self.stored[key], row)
+                converter.add_tensor(source.target, key, pattern, lambda v=value, r=row: v if r is None else v[None])
+        try:
+            with quiet():
+                made = converter.convert(
+                    source.target, model=self.model, config=self.model.config, hf_quantizer=self.quantizer
+                )
+        except Exception as error:  # shapes that do not go together, scales that are not there
+            stored = ", ".join(keys[0] for keys in source.keys.values())
+            raise CheckpointError(
+                f"{source.target} cannot be made from what the checkpoint holds ({stored}, ...): {first_line(error)}"
+            ) from error
+        made = made[0] if isinstance(made, tuple) else made  # with the errors, in 5.0
+        return {name: (value[0] if isinstance(value, list) else value).detach() for name, value in made.items()}
+
+
+def stream(model: Any, stored: Mapping[str, StoredTensor], quantizer: Any) -> Streamed:
+    """Match a checkpoint's keys with a model's parameters, by the model's own mapping.
+
+    Raises MappingError where transformers does not hand that out.
+    """
+    try:
+        with quiet():
+            sources, unused = _sources(model, stored, quantizer)
+    except Exception as error:  # not a public interface: whatever goes wrong, the public loader is the answer
+        raise MappingError(first_line(error)) from error
+    return Streamed(model, quantizer, stored, sources, tuple(unused))
+
+
+def _sources(model: Any, stored: Mapping[str, StoredTensor], quantizer: Any) -> tuple[dict[str, Source], list[str]]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(model, None, quantizer)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix, state = model.base_model_prefix, model.state_dict()
+
+    taken: dict[str, tuple[Any, dict[str | None, list[str]]]] = {}
+    unused = []
+    for key in sorted(stored, key=dot_natural_key):  # the order in which converters take experts
+        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if name not in state and key in state:
+            name, pattern = rename_source_key(key, [], [], prefix, state)
+        if name not in state:
+            unused.append(key)
+            continue
+        _, held = taken.setdefault(name, (by_pattern.get(pattern) if pattern else None, {}))
+        held.setdefault(pattern, []).append(key)
+
+    sources: dict[str, Source] = {}
+    for name, (converter, held) in taken.items():
+        source = Source(name, converter, {pattern: tuple(found) for pattern, found in held.items()})
+        sources |= dict.fromkeys(_targets(source), source)
+    return sources, unused
+
+
+def _targets(source: Source) -> list[str]:
+    """Parameters that a source makes. It goes by the converter's first target; the others differ in that one part."""
+    if source.converter is None:
+        return [source.target]
+    first, *others = source.converter.target_patterns
+    return [source.target, *(source.target.replace(first, other) for other in others)]
+
+
+def _without_values(tensor: StoredTensor, index: int | None) -> torch.Tensor:
+    """A stand-in on the meta device for what would be read."""
+    dtype = getattr(torch, tensor.dtype, None)
+    if dtype is None:
+        raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
+    return torch.empty(tensor.shape if index is None else tensor.shape[1:], dtype=dtype, device="meta")

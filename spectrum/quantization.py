@@ -1,0 +1,79 @@
+"""Quantized checkpoints: which are dequantized while they stream, which are loaded for it, which are refused."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from spectrum.errors import CheckpointError
+from spectrum.skeleton import first_line, quiet
+
+# Methods whose weights transformers' own mapping dequantizes one by one; and what must be installed for it.
+_STREAMED = {"fp8": None, "mxfp4": None, "compressed-tensors": "compressed_tensors"}
+
+# Methods that only a loaded model can undo.
+_LOADED = {"bitsandbytes": "bitsandbytes"}
+
+
+def method(config: Any) -> str | None:
+    """The quantization method that a config names, None where it names none."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    for part in (config, text):
+        for key in ("quantization_config", "compression_config"):
+            if settings := getattr(part, key, None):
+                if not isinstance(settings, dict):
+                    settings = settings.to_dict()
+                if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+                    return "bitsandbytes"
+                name = settings.get("quant_method")
+                return str(getattr(name, "value", name) or "without a name")
+    return None
+
+
+def way_to_read(directory: Path, name: str | None) -> Literal["as stored", "dequantized", "loaded"]:
+    """How the weights of a checkpoint of this method are read.
+
+    Raises CheckpointError for a method that is not supported, or whose package is missing.
+    """
+    if name is None:
+        return "as stored"
+    if name not in _STREAMED and name not in _LOADED:
+        raise CheckpointError(f"{directory} is quantized by the method {name!r}, which is not read; {_SCAN_ORIGINAL}")
+    package = (_STREAMED | _LOADED)[name]
+    if package is not None and find_spec(package) is None:
+        raise CheckpointError(
+            f"{directory} is quantized by the method {name!r}: install {package} to have it undone, or scan the "
+            "original checkpoint"
+        )
+    return "loaded" if name in _LOADED else "dequantized"
+
+
+def dequantizer(directory: Path, model: Any) -> Any:
+    """transformers' quantizer of a model on the meta device, set to dequantize what it loads.
+
+    Raises CheckpointError where transformers does not do that here.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config = model.config
+    settings = getattr(config, "quantization_config", None) or config.get_text_config(decoder=True).quantization_config
+    try:
+        with quiet():
+            quantizer = AutoHfQuantizer.from_config(_with_dequantize(settings), pre_quantized=True)
+            quantizer.quantization_config.dequantize = True
+            quantizer.validate_environment(device_map={"": "cpu"}, weights_only=True)
+            quantizer.preprocess_model(model=model)
+    except Exception as error:  # quantizers ask for packages, devices and settings, each in its own way
+        raise CheckpointError(f"transformers cannot dequantize {directory}: {first_line(error)}") from error
+    return quantizer
+
+
+def _with_dequantize(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {**settings, "dequantize": True}
+    settings.dequantize = True
+    return settings
+
+
+_SCAN_ORIGINAL = "scan the original checkpoint"

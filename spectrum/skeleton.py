@@ -1,0 +1,191 @@
+"""A model as transformers would build it, without weights: its config, its class, its modules on the meta device."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from spectrum.errors import CheckpointError
+
+# Axolotl's order: the multimodal class before the language model inside it.
+_AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModel",
+)
+
+
+def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
+    """The model's config. Raises CheckpointError where there is none, or none that transformers understands."""
+    path = directory / "config.json"
+    settings = _settings(directory)
+    model_type = settings.get("model_type")
+    remote = "AutoConfig" in (settings.get("auto_map") or {})
+    loader: Any = transformers.AutoConfig
+    if model_type is None:  # as in configs of 2019, which name a class alone
+        loader = getattr(_native_class(settings.get("architectures")), "config_class", None)
+        if loader is None:
+            raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
+    elif model_type not in transformers.CONFIG_MAPPING and not (remote and trust_remote_code):
+        if remote:
+            raise CheckpointError(
+                f"the model type {model_type!r} of {directory} needs code from its repository; "
+                "read that code, then allow it with --trust-remote-code"
+            )
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not know the model type {model_type!r} of {directory}; "
+            "a newer transformers may"
+        )
+    try:
+        with quiet():
+            return loader.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    except Exception as error:  # configs validate themselves, each in its own way
+        raise CheckpointError(f"transformers cannot read {path}: {first_line(error)}") from error
+
+
+def meta_model(directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool) -> Any:
+    """The model on torch's meta device: names and shapes, no values; floating-point dtype as the config has it.
+
+    The class is `class_name`, else the first of the config's architectures, else the first auto class that knows the
+    config. Raises CheckpointError where config or class make no model.
+    """
+    name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
+    dtype = getattr(config, "dtype", None)
+    default = torch.get_default_dtype()
+    try:
+        with quiet(), torch.device("meta"):
+            torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)
+            return build()
+    except Exception as error:  # a model's constructor runs anything, from missing packages to bad sizes
+        raise CheckpointError(f"transformers cannot build {name} from {directory}: {first_line(error)}") from error
+    finally:
+        torch.set_default_dtype(default)
+
+
+def rival_class(model: Any) -> str | None:
+    """The class under which another trainer would load the model with other parameter names; None if there is none.
+
+    Axolotl prefers a multimodal class to the causal language model of the same config, and others do not.
+    """
+    config = model.config
+    autos = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
+    choices: dict[Any, Any] = {
+        auto: auto._model_mapping[type(config)] for auto in autos if type(config) in auto._model_mapping
+    }
+    if type(model) not in choices.values():
+        return None
+    for auto, chosen in choices.items():
+        if chosen is type(model):
+            continue
+        try:
+            with quiet(), torch.device("meta"):
+                rival = auto.from_config(config)
+        except Exception:  # a class that cannot be built from this config is no rival
+            continue
+        if {name for name, _ in rival.named_parameters()} != {name for name, _ in model.named_parameters()}:
+            return type(rival).__name__
+    return None
+
+
+def head_and_embedding(model: Any) -> tuple[str | None, str | None]:
+    """Parameter names of the output head and of the input embedding, None where the model has none."""
+    return _weight_name(model, "get_output_embeddings"), _weight_name(model, "get_input_embeddings")
+
+
+def _native_class(architectures: Sequence[str] | None) -> Any:
+    """transformers' own model class of the first name in a config's `architectures`, None where there is none."""
+    known = getattr(transformers, architectures[0], None) if architectures else None
+    return known if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel) else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own advice is for those who load the model; here it would stand between our own lines."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _weight_name(model: Any, getter: str) -> str | None:
+    try:
+        wanted = getattr(model, getter)()
+    except (NotImplementedError, AttributeError):
+        return None
+    for name, module in model.named_modules():
+        if module is wanted and isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+            return f"{name}.weight"
+    return None
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if (directory / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{directory} holds an adapter, not a model; merge it into its base model, or scan that"
+            ) from error
+        if any(directory.glob("*.gguf")):
+            raise CheckpointError(
+                f"{directory} holds GGUF files only, which are quantized; scan the original checkpoint"
+            ) from error
+        raise CheckpointError(f"{directory} has no config.json, so it is no transformers model") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    architectures = settings.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"{path} is broken: its architectures are no list of class names")
+    for key, kind in (("model_type", str), ("auto_map", dict)):
+        if not isinstance(settings.get(key), kind | None):
+            raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
+    return settings
+
+
+def _builder(
+    directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool
+) -> tuple[str, Callable[[], Any]]:
+    """The name of the class to build, and how."""
+    remote = getattr(config, "auto_map", None) or {}
+    if class_name is not None:
+        auto: Any = getattr(transformers, class_name, None)
+        known = _native_class([class_name])
+        if known is not None:
+            return class_name, partial(known, config)
+        if not hasattr(auto, "_model_mapping"):
+            raise CheckpointError(f"transformers {transformers.__version__} has no model class {class_name!r}")
+        return class_name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
+    known = _native_class(getattr(config, "architectures", None))
+    if known is not None and not (trust_remote_code and remote):
+        return known.__name__, partial(known, config)
+    for name in _AUTO_CLASSES:
+        auto = getattr(transformers, name)
+        if type(config) in auto._model_mapping or (trust_remote_code and name in remote):
+            return name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
+    raise CheckpointError(f"no model class of transformers fits {directory}; name one with --model-class")

@@ -1,0 +1,230 @@
+"""Quantized checkpoints: dequantized as transformers' own loader does it, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from spectrum.checkpoint import Checkpoint, open_checkpoint
+from spectrum.errors import CheckpointError
+from spectrum.scanning import scan
+from tests.architectures import llama_like, mixture
+from tests.conftest import oracle_snr
+
+FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
+
+State = dict[str, torch.Tensor]
+
+
+def quantized_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks of 128 x 128 with a scale each: the fp8 values, the scales, and what they stand for in bfloat16."""
+    rows, columns = weight.shape[0] // 128, weight.shape[1] // 128
+    blocks = weight.float().reshape(rows, 128, columns, 128)
+    scales = blocks.abs().amax(dim=(1, 3)) / 448
+    values = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    meant = (values.float() * scales[:, None, :, None]).bfloat16()
+    return values.reshape(weight.shape), scales, meant.reshape(weight.shape)
+
+
+def causal_lm(config: Any) -> Any:
+    auto: Any = transformers.AutoModelForCausalLM
+    return auto.from_config(config)
+
+
+def save(model: Any, directory: Path, quantization: dict[str, Any] | None) -> State:
+    """Save a model of random values, with this quantization in its config; return its tensors."""
+    torch.manual_seed(0)
+    model = model.to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.05)
+    model.save_pretrained(directory)
+    if quantization:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    return load_file(directory / "model.safetensors")
+
+
+def store(directory: Path, state: State) -> None:
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_fp8(directory: Path, *, experts: bool) -> State:
+    """A checkpoint as DeepSeek-V3's: fp8 projections with block scales. Returns what it stands for, by stored key."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4, "head_dim": 32}
+    config = (
+        mixture(transformers.Qwen3MoeConfig, moe_intermediate_size=128, **sizes)
+        if experts
+        else llama_like(transformers.LlamaConfig, **sizes)
+    )
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(causal_lm(config), directory, FP8).items():
+        if "_proj" in key:
+            stored[key], stored[f"{key}_scale_inv"], meant[key] = quantized_fp8(value)
+        else:
+            stored[key] = meant[key] = value
+    store(directory, stored)
+    return meant
+
+
+def save_mxfp4(directory: Path) -> State:
+    """A checkpoint as gpt-oss's: experts in 4 bits, 32 to a scale, transposed. Returns what it stands for."""
+    config = mixture(transformers.GptOssConfig, hidden_size=64, intermediate_size=96, head_dim=16, num_local_experts=4)
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(transformers.GptOssForCausalLM(config), directory, MXFP4).items():
+        if key.endswith(("gate_up_proj", "down_proj")):
+            experts, rows, columns = value.shape
+            blocks = torch.randint(0, 256, (experts, columns, rows // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(118, 124, (experts, columns, rows // 32), dtype=torch.uint8)
+            nibbles = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+            values = FP4_VALUES[nibbles] * torch.exp2(scales.float() - 127)[..., None]
+            meant[key] = values.reshape(experts, columns, rows).transpose(1, 2).bfloat16()
+            stored[f"{key}_blocks"], stored[f"{key}_scales"] = blocks, scales
+        else:
+            stored[key] = meant[key] = value
+    store(directory, stored)
+    return meant
+
+
+def matrix(checkpoint: Checkpoint, name: str, index: int = 0) -> torch.Tensor:
+    (weight,) = (weight for weight in checkpoint.weights if weight.name == name)
+    return checkpoint.read(weight, index)
+
+
+def assert_as_transformers_loads(directory: Path, config_class: Any) -> Checkpoint:
+    checkpoint = open_checkpoint(str(directory))
+    model_class = getattr(transformers, checkpoint.provenance.model_class)
+    model = model_class.from_pretrained(
+        directory, dtype="auto", device_map="cpu", quantization_config=config_class(dequantize=True)
+    )
+    values = dict(model.named_parameters(remove_duplicate=False))
+    assert checkpoint.provenance.parameters.keys() == values.keys()
+    for weight in checkpoint.weights:
+        value = values[weight.name if weight.name in values else f"{weight.name}.weight"].detach()
+        value = value if weight.count > 1 else value.reshape(1, *weight.matrix)
+        for index in range(weight.count):
+            assert torch.equal(checkpoint.read(weight, index), value[index]), (weight.name, index)
+    return checkpoint
+
+
+def assert_scores(checkpoint: Checkpoint) -> None:
+    for score in scan(checkpoint.weights, checkpoint.read, [torch.device("cpu")]):
+        (weight,) = (weight for weight in checkpoint.weights if weight.name == score.name)
+        expected = [oracle_snr(checkpoint.read(weight, i).double().numpy()) for i in range(weight.count)]
+        assert (score.experts or (score.snr,)) == pytest.approx(expected, rel=1e-8), score.name
+
+
+def test_fp8_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=False)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.FineGrainedFP8Config)
+    for key, value in meant.items():
+        name = key.removesuffix(".weight")
+        assert torch.equal(matrix(checkpoint, name).reshape(value.shape), value), key
+    assert_scores(checkpoint)
+
+
+def test_fp8_experts_are_dequantized_one_at_a_time(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=True)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.FineGrainedFP8Config)
+    for layer in range(2):
+        for expert in range(4):
+            stored = f"model.layers.{layer}.mlp.experts.{expert}"
+            both = torch.cat([meant[f"{stored}.gate_proj.weight"], meant[f"{stored}.up_proj.weight"]])
+            assert torch.equal(matrix(checkpoint, f"model.layers.{layer}.mlp.experts.gate_up_proj", expert), both)
+    assert_scores(checkpoint)
+
+
+def test_mxfp4_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
+    meant = save_mxfp4(tmp_path)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.utils.quantization_config.Mxfp4Config)
+    for layer in range(2):
+        for projection in ("gate_up_proj", "down_proj"):
+            name = f"model.layers.{layer}.mlp.experts.{projection}"
+            for expert in range(4):
+                assert torch.equal(matrix(checkpoint, name, expert), meant[name][expert])
+    assert_scores(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "method", [*sorted(AUTO_QUANTIZER_MAPPING.keys() - {"fp8", "mxfp4"}), "a-method-of-tomorrow", None]
+)
+def test_every_other_method_is_refused_by_name(
+    tmp_path: Path, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spectrum.quantization.find_spec", lambda name: None)
+    settings = {"load_in_4bit": True} if method == "bitsandbytes_4bit" else {}
+    name = "bitsandbytes" if method and method.startswith("bitsandbytes") else method
+    save(llama_model(), tmp_path, {"quant_method": name, **settings})
+    with pytest.raises(CheckpointError, match=f"quantized by the method '{name or 'without a name'}'.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectrum.quantization.find_spec", lambda name: None)
+    save(llama_model(), tmp_path, {"quant_method": "compressed-tensors"})
+    with pytest.raises(CheckpointError, match=r"install compressed_tensors"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32])
+def test_numbers_that_are_no_weights_are_refused_without_a_quantization_config(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    state = save(llama_model(), tmp_path, None)
+    key = "model.layers.1.mlp.up_proj.weight"
+    store(tmp_path, state | {key: state[key].to(dtype)})
+    with pytest.raises(CheckpointError, match=rf"{key} as {str(dtype)[6:]}.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_scale_inv", "weight_scale", "scales", "qweight", "g_idx", "weight.absmax", "weight_zero_point"]
+)
+def test_leftover_scales_are_refused(tmp_path: Path, name: str) -> None:
+    state = save(llama_model(), tmp_path, None)
+    key = f"model.layers.1.mlp.up_proj.{name}"
+    store(tmp_path, state | {key: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=rf"holds {key}.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_fp8_weights_whose_scales_are_gone_are_refused(tmp_path: Path) -> None:
+    save_fp8(tmp_path, experts=False)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight_scale_inv"]
+    store(tmp_path, state)
+    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.up_proj.weight as float8_e4m3fn"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_an_expert_whose_scale_is_gone_is_refused(tmp_path: Path) -> None:
+    save_fp8(tmp_path, experts=True)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.1.mlp.experts.2.up_proj.weight_scale_inv"]
+    store(tmp_path, state)
+    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.experts.gate_up_proj"):
+        open_checkpoint(str(tmp_path))
+
+
+def llama_model() -> Any:
+    return causal_lm(llama_like(transformers.LlamaConfig))
