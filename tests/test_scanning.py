@@ -1,0 +1,273 @@
+"""Planning, reading and scoring together, with a reader that takes tensors from a dictionary."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Generator, Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from spectrum import snr
+from spectrum.errors import DeviceError
+from spectrum.layers import LayerWeight
+from spectrum.scanning import devices_for, scan
+from tests.conftest import oracle_snr
+
+CPU = torch.device("cpu")
+
+
+class Reader:
+    """Reads matrices from memory and remembers which."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.parameters = parameters
+        self.reads: list[tuple[str, int]] = []
+
+    def __call__(self, weight: LayerWeight, index: int) -> torch.Tensor:
+        self.reads.append((weight.parameter, index))
+        value = self.parameters[weight.parameter]
+        return value[index] if value.ndim == 3 else value
+
+    def weights(self) -> list[LayerWeight]:
+        return [
+            LayerWeight(
+                name,
+                "type",
+                parameter=name,
+                shape=tuple(value.shape),
+                matrix=(value.shape[-2], value.shape[-1]),
+                count=value.shape[0] if value.ndim == 3 else 1,
+                dtype=str(value.dtype).removeprefix("torch."),
+            )
+            for name, value in self.parameters.items()
+        ]
+
+
+def matrices(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def alike(count: int) -> Reader:
+    return Reader({f"layers.{i}": matrices(5, 8, seed=i) for i in range(count)})
+
+
+def spy_on_score(
+    monkeypatch: pytest.MonkeyPatch, before: Callable[[torch.Tensor], object] = lambda batch: None
+) -> list[tuple[int, ...]]:
+    """The shapes that the kernel is from now on called with."""
+    shapes: list[tuple[int, ...]] = []
+    score = snr.score
+
+    def spy(batch: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(batch.shape))
+        before(batch)
+        return score(batch)
+
+    monkeypatch.setattr(snr, "score", spy)
+    return shapes
+
+
+def join_workers() -> None:
+    """Wait until no thread of a scan is left that could still read."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("score ", "read ahead")):
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 100])
+def test_every_weight_is_read_and_scored_once(batch_size: int | None) -> None:
+    reader = Reader(
+        {
+            **{f"wide.{i}": matrices(4, 9, seed=i) for i in range(5)},
+            **{f"tall.{i}": matrices(9, 4, seed=10 + i) for i in range(3)},
+            **{f"half.{i}": matrices(4, 9, seed=20 + i).bfloat16() for i in range(2)},
+            "norm": matrices(1, 9, seed=30),
+        }
+    )
+    scores = list(scan(reader.weights(), reader, [CPU], batch_size))
+    expected = {name: oracle_snr(value.double().numpy()) for name, value in reader.parameters.items()}
+    assert sorted(score.name for score in scores) == sorted(expected)
+    assert {score.name: score.snr for score in scores} == pytest.approx(expected, rel=1e-8)
+    assert all(score.experts is None and score.layer_type == "type" for score in scores)
+    assert sorted(reader.reads) == sorted((name, 0) for name in expected)
+
+
+def test_a_tied_weight_is_read_once_and_entered_under_each_of_its_names() -> None:
+    reader = alike(3)
+    tied = LayerWeight("lm_head", "lm_head", "layers.0", (5, 8), (5, 8), 1, "float64")
+    scores = {score.name: score for score in scan([*reader.weights(), tied], reader, [CPU], 1)}
+    assert sorted(scores) == ["layers.0", "layers.1", "layers.2", "lm_head"]
+    assert (
+        scores["lm_head"].snr
+        == scores["layers.0"].snr
+        == pytest.approx(oracle_snr(reader.parameters["layers.0"].numpy()))
+    )
+    assert scores["lm_head"].layer_type == "lm_head"
+    assert reader.reads.count(("layers.0", 0)) == 1
+
+
+@pytest.mark.parametrize("experts", [2, 3, 4, 5])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_stack_scores_the_median_of_its_experts_and_lists_them(experts: int, batch_size: int | None) -> None:
+    # Beside a second stack and a matrix of the same shape, with which batches are shared.
+    reader = Reader({"a": matrices(experts, 6, 7), "b": matrices(3, 6, 7, seed=1), "c": matrices(6, 7, seed=2)})
+    scores = {score.name: score for score in scan(reader.weights(), reader, [CPU], batch_size)}
+    expected = [oracle_snr(expert) for expert in reader.parameters["a"].numpy()]
+    assert scores["a"].experts == pytest.approx(expected, rel=1e-8)
+    assert scores["a"].snr == pytest.approx(np.median(expected), rel=1e-8)
+    assert len(scores["b"].experts or ()) == 3
+    assert scores["c"].experts is None
+    assert sorted(reader.reads) == sorted([*(("a", i) for i in range(experts)), ("b", 0), ("b", 1), ("b", 2), ("c", 0)])
+
+
+def test_a_weight_with_nan_scores_nan_and_no_other_does() -> None:
+    reader = Reader({"a": matrices(5, 8), "b": matrices(5, 8, seed=1), "stack": matrices(3, 5, 8, seed=2)})
+    reader.parameters["a"][2, 3] = math.nan
+    reader.parameters["stack"][2, 0, 0] = math.inf
+    scores = {score.name: score for score in scan(reader.weights(), reader, [CPU])}
+    assert math.isnan(scores["a"].snr)
+    assert scores["b"].snr == pytest.approx(oracle_snr(reader.parameters["b"].numpy()), rel=1e-8)
+    assert math.isnan(scores["stack"].snr)
+    assert [math.isnan(value) for value in scores["stack"].experts or ()] == [False, False, True]
+
+
+def test_an_exception_of_the_reader_surfaces_unchanged_and_ends_the_reading() -> None:
+    reader = alike(50)
+    failure = OSError("the disk is gone")
+
+    def failing(weight: LayerWeight, index: int) -> torch.Tensor:
+        value = reader(weight, index)
+        if weight.name == "layers.3":
+            raise failure
+        return value
+
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        list(scan(reader.weights(), failing, [CPU], 1))
+    assert caught.value is failure
+    join_workers()
+    assert len(reader.reads) == 4
+
+
+def test_an_exception_on_one_device_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first matrix cannot be read; the other worker is held within its decomposition until that has surfaced.
+    reader = alike(50)
+    surfaced = threading.Event()
+    spy_on_score(monkeypatch, lambda batch: surfaced.wait(timeout=60))
+
+    def failing(weight: LayerWeight, index: int) -> torch.Tensor:
+        value = reader(weight, index)
+        if weight.name == "layers.0":
+            raise OSError("the disk is gone")
+        return value
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(scan(reader.weights(), failing, [CPU, CPU], 1))
+    surfaced.set()
+    join_workers()
+    assert len(reader.reads) <= 3  # the one that failed, the one that was held, the one read ahead of that
+
+
+def test_an_exception_of_the_kernel_surfaces_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = RuntimeError("did not converge")
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        raise failure
+
+    monkeypatch.setattr(snr, "score", failing)
+    reader = alike(3)
+    with pytest.raises(RuntimeError, match="did not converge") as caught:
+        list(scan(reader.weights(), reader, [CPU]))
+    assert caught.value is failure
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "calls"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (50, [7]), (None, [7])], ids=str
+)
+def test_the_kernel_is_called_on_batches_of_the_wanted_size(
+    batch_size: int | None, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = spy_on_score(monkeypatch)
+    reader = alike(7)
+    list(scan(reader.weights(), reader, [CPU], batch_size))
+    assert shapes == [(size, 5, 8) for size in calls]
+
+
+def test_two_devices_share_the_batches_and_find_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {score.name: score.snr for score in scan(alike(9).weights(), alike(9), [CPU], 1)}
+    workers: set[int] = set()
+    both = threading.Barrier(2)
+
+    def meet(batch: torch.Tensor) -> None:
+        # A worker's first call waits for the other's: one worker alone would break the barrier.
+        if threading.get_ident() not in workers:
+            workers.add(threading.get_ident())
+            both.wait(timeout=60)
+
+    shapes = spy_on_score(monkeypatch, meet)
+    reader = alike(9)
+    scores = list(scan(reader.weights(), reader, [CPU, CPU], 1))
+    assert {score.name: score.snr for score in scores} == pytest.approx(alone, rel=1e-12)
+    assert (len(scores), len(shapes), len(workers)) == (9, 9, 2)
+    assert sorted(reader.reads) == sorted((name, 0) for name in alone)
+
+
+def test_closing_the_scan_early_ends_the_reading() -> None:
+    reader = alike(50)
+    closed = threading.Event()
+
+    def held(weight: LayerWeight, index: int) -> torch.Tensor:
+        if len(reader.reads) == 3:
+            closed.wait(timeout=60)
+        return reader(weight, index)
+
+    stream = scan(reader.weights(), held, [CPU], 1)
+    next(stream)
+    assert isinstance(stream, Generator)
+    stream.close()
+    closed.set()
+    join_workers()
+    assert len(reader.reads) <= 4
+
+
+def test_nothing_to_scan_gives_nothing() -> None:
+    assert list(scan([], Reader({}), [CPU])) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "devices"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 1, ["cuda:0"]),
+        ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cpu", 0, ["cpu"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 2, ["cuda"]),
+        ("cuda:1", 2, ["cuda:1"]),
+    ],
+)
+def test_devices(name: str, gpus: int, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [str(device) for device in devices_for(name)] == devices
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "'nonsense' is no device; use auto, cpu, cuda or cuda:N"),
+        ("", "'' is no device"),
+        ("cuda:-1", "'cuda:-1' is no device"),
+        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use"),
+        ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
+        ("mps", "'mps' has no float64 eigensolver in torch; use cpu"),
+        ("meta", "'meta' has no float64 eigensolver in torch; use cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match=re.escape(message)):
+        devices_for(name)

@@ -1,0 +1,312 @@
+"""The score against NumPy's float64 SVD, both ways to the singular values, and what theory says of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from spectrum import snr
+from tests.conftest import TINY_LLAMA, oracle_snr
+
+Matrix = NDArray[np.float64]
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def score(matrix: Matrix | torch.Tensor, device: str = "cpu") -> float:
+    return float(snr.score(torch.as_tensor(matrix).to(device)[None]).item())
+
+
+def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
+    return np.random.default_rng(seed).standard_normal((n, m))
+
+
+def of_spectrum(values: Matrix, m: int, seed: int = 0) -> Matrix:
+    """A (k, m) matrix of k given singular values, between random orthogonal bases."""
+    k = len(values)
+    left, _ = np.linalg.qr(gaussian(k, k, seed))
+    right, _ = np.linalg.qr(gaussian(m, k, seed + 1))
+    matrix: Matrix = (left * values) @ right.T
+    return matrix
+
+
+def with_outliers(k: int, m: int, seed: int = 0) -> Matrix:
+    """Noise, and a few singular values at 10 to 100 times its median."""
+    bulk = np.linalg.svd(gaussian(k, m, seed), compute_uv=False)
+    spikes = np.median(bulk) * np.array([10.0, 30.0, 100.0])
+    return of_spectrum(np.concatenate([spikes, bulk[3:]]), m, seed)
+
+
+# Spectra that the Gram matrix resolves to the promised accuracy, and spectra too wide for it: their smaller half is
+# below the square root of float64's epsilon.
+ORDINARY: Mapping[str, Callable[[int, int], Matrix]] = {
+    "random": gaussian,
+    "power law": lambda k, m: of_spectrum(np.arange(1.0, k + 1) ** -0.7, m),
+    "outliers": with_outliers,
+    "offset": lambda k, m: gaussian(k, m) + 3.0,
+}
+WIDE: Mapping[str, Callable[[int, int], Matrix]] = {
+    "1e0 to 1e-14": lambda k, m: of_spectrum(np.geomspace(1, 1e-14, k), m),
+    "1e0 to 1e-9": lambda k, m: of_spectrum(np.geomspace(1, 1e-9, k), m),
+    "one large": lambda k, m: of_spectrum(np.concatenate([[1.0], np.geomspace(1e-6, 1e-9, k - 1)]), m),
+}
+SPECTRA = {**ORDINARY, **WIDE}
+
+SHAPES = [(1, 1), (1, 7), (2, 2), (2, 9), (3, 3), (3, 50), (4, 5), (5, 4), (5, 40), (40, 40), (37, 90), (90, 37)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_score_is_that_of_a_float64_svd_of_the_stored_weight(
+    shape: tuple[int, int], dtype: torch.dtype, device: str
+) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(8)])).to(dtype)
+    expected = [oracle_snr(matrix.double().numpy()) for matrix in stored]
+    assert snr.score(stored.to(device)).tolist() == pytest.approx(expected, rel=1e-8)
+
+
+def test_embeddings_are_scored_as_any_matrix(device: str) -> None:
+    # 5000 rows take several chunks of columns, 64 columns one block of the Gram matrix.
+    matrix = gaussian(5000, 64) * np.arange(1, 65) ** -0.5 + 0.1
+    assert score(matrix, device) == pytest.approx(oracle_snr(matrix), rel=1e-8)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("k", "m"), [(16, 16), (48, 200), (120, 130)])
+def test_the_score_of_any_spectrum_is_that_of_a_float64_svd(spectrum: str, k: int, m: int, device: str) -> None:
+    matrix = SPECTRA[spectrum](k, m)
+    assert score(matrix, device) == pytest.approx(oracle_snr(matrix), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "scale", "dtype"),
+    [
+        ("random", 1e-200, torch.float64),
+        ("random", 1e200, torch.float64),
+        ("1e0 to 1e-14", 1e-200, torch.float64),
+        ("1e0 to 1e-14", 1e200, torch.float64),
+        ("random", 1e-30, torch.float32),
+        ("1e0 to 1e-9", 1e-30, torch.float32),
+        ("random", 1e36, torch.float32),
+    ],
+)
+def test_entries_whose_squares_overflow_or_vanish(spectrum: str, scale: float, dtype: torch.dtype) -> None:
+    stored = torch.from_numpy(SPECTRA[spectrum](24, 60) * scale).to(dtype)
+    assert score(stored) == pytest.approx(oracle_snr(stored.double().numpy()), rel=1e-8)
+
+
+def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The matrices that are from now on decomposed anew, because the Gram matrix could not tell their score."""
+    calls: list[torch.Tensor] = []
+    exact = snr._exact_singular_values
+
+    def spy(weight: torch.Tensor, exponent: torch.Tensor | None) -> torch.Tensor:
+        calls.append(weight)
+        return exact(weight, exponent)
+
+    monkeypatch.setattr(snr, "_exact_singular_values", spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("spectra", "decomposed_anew"), [(ORDINARY, False), (WIDE, True)], ids=["ordinary", "too wide"]
+)
+def test_only_spectra_too_wide_for_the_gram_matrix_are_decomposed_anew(
+    spectra: Mapping[str, Callable[[int, int], Matrix]], decomposed_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = torch.from_numpy(np.stack([make(48, 200) for make in spectra.values()]))
+    calls = exact_calls(monkeypatch)
+    snr.score(batch)
+    assert [any(torch.equal(matrix, call) for call in calls) for matrix in batch] == [decomposed_anew] * len(batch)
+    assert len(calls) == decomposed_anew * len(batch)
+
+
+@pytest.mark.parametrize("k", [8, 50, 200])
+@pytest.mark.parametrize("aspect", [1, 3])
+@pytest.mark.parametrize("spectrum", [*SPECTRA, "rank one", "half the rank"])
+def test_the_claimed_error_bounds_that_of_singular_values_from_a_gram_matrix(
+    spectrum: str, k: int, aspect: int
+) -> None:
+    few = np.zeros(k)
+    few[: 1 if spectrum == "rank one" else k // 2] = 1
+    matrix = SPECTRA[spectrum](k, k * aspect) if spectrum in SPECTRA else of_spectrum(few, k * aspect)
+    values = snr._gram_singular_values(torch.from_numpy(matrix)[None], None)
+    bound = snr._gram_error(values, k + k * aspect)
+    expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
+    of_the_oracle = 8 * np.finfo(np.float64).eps * expected[-1]
+    error = np.abs(values[0].numpy() - expected)
+    assert (error <= bound[0].numpy() + of_the_oracle).all()
+
+
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+@pytest.mark.parametrize("shape", [*SHAPES, (530, 540)], ids=str)
+def test_either_way_to_the_singular_values_gives_the_score(
+    shape: tuple[int, int], certain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
+    calls = exact_calls(monkeypatch)
+    batch = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(2)]))
+    assert snr.score(batch).tolist() == pytest.approx([oracle_snr(matrix) for matrix in batch.numpy()], rel=1e-8)
+    assert len(calls) == (0 if certain else 2)
+
+
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+@pytest.mark.parametrize("shape", [(1, 23), (7, 7), (8, 30), (31, 9), (29, 100)], ids=str)
+@pytest.mark.parametrize(("block", "chunk"), [(1, 16), (3, 5), (8, 1)])
+def test_many_blocks_and_chunks_give_the_same_score(
+    shape: tuple[int, int], block: int, chunk: int, certain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snr, "_GRAM_BLOCK", block)
+    monkeypatch.setattr(snr, "_MIN_CHUNK", chunk)
+    monkeypatch.setattr(snr, "_MAX_CHUNK", chunk)
+    monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
+    matrix = gaussian(*shape)
+    assert score(matrix) == pytest.approx(oracle_snr(matrix), rel=1e-8)
+
+
+def test_a_score_does_not_depend_on_the_rest_of_its_batch(device: str) -> None:
+    stack = np.stack([make(24, 60) * 10.0**i for i, make in enumerate(SPECTRA.values())])
+    alone = [score(matrix, device) for matrix in stack]
+    order = np.random.default_rng(0).permutation(len(stack))
+    together = snr.score(torch.from_numpy(stack[order]).to(device)).tolist()
+    # Not to the last bit: a matrix product rounds differently by the size of its batch.
+    assert together == pytest.approx([alone[i] for i in order], rel=1e-12)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_a_matrix_and_its_transpose_have_one_score(spectrum: str) -> None:
+    matrix = SPECTRA[spectrum](24, 60)
+    assert score(np.ascontiguousarray(matrix.T)) == pytest.approx(score(matrix), rel=1e-10)
+    assert score(matrix.T) == pytest.approx(score(matrix), rel=1e-10)  # a view with strides of its own
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("factor", [1e-3, -2.0, 1e5])
+def test_the_score_goes_as_one_over_the_scale(spectrum: str, factor: float) -> None:
+    matrix = SPECTRA[spectrum](24, 60)
+    assert score(matrix * factor) == pytest.approx(score(matrix) / abs(factor), rel=1e-8)
+
+
+def test_a_matrix_of_zeros_scores_zero(device: str) -> None:
+    for shape in [(1, 1), (1, 5), (6, 4)]:
+        assert score(np.zeros(shape), device) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("intruder", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_leave_the_rest_of_the_batch_alone(intruder: float, dtype: torch.dtype, device: str) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(4)])).to(dtype)
+    expected = [oracle_snr(matrix.double().numpy()) for matrix in stored]
+    stored[0, 0, 0] = stored[2, 5, 8] = intruder
+    scores = snr.score(stored.to(device)).tolist()
+    assert [math.isnan(value) for value in scores] == [True, False, True, False]
+    assert scores[1::2] == pytest.approx(expected[1::2], rel=1e-8)
+    assert math.isnan(score(stored[0], device))
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)
+def test_exactly_low_rank_matrices_have_finite_scores(shape: tuple[int, int], device: str) -> None:
+    # Their other singular values are zeros, which a decomposition returns as rounding errors. Those are no noise: of
+    # a single value s_1 there is signal s_1, no noise, and so a score of 1, at any scale.
+    left, right = gaussian(shape[0], 5), gaussian(5, shape[1], seed=1)
+    for scale in (1e-3, 1.0, 1e3):
+        assert score(scale * left[:, :1] @ right[:1], device) == pytest.approx(1, rel=1e-12)
+    values = np.linalg.svd(left @ right, compute_uv=False)[:5]
+    edge = np.quantile([*values, 0, 0, 0, 0, 0], 0.75) / 1.349 * (1 + math.sqrt(min(shape) / max(shape)))
+    signal, noise = values[values > edge].sum(), values[values <= edge].sum()
+    assert score(left @ right, device) == pytest.approx(signal / noise / values[0], rel=1e-8)
+
+
+def test_an_orthogonal_matrix_has_no_noise(device: str) -> None:
+    # All k singular values are s_1, and noise counts as 1: k s_1 / 1 / s_1.
+    matrix, _ = np.linalg.qr(gaussian(12, 12))
+    assert score(matrix, device) == pytest.approx(12, rel=1e-12)
+    assert score(matrix * 1000, device) == pytest.approx(12, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_one_row_scores_exactly_one(dtype: torch.dtype, device: str) -> None:
+    rows = torch.from_numpy(np.stack([gaussian(1, 96, seed) * 10.0 ** (seed % 7 - 3) for seed in range(50)]))
+    assert snr.score(rows.to(dtype).to(device)).tolist() == [1.0] * 50
+
+
+@pytest.mark.parametrize(("n", "m"), [(1000, 1000), (700, 1000)], ids=str)
+def test_pure_noise_scores_what_the_marchenko_pastur_law_says(n: int, m: int) -> None:
+    # Density of s / sqrt(m) for Gaussian entries: sqrt((b^2 - s^2)(s^2 - a^2)) / (pi beta s) from a to b, which for a
+    # square matrix is a quarter of a circle. Singular values repel each other, so at this size they follow it
+    # closely, and signal and noise are its first moments over and under the edge.
+    beta = n / m
+    low, high = 1 - math.sqrt(beta), 1 + math.sqrt(beta)
+    grid = np.linspace(low, high, 200_001)[1:-1]
+    density = np.sqrt((high**2 - grid**2) * (grid**2 - low**2)) / (math.pi * beta * grid)
+    q25, q75 = np.interp([0.25, 0.75], np.cumsum(density) / density.sum(), grid)
+    edge = (q75 - q25) / 1.349 * (1 + math.sqrt(beta))
+    signal, noise = ((grid * density)[side].sum() for side in (grid > edge, grid <= edge))
+    expected = signal / noise / (high * math.sqrt(m))
+    scores = snr.score(torch.from_numpy(np.stack([gaussian(n, m, seed) for seed in range(2)])))
+    assert scores.tolist() == pytest.approx([expected] * 2, rel=0.02)
+
+
+def stored_weights() -> dict[str, torch.Tensor]:
+    shards = set(json.loads((TINY_LLAMA / "model.safetensors.index.json").read_text())["weight_map"].values())
+    return {key: value for shard in sorted(shards) for key, value in load_file(TINY_LLAMA / shard).items()}
+
+
+def float32_procedure(matrix: torch.Tensor) -> float:
+    """The published procedure, as it was run: everything in float32."""
+    values = torch.linalg.svdvals(matrix.float())
+    deviation = (torch.quantile(values, 0.75) - torch.quantile(values, 0.25)) / 1.349
+    n, m = matrix.shape
+    threshold = deviation * np.sqrt((1 + np.sqrt(min(n, m) / max(n, m))) ** 2)
+    signal, noise = (float(values[side].sum()) for side in (values > threshold, values <= threshold))
+    return signal / (noise if noise != 0 else 1) / float(values.max())
+
+
+def test_trained_weights_score_and_rank_as_by_the_published_procedure() -> None:
+    ours: dict[str, dict[str, float]] = defaultdict(dict)
+    theirs: dict[str, dict[str, float]] = defaultdict(dict)
+    for key, weight in stored_weights().items():
+        layer_type = re.sub(r"^model\.layers\.\d+\.", "", key)
+        matrix = weight if weight.ndim > 1 else weight[None]
+        ours[layer_type][key], theirs[layer_type][key] = score(matrix), float32_procedure(matrix)
+    assert sum(map(len, ours.values())) == 75
+    for layer_type, scores in ours.items():
+        assert scores == pytest.approx(theirs[layer_type], rel=1e-4)
+        for percent in (25, 50):
+            count = len(scores) * percent // 100
+            assert best(scores, count) == best(theirs[layer_type], count)
+
+
+def best(scores: Mapping[str, float], count: int) -> list[str]:
+    return sorted(scores, key=lambda key: -scores[key])[:count]
+
+
+def test_a_singular_value_on_the_edge_is_noise() -> None:
+    # The quartiles are 1 and 5; what is added between 5 and 9 moves neither.
+    edge = float(snr.bulk_edge(snr.noise_scale(torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, 6, 9]]).double()), 1))
+    assert edge == pytest.approx(4 / 1.349 * 2)
+    values = torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, edge, 9]], dtype=torch.float64)
+    assert snr.signal_to_noise_ratio(values, 1).item() == pytest.approx(9 / (17 + edge) / 9, rel=1e-12)
+
+
+def test_the_bulk_edge_needs_an_aspect_ratio() -> None:
+    for beta in (0.0, -0.5, 1.5):
+        with pytest.raises(ValueError, match=re.escape(repr(beta))):
+            snr.bulk_edge(torch.ones(1), beta)
