@@ -79,6 +79,14 @@ class Streamed:
         if source.converter is None:
             tensor = self.stored[source.only_key()]
             return Parameter(tensor.shape, tensor.dtype)
+        for keys in source.keys.values():
+            for key in keys[1:]:
+                one, other = self.stored[keys[0]], self.stored[key]
+                if (one.shape, one.dtype) != (other.shape, other.dtype):
+                    raise CheckpointError(
+                        f"{name} cannot be made: {other.file} holds {key} as {other.dtype} {list(other.shape)}, "
+                        f"but {one.key} is {one.dtype} {list(one.shape)}"
+                    )
         experts = self.model.get_parameter(name).shape[:1]
         single = self.model.get_parameter(name).ndim == 3 and self._by_expert(source, experts[0])
         made = self._convert(source, 0 if single else None, _without_values)[name]
