@@ -1,7 +1,5 @@
 """`python -m spectrum`."""
 
-import sys
+from spectrum.cli import command
 
-from spectrum.cli import main
-
-sys.exit(main())
+command()

@@ -100,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def command() -> NoReturn:
+    """Run the command as a process of its own, and end that."""
+    status = main()
+    if status == INTERRUPTED:
+        # Threads may be in the midst of a decomposition, which Python neither ends nor survives.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status. No exception leaves, unless SPECTRUM_DEBUG=1."""
     args = parser().parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))

@@ -89,8 +89,8 @@ def _scored(
         return None if batch is None else (batch, _stack(batch, read))
 
     def work(device: torch.device) -> None:
+        ahead = _Ahead(next_batch)
         try:
-            ahead = _Ahead(next_batch)
             while (current := ahead.take()) is not None:
                 batch, stored = current
                 on_device = stored.to(device)
@@ -99,18 +99,26 @@ def _scored(
                 del on_device
         except BaseException as error:  # the consumer raises it
             results.put(error)
+        finally:
+            ahead.close()
 
-    # Daemons: an interrupt ends the program at once, not after the decomposition that is under way.
-    for device in devices:
-        threading.Thread(target=work, args=(device,), daemon=True, name=f"score {device}").start()
+    workers = [threading.Thread(target=work, args=(device,), daemon=True, name=f"score {device}") for device in devices]
+    for worker in workers:
+        worker.start()
     try:
         for _ in batches:
             result = results.get()
             if isinstance(result, BaseException):
                 raise result
             yield result
+    except KeyboardInterrupt:
+        stopped.set()  # whoever interrupts does not want to wait for the decomposition that is under way
+        raise
     finally:
-        stopped.set()
+        if not stopped.is_set():
+            stopped.set()
+            for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
+                worker.join()
 
 
 class _Ahead:
@@ -122,13 +130,18 @@ class _Ahead:
 
     def _start(self) -> None:
         self._slot: queue.Queue[tuple[WeightBatch, torch.Tensor] | BaseException | None] = queue.Queue(1)
-        threading.Thread(target=self._fill, args=(self._slot,), daemon=True, name="read ahead").start()
+        self._thread = threading.Thread(target=self._fill, args=(self._slot,), daemon=True, name="read ahead")
+        self._thread.start()
 
     def _fill(self, slot: queue.Queue[tuple[WeightBatch, torch.Tensor] | BaseException | None]) -> None:
         try:
             slot.put(self._call())
         except BaseException as error:  # `take` raises it
             slot.put(error)
+
+    def close(self) -> None:
+        """Wait for the call that is under way."""
+        self._thread.join()
 
     def take(self) -> tuple[WeightBatch, torch.Tensor] | None:
         """What the call returned, and the next call is under way."""

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 import spectrum
 import spectrum.checkpoint
 import spectrum.cli
-from spectrum import prompts, snr
+from spectrum import prompts, results, snr
 from spectrum.cli import main
 from spectrum.errors import LayerTypeError
 from tests.conftest import TINY_LLAMA, Spectrum, files_below, oracle_snr
@@ -399,11 +399,17 @@ def test_a_second_run_is_served_from_the_cache(percent: str, of_eight: int, scan
 
 
 @pytest.mark.usefixtures("cache_only")
-def test_the_cache_is_enough_without_the_model(scanned: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny_llama", "./tiny_llama"])  # the second can be no repository's id
+def test_the_cache_is_enough_without_the_model(name: str, scanned: Path) -> None:
     shutil.rmtree(scanned / "tiny_llama")
-    before = (scanned / SCAN).read_bytes(), (scanned / SIDECAR).read_bytes()
-    assert scan(scanned).err == ""
-    assert ((scanned / SCAN).read_bytes(), (scanned / SIDECAR).read_bytes()) == before
+    files = [scanned / file.replace("tiny-llama", results.slug(name)) for file in (SCAN, SIDECAR)]
+    for file, renamed in zip((SCAN, SIDECAR), files, strict=True):
+        (scanned / file).rename(renamed)
+    before = [file.read_bytes() for file in files]
+    done = run(scanned, "--model-name", name)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"75 layers of {name}, from the cached scan.")
+    assert [file.read_bytes() for file in files] == before
 
 
 SHARD = "model-00001-of-00002.safetensors"
