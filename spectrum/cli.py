@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    results.check_name(args.model_name)
     cached = None if args.rescan else _usable_cache(args)
     wanted: Sequence[str] | None
     if cached is None:

@@ -60,7 +60,7 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo} has no revision {revision!r} on the Hub") from error
+        raise HubError(f"{repo} has no revision {revision!r} on the Hub; its page lists those that it has") from error
     except failures as error:
         if earlier := cached_snapshot(repo, revision):
             return earlier
@@ -89,7 +89,7 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
         )
     return (
         f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{_first_line(error)}"
+        f"{_first_line(error)}; check the network and try again"
     )
 
 

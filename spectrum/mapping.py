@@ -195,7 +195,5 @@ def _targets(source: Source) -> list[str]:
 
 def _without_values(tensor: StoredTensor, index: int | None) -> torch.Tensor:
     """A stand-in on the meta device for what would be read."""
-    dtype = getattr(torch, tensor.dtype, None)
-    if dtype is None:
-        raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
-    return torch.empty(tensor.shape if index is None else tensor.shape[1:], dtype=dtype, device="meta")
+    shape = tensor.shape if index is None else tensor.shape[1:]
+    return torch.empty(shape, dtype=shards.torch_dtype(tensor), device="meta")

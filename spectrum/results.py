@@ -22,9 +22,19 @@ from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult
 _MODULE_PATH = re.compile(r"\w[\w.\-/]*", re.ASCII)
 
 
+# Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
+_LONGEST_SLUG = 180
+
+
 def slug(model: str) -> str:
     """The model's name as it appears in file names: as given, `/` and `_` become `-`."""
     return model.replace("/", "-").replace("_", "-")
+
+
+def check_name(model: str) -> None:
+    """Raises ResultsError for a model whose name is too long to be part of a file's."""
+    if len(os.fsencode(slug(model))) > _LONGEST_SLUG:
+        raise ResultsError(f"the name {model[:40]}... is too long to name files by; give a shorter, relative path")
 
 
 def scan_path(results_dir: Path, model: str) -> Path:

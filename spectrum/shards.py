@@ -46,6 +46,8 @@ _DTYPES = {
     "C64": ("complex64", 8),
 }
 
+_TORCH_NAMES = frozenset(name for name, _ in _DTYPES.values())
+
 # In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -155,9 +157,7 @@ def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     if tensor.offset is None:
         value = load_archive(tensor.file)[tensor.key].detach()
         return (value if index is None else value[index]).clone()
-    dtype = getattr(torch, tensor.dtype, None)
-    if dtype is None:
-        raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
+    dtype = torch_dtype(tensor)
     shape = tensor.shape if index is None else tensor.shape[1:]
     size = math.prod(shape) * dtype.itemsize
     buffer = torch.empty(size, dtype=torch.uint8)
@@ -174,6 +174,17 @@ def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     except OSError as error:
         raise _unreadable(tensor.file, error) from error
     return buffer.view(dtype).reshape(shape)
+
+
+def torch_dtype(tensor: StoredTensor) -> torch.dtype:
+    """The dtype of a stored tensor. Raises CheckpointError where torch has none of its name."""
+    import torch
+
+    # Names come from a file: only those of dtypes are looked up.
+    dtype = getattr(torch, tensor.dtype, None) if tensor.dtype in _TORCH_NAMES else None
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
+    return dtype
 
 
 def load_archive(file: Path) -> dict[str, torch.Tensor]:
@@ -304,6 +315,8 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
 
 def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[StoredTensor, tuple[int, int]]:
     dtype, itemsize = _DTYPES.get(entry["dtype"], (str(entry["dtype"]), None))
+    if entry["dtype"] in _TORCH_NAMES:
+        raise ValueError("a name of torch's, not of the format's")
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
@@ -325,7 +338,7 @@ def _structure(file: Path, stream: BinaryIO) -> bytes:
     try:
         with zipfile.ZipFile(stream) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise CheckpointError(f"{file} is truncated, or no torch checkpoint; {_DOWNLOAD_AGAIN}") from error
     return "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in records).encode()
 

@@ -18,6 +18,8 @@ import transformers
 import yaml
 
 from spectrum.cli import main
+from spectrum.errors import ResultsError
+from spectrum.results import check_name, scan_path, sidecar_path, sorted_path, write_atomically, yaml_path
 from tests.conftest import assert_refused, files_below
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -396,3 +398,14 @@ def test_tensors_that_the_model_does_not_have_are_ignored(run: Run, model: Path)
     tensors(lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(model)
     done = run("--model-name", model)
     assert (done.returncode, "warning" in done.stderr) == (0, False)
+
+
+def test_a_name_too_long_to_name_files_by_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="too long to name files by"):
+        check_name("x" * 200)
+    check_name("x" * 180)
+    longest = max(
+        (path(tmp_path, "x" * 180) for path in (scan_path, sidecar_path, sorted_path)), key=lambda path: len(path.name)
+    )
+    write_atomically(longest, "{}")
+    write_atomically(yaml_path(tmp_path, "x" * 180, "12.5"), "")

@@ -204,7 +204,8 @@ def test_a_file_truncated_anywhere_is_refused_by_name(tmp_path: Path, layout: st
     LAYOUTS[layout](tmp_path, sample_state())
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    for length in range(len(content)):
+    step = 1 if layout == "safetensors" else 7  # torch is slow to say so
+    for length in {*range(0, len(content), step), len(content) - 1}:
         file.write_bytes(content[:length])
         refuses(tmp_path, file)
 
@@ -304,14 +305,13 @@ def test_a_header_over_the_formats_limit_is_refused(tmp_path: Path, monkeypatch:
     refuses(tmp_path, file)
 
 
-# Torch's own name, that of something else in torch, and one that is nowhere.
-@pytest.mark.parametrize("dtype", ["float32", "load", "F5_E1M3"])
-def test_a_dtype_that_the_format_lacks_is_listed_and_refused_on_reading(tmp_path: Path, dtype: str) -> None:
+# Torch's own name, which says nothing of the bytes that were counted; of other things in torch; and of nothing at all.
+@pytest.mark.parametrize("dtype", ["float32", "load", "SUM", "F5_E1M3"])
+def test_a_dtype_that_the_format_lacks_is_refused_at_the_latest_on_reading(tmp_path: Path, dtype: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"w": entry(dtype, [1])}, EIGHT))
-    stored = shards.stored_tensors(tmp_path)["w"]
-    with pytest.raises(CheckpointError, match=re.escape(f"{file} holds 'w' as {dtype}")):
-        shards.read_tensor(stored)
+    with pytest.raises(CheckpointError, match=re.escape(str(file))):
+        shards.read_tensor(shards.stored_tensors(tmp_path)["w"])
 
 
 NOT_TENSORS: Mapping[str, Any] = {
@@ -617,7 +617,8 @@ def test_the_fingerprint_sees_another_tensor(tmp_path: Path, layout: str, change
 
 @pytest.mark.parametrize("layout", ["safetensors", "safetensors-sharded"])
 def test_the_fingerprint_sees_any_one_tensor_change_however_small(tmp_path: Path, layout: str) -> None:
-    state = large_state() | {f"layers.{i}.norm": torch.ones(8, dtype=torch.bfloat16) for i in range(16)}
+    state = {f"layers.{i}.weight": torch.zeros(64, 64) for i in range(4)}
+    state |= {f"layers.{i}.norm": torch.ones(8, dtype=torch.bfloat16) for i in range(4)}
     LAYOUTS[layout](tmp_path, state)
     seen = {shards.fingerprint(tmp_path)}
     for key, value in state.items():
