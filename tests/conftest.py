@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# Before anything imports torch: threads that wait for each other over tiny matrices take far longer than one alone,
+# and most of all where other processes want the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -93,6 +93,19 @@ def test_a_name_that_begins_an_unselected_ones_is_spelt_out() -> None:
     )
 
 
+def test_the_towers_of_one_model_are_ranked_apart() -> None:
+    tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {"vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    pixels = {"image_size": 8, "patch_size": 4}
+    save("CLIPModel", "CLIPConfig", text_config=tower | tokens, vision_config=tower | pixels, projection_dim=8)
+    text = spectrum()
+    for side in ("text_model", "vision_model"):
+        for name in ("self_attn.q_proj", "mlp.fc1"):
+            ranked = [f"{side}.encoder.layers.{i}.{name}" for i in (0, 1)]
+            best = max(ranked, key=lambda layer: scores()[layer]["snr"])
+            assert f"# {side}.encoder.layers.{name} layers\n- {best}\n#" in text
+
+
 def save_vision_model() -> dict[str, np.ndarray]:
     return save(
         "ViTForImageClassification",
