@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -111,10 +111,9 @@ def _values(
         try:
             streamed = mapping.stream(model, stored, quantizer)
         except mapping.MappingError:
-            pass
+            _refuse_quantized(directory, stored)
         else:
-            if way == "as stored":
-                _refuse_quantized(directory, streamed)
+            _refuse_quantized(directory, streamed.unused)
             try:
                 return streamed, _storage(directory, model, streamed)
             except CheckpointError:
@@ -190,13 +189,13 @@ def _equal(first: str, second: str, values: mapping.Values) -> bool:
     )
 
 
-def _refuse_quantized(directory: Path, streamed: mapping.Streamed) -> None:
-    """Scales without a method that says what they scale: the weights beside them are not what they seem."""
-    for key in streamed.unused:
+def _refuse_quantized(directory: Path, unused: Iterable[str]) -> None:
+    """Scales that nothing takes: the weights beside them are not what they seem."""
+    for key in unused:
         if _QUANTIZATION_KEY.search(key):
             raise CheckpointError(
-                f"{directory} holds {key}, as quantized checkpoints do, but config.json names no quantization; "
-                "scan the original checkpoint"
+                f"{directory} holds {key}, as quantized checkpoints do, but nothing in config.json says what it "
+                "scales; scan the original checkpoint"
             )
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
+_LONGEST_PERCENT = 20  # characters: it becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
@@ -116,15 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
-        _run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads stdout has seen enough. All files were written before the first line.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        report_text = _run(args)
     except KeyboardInterrupt:
         if debug:
             raise
-        return _fail("interrupted; nothing was written", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     except SpectrumError as error:
         if debug:
             raise
@@ -133,10 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
+    try:
+        print(report_text, flush=True)
+    except BrokenPipeError:  # whoever reads stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> str:
+    """Do the job; return what to say of it on stdout."""
     results.check_name(args.model_name)
     cached = None if args.rescan else _usable_cache(args)
     wanted: Sequence[str] | None
@@ -150,18 +153,42 @@ def _run(args: argparse.Namespace) -> None:
         scan_file = results.scan_path(args.results_dir, args.model_name)
         origin = f"{report.plural(len(result.layers), 'layer')} of {args.model_name}, from the cached scan."
         if missing:
-            scanned = _scan(args, missing)
+            scanned = _scan(_as_cached(args, cached), missing)
+            if not _same_weights(cached, scanned.result):
+                _note(f"the cached scan {scan_file} is of other weights than those found now; scanning all anew")
+                scanned = _scan(args, args.layer_types)
+                cached = scanned.result
             result, origin = merge(cached, scanned.result), scanned.origin
             wanted = match_types(args.layer_types, display_order([*result.scanned, *scanned.layer_types]))
             results.save(args.results_dir, result)
     if result.left_out:
         _note(f"warning: left out for NaN or infinity in their weights: {report.listed(result.left_out)}")
-    _write(args, result, wanted, scan_file, origin)
+    return _write(args, result, wanted, scan_file, origin)
+
+
+def _as_cached(args: argparse.Namespace, cached: ScanResult) -> argparse.Namespace:
+    """The arguments, with the class and the commit that a cached scan was made with where none are given."""
+    made = cached.provenance
+    if made is None:
+        return args
+    asked = {
+        "model_class": args.model_class or made.class_asked,
+        "revision": args.revision or made.revision or made.commit,
+    }
+    return argparse.Namespace(**{**vars(args), **asked})
+
+
+def _same_weights(cached: ScanResult, new: ScanResult) -> bool:
+    """Whether two scans are of the same weights under the same names; taken on trust where one does not say."""
+    a, b = cached.provenance, new.provenance
+    if a is None or b is None:
+        return True
+    return (a.commit, a.fingerprint, a.model_class) == (b.commit, b.fingerprint, b.model_class)
 
 
 def _write(
     args: argparse.Namespace, result: ScanResult, wanted: Sequence[str] | None, scan_file: Path, origin: str
-) -> None:
+) -> str:
     limited = result
     if wanted is not None:
         limited = replace(result, layers=tuple(layer for layer in result.layers if layer.layer_type in wanted))
@@ -169,20 +196,20 @@ def _write(
     entries = unfrozen.unfrozen_entries(chosen, result, embeddings=not args.no_embeddings)
     embeddings = () if args.no_embeddings else unfrozen.embedding_names(result.provenance)
     if not any(entries.values()):
+        if any(kind.count for kind in chosen.types):
+            reason = "all that is selected is left frozen by --no-embeddings"
+        else:
+            reason = f"{args.top_percent} percent of no layer type is a whole layer; raise --top-percent"
         if not any(embeddings):
-            raise SpectrumError(f"{args.top_percent} percent of no layer type is a whole layer; raise --top-percent")
-        _note(f"warning: {args.top_percent} percent of no layer type is a whole layer; raise --top-percent")
+            raise SpectrumError(f"nothing to train: {reason}")
+        _note(f"warning: {reason}")
     sorted_file = results.save_sorted(args.output_dir, result)
     yaml_file = results.yaml_path(args.output_dir, args.model_name, args.top_percent)
     results.write_atomically(yaml_file, unfrozen.render_axolotl(entries, embeddings))
     if args.quiet:
-        print(yaml_file)
-        return
-    print(origin)
-    print()
-    print(report.summary_table(chosen))
-    print()
-    print(report.written([("scores", scan_file), ("sorted", sorted_file), ("unfrozen parameters", yaml_file)]))
+        return str(yaml_file)
+    paths = report.written([("scores", scan_file), ("sorted", sorted_file), ("unfrozen parameters", yaml_file)])
+    return "\n\n".join([origin, report.summary_table(chosen), paths])
 
 
 def _usable_cache(args: argparse.Namespace) -> ScanResult | None:
@@ -202,6 +229,8 @@ def _why_stale(args: argparse.Namespace, cached: ScanResult) -> str | None:
     made = cached.provenance
     if made is None:
         return None
+    if cached.model != args.model_name:
+        return f"it is of {cached.model!r}, whose files have the same name"
     if args.model_class not in (None, made.model_class, made.class_asked):
         return f"its names are those of {made.model_class}, not of {args.model_class}"
     try:
@@ -229,6 +258,8 @@ def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[st
     if cached.provenance is not None:
         types = match_types(wanted, cached.provenance.layer_types)
         return types, [name for name in types if name not in cached.scanned]
+    if set(wanted) - set(cached.scanned):
+        _note("the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)")
     missing = []
     types = []
     for pattern in wanted:
@@ -295,7 +326,8 @@ def _answers(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[int | No
         unanswered.append("layer types all")
     if not unanswered:
         return batch_size, types
-    terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    # A stream that was closed before the start is None.
+    terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if args.yes or not terminal:
         if not args.quiet:
             _note(f"{'--yes' if args.yes else 'no terminal to ask on'}: {', '.join(unanswered)}")
@@ -316,8 +348,9 @@ def _number(batch_size: int | str | None) -> int | None:
 
 def _with_progress(scores: Iterable[LayerSnr], total: int, *, quiet: bool) -> Iterator[LayerSnr]:
     # A log file needs no bar redrawn ten times a second.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=total, unit="weight", file=sys.stderr, disable=quiet, mininterval=interval) as bar:
+    shown = sys.stderr is not None and not quiet
+    interval = 0.1 if shown and sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="weight", file=sys.stderr, disable=not shown, mininterval=interval) as bar:
         for score in scores:
             bar.set_description(score.layer_type, refresh=False)
             bar.update()
@@ -326,7 +359,8 @@ def _with_progress(scores: Iterable[LayerSnr], total: int, *, quiet: bool) -> It
 
 
 def _note(message: str) -> None:
-    print(f"spectrum: {message}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # the job goes on without whoever listened
+        print(f"spectrum: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -344,7 +378,7 @@ def _hyphenated(argv: Sequence[str]) -> list[str]:
 
 
 def _percent(text: str) -> str:
-    if not _PERCENT.fullmatch(text) or not 0 < Decimal(text) <= 100:
+    if len(text) > _LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Decimal(text) <= 100:
         raise argparse.ArgumentTypeError(
             f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}"
         )

@@ -36,3 +36,8 @@ class DeviceError(SpectrumError):
 
 class Cancelled(SpectrumError):  # noqa: N818 - a choice of the user's, not a fault
     """A dialog was cancelled: nothing is scanned, nothing is written."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library's says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from spectrum.errors import CheckpointError, HubError
+from spectrum.errors import CheckpointError, HubError, first_line
 from spectrum.shards import SINGLE_FILES, why_no_weights
 
 _TIMEOUT = 10  # seconds for the first request, so that a dead network is an answer and not a wait
@@ -21,7 +21,10 @@ def local_directory(model: str) -> Path | None:
 
     Raises CheckpointError for a path that is not there, or not a directory.
     """
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise CheckpointError(f"there is no directory {model!r}") from error
     if model and path.is_dir():
         return path
     if path.is_file():
@@ -74,7 +77,7 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     except errors.GatedRepoError as error:
         raise HubError(_refusal(repo, at, error)) from error
     except failures as error:
-        raise HubError(f"cannot download {repo}{at}: {_first_line(error)}") from error
+        raise HubError(f"cannot download {repo}{at}: {first_line(error)}") from error
 
 
 def _refusal(repo: str, at: str, error: Exception) -> str:
@@ -89,12 +92,8 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
         )
     return (
         f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{_first_line(error)}; check the network and try again"
+        f"{first_line(error)}; check the network and try again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from spectrum.errors import CheckpointError
+from spectrum.errors import CheckpointError, first_line
 from spectrum.layers import Parameter
-from spectrum.skeleton import first_line, quiet
+from spectrum.skeleton import quiet
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from spectrum import shards
-from spectrum.errors import CheckpointError
+from spectrum.errors import CheckpointError, first_line
 from spectrum.layers import Parameter
 from spectrum.shards import StoredTensor
-from spectrum.skeleton import first_line, quiet
+from spectrum.skeleton import quiet
 
 
 class MappingError(Exception):
@@ -107,6 +107,8 @@ class Streamed:
             whole = self._convert(source, None, shards.read_tensor)[name]
             self._whole.clear()
             self._whole[name] = whole
+        if index == len(whole) - 1:
+            self._whole.clear()
         return whole[index]
 
     def _by_expert(self, source: Source, experts: int) -> bool:

@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrum.errors import CheckpointError
-from spectrum.skeleton import first_line, quiet
+from spectrum.errors import CheckpointError, first_line
+from spectrum.skeleton import quiet
+
+_SCAN_ORIGINAL = "scan the original checkpoint"
 
 # Methods whose weights transformers' own mapping dequantizes one by one; and what must be installed for it.
 _STREAMED = {"fp8": None, "mxfp4": None, "compressed-tensors": "compressed_tensors"}
@@ -74,6 +76,3 @@ def _with_dequantize(settings: Any) -> Any:
         return {**settings, "dequantize": True}
     settings.dequantize = True
     return settings
-
-
-_SCAN_ORIGINAL = "scan the original checkpoint"

@@ -90,6 +90,7 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
         provenance = _provenance(meta)
         left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
         whole = meta["scores_sha256"] == _digest(text)
+        model = str(meta["model"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _malformed(sidecar, f"{type(error).__name__} {error}") from error
     return CachedScan(ScanResult(model, finite, left_out, scanned, provenance), whole)
@@ -234,11 +235,11 @@ def _number(path: Path, name: str, value: object) -> float:
 
 def _provenance(meta: dict[str, Any]) -> Provenance:
     return Provenance(
-        revision=meta["revision"],
-        commit=meta["commit"],
-        fingerprint=meta["fingerprint"],
+        revision=_optional(meta["revision"]),
+        commit=_optional(meta["commit"]),
+        fingerprint=_optional(meta["fingerprint"]),
         model_class=str(meta["model_class"]),
-        class_asked=meta["class_asked"],
+        class_asked=_optional(meta["class_asked"]),
         versions={str(k): str(v) for k, v in meta["versions"].items()},
         head=None if meta["head"] is None else _path(meta["head"]),
         embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
@@ -254,6 +255,10 @@ def _paths(values: object) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise ValueError(f"{values!r} is no list")
     return tuple(map(_path, values))
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _path(value: object) -> str:

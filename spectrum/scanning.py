@@ -93,15 +93,17 @@ def _scored(
         try:
             while (current := ahead.take()) is not None:
                 batch, stored = current
-                on_device = stored.to(device)
-                del current, stored
-                results.put((batch, snr.score(on_device).tolist()))
-                del on_device
+                del current
+                results.put((batch, _score(batch, stored, device)))
+                del stored
         except BaseException as error:  # the consumer raises it
             results.put(error)
         finally:
             ahead.close()
 
+    for device in devices:
+        if device.type == "cuda":  # torch's first use of it must not be in two threads at once (pytorch#90613)
+            torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
     workers = [threading.Thread(target=work, args=(device,), daemon=True, name=f"score {device}") for device in devices]
     for worker in workers:
         worker.start()
@@ -119,6 +121,19 @@ def _scored(
             stopped.set()
             for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
                 worker.join()
+
+
+def _score(batch: WeightBatch, stored: torch.Tensor, device: torch.device) -> list[float]:
+    first, count = batch.members[0][0].name, len(batch.members)
+    try:
+        scores: list[float] = snr.score(stored.to(device)).tolist()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(
+            f"{device} has no memory for {count} of {first}; use a smaller --batch-size, or --device cpu"
+        ) from error
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise DeviceError(f"{device} cannot decompose {first}, or one of {count} batched with it: {error}") from error
+    return scores
 
 
 class _Ahead:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from spectrum.errors import CheckpointError
+from spectrum.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +202,9 @@ def load_archive(file: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise _unreadable(file, error) from error
     except Exception as error:  # torch lets errors of its unpickler and its C++ reader through unchanged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {reason}") from error
+        raise CheckpointError(
+            f"{file} cannot be read as a torch checkpoint of tensors alone: {first_line(error)}"
+        ) from error
     if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
         raise CheckpointError(f"{file} holds other things than named dense tensors; {_SCAN_A_MODEL}")
     return content

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from spectrum.errors import CheckpointError
+from spectrum.errors import CheckpointError, first_line
 
 # Axolotl's order: the multimodal class before the language model inside it.
 _AUTO_CLASSES = (
@@ -121,11 +121,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(level)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _weight_name(model: Any, getter: str) -> str | None:

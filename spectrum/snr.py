@@ -14,7 +14,7 @@ from torch import Tensor
 
 NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
 
-# Largest relative error of an SNR that leaves this module, short of a singular value that sits on the bulk edge.
+# Largest relative error that an SNR may have, short of a singular value that sits on the bulk edge.
 ACCURACY = 1e-8
 
 _EPSILON = torch.finfo(torch.float64).eps
@@ -47,9 +47,10 @@ def score(weights: Tensor) -> Tensor:
     uncertain = ~_is_certain(values, error, beta)
     for i in uncertain.nonzero().flatten().tolist():
         values[i] = _exact_singular_values(weights[i], None if exponent is None else exponent[i])
-    if exponent is not None:
-        values = torch.ldexp(values, exponent[:, None])
-    return signal_to_noise_ratio(values, beta)
+    if exponent is None:
+        return signal_to_noise_ratio(values, beta)
+    scale = torch.ldexp(torch.ones_like(largest), -exponent)
+    return signal_to_noise_ratio(values, beta, scale)
 
 
 def noise_scale(values: Tensor) -> Tensor:
@@ -73,20 +74,22 @@ def bulk_edge(scale: Tensor, beta: float) -> Tensor:
     return scale * (1 + math.sqrt(beta))
 
 
-def signal_to_noise_ratio(values: Tensor, beta: float) -> Tensor:
+def signal_to_noise_ratio(values: Tensor, beta: float, scale: Tensor | float = 1.0) -> Tensor:
     """`signal / noise / s_1`, where signal sums the singular values over the bulk edge, noise the others.
 
     Without noise it counts as 1, the reference's convention since April 2025. Values under the numerical rank's
     threshold are the rounding errors of zeros, and count as zeros. Without signal, as for a matrix of zeros, 0.
-    Shapes: (batch, k) ascending float64 -> (batch,).
+    Shapes: (batch, k) ascending float64 -> (batch,). scale: what the values were multiplied by, (batch,) or 1.
     """
     largest = values[:, -1]
-    k = values.shape[1]
-    values = values.where(values > largest[:, None] * (k / beta * _EPSILON), 0)
+    long_side = values.shape[1] / beta
+    values = values.where(values > largest[:, None] * (long_side * _EPSILON), 0)
     edge = bulk_edge(noise_scale(values), beta)[:, None]
     signal = values.where(values > edge, 0).sum(1)
     noise = values.where(values <= edge, 0).sum(1)
-    return torch.where(signal > 0, signal / noise.where(noise > 0, 1) / largest, 0)
+    # Signal over s_1 has no unit, so that only the division by noise, where there is some, takes the scale back out.
+    ratio = signal / largest
+    return torch.where(signal > 0, torch.where(noise > 0, ratio / noise * scale, ratio), 0)
 
 
 def _largest_magnitude(weights: Tensor) -> Tensor:
@@ -162,8 +165,10 @@ def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
     factor = _columns(matrix, exponent, 0, k).mT
     chunk = max(_MIN_CHUNK, k // 8)
     for start in range(k, length, chunk):
-        columns = _columns(matrix, exponent, start, chunk)
-        factor = torch.linalg.qr(torch.cat([factor, columns.mT]), mode="r").R
+        stacked = torch.cat([factor, _columns(matrix, exponent, start, chunk).mT])
+        del factor  # the decomposition makes copies of its own
+        factor = torch.linalg.qr(stacked, mode="r").R
+        del stacked
     values: Tensor = torch.linalg.svdvals(factor)
     return values.flip(0)
 

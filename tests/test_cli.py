@@ -405,6 +405,7 @@ def test_the_cache_is_enough_without_the_model(name: str, scanned: Path) -> None
     files = [scanned / file.replace("tiny-llama", results.slug(name)) for file in (SCAN, SIDECAR)]
     for file, renamed in zip((SCAN, SIDECAR), files, strict=True):
         (scanned / file).rename(renamed)
+    files[1].write_text(files[1].read_text().replace('"model": "tiny_llama"', f'"model": "{name}"'))
     before = [file.read_bytes() for file in files]
     done = run(scanned, "--model-name", name)
     assert (done.status, done.err) == (0, "")
@@ -657,7 +658,7 @@ def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(tmp_path: Path) -
         assert process.stdout.read() == b""
     assert process.returncode == 130
     assert f"{count}/{count}".encode() not in said
-    assert said.endswith(b"spectrum: error: interrupted; nothing was written\n")
+    assert said.endswith(b"spectrum: error: interrupted\n")
     assert said.count(b"spectrum: error") == 1
     assert b"Traceback" not in said
     assert files_below(tmp_path) == before
@@ -674,5 +675,39 @@ def test_an_interrupt_is_reported_below_the_progress_bar(fresh: Path, monkeypatc
     assert (done.status, done.out) == (130, "")
     _, progress, error, _ = done.err.split("\n")
     assert "0/75" in progress
-    assert error == "spectrum: error: interrupted; nothing was written"
+    assert error == "spectrum: error: interrupted"
     assert files_below(fresh) == before
+
+
+def test_a_scan_of_another_model_of_the_same_file_name_is_not_used_silently(scanned: Path) -> None:
+    (scanned / "tiny_llama").rename(scanned / "tiny-llama")
+    done = run(scanned, "--model-name", "tiny-llama", "--yes")
+    assert "is not used: it is of 'tiny_llama', whose files have the same name" in done.err
+    assert done.out.startswith("Scanned 75 layers of tiny-llama")
+
+
+def test_types_are_added_under_the_class_of_the_cached_scan(fresh: Path) -> None:
+    first = ("--model-name", "tiny_llama", "--layer-types", "mlp.down_proj")
+    assert run(fresh, *first, "--model-class", "LlamaModel", "-q").status == 0
+    done = run(fresh, *first, "mlp.up_proj", "-q")
+    assert done.status == 0
+    assert all(name.startswith("layers.") for name in content(fresh / SCAN))
+    assert {entry["type"] for entry in content(fresh / SCAN).values()} == {"mlp.down_proj", "mlp.up_proj"}
+
+
+def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ("--model-name", "tiny_llama", "--layer-types", "mlp.down_proj")
+    assert run(fresh, *first, "-q").status == 0
+    train_one_layer(fresh / "tiny_llama")
+    monkeypatch.setattr("spectrum.cli._why_stale", lambda *_: None)  # as when weights change between the two looks
+    done = run(fresh, *first, "mlp.up_proj")
+    assert "is of other weights than those found now; scanning all anew" in done.err
+    assert len(content(fresh / SCAN)) == 16
+    assert "from the cached scan" in run(fresh, *first, "mlp.up_proj").out
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-"])
+def test_a_closed_stream_stops_no_scan(closed: str, fresh: Path) -> None:
+    command = f"{sys.executable} -m spectrum --model-name tiny_llama --yes --layer-types mlp.down_proj {closed}"
+    subprocess.run(["bash", "-c", command], cwd=fresh, capture_output=True, timeout=120)
+    assert (fresh / yaml_of("50")).exists()

@@ -307,3 +307,13 @@ def test_the_bulk_edge_needs_an_aspect_ratio() -> None:
     for beta in (0.0, -0.5, 1.5):
         with pytest.raises(ValueError, match=re.escape(repr(beta))):
             snr.bulk_edge(torch.ones(1), beta)
+
+
+@pytest.mark.parametrize("exponent", [-1000, -300, 300, 1015])
+def test_float64_entries_of_any_size_neither_overflow_nor_vanish(exponent: int) -> None:
+    weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = oracle_snr(weight.numpy())
+    scaled = snr.score(torch.ldexp(weight, torch.tensor(exponent))[None]).item()
+    assert scaled == pytest.approx(expected * 2.0**-exponent, rel=1e-8, abs=0)
+    even = torch.ldexp(torch.eye(8, dtype=torch.float64), torch.tensor(exponent))
+    assert snr.score(even[None]).item() == 8  # no noise, which counts as 1: signal over s_1 has no unit
