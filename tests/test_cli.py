@@ -711,3 +711,31 @@ def test_a_closed_stream_stops_no_scan(closed: str, fresh: Path) -> None:
     command = f"{sys.executable} -m spectrum --model-name tiny_llama --yes --layer-types mlp.down_proj {closed}"
     subprocess.run(["bash", "-c", command], cwd=fresh, capture_output=True, timeout=120)
     assert (fresh / yaml_of("50")).exists()
+
+
+BUSY = """
+import threading, torch
+from spectrum import cli
+
+def main():
+    matrix, busy = torch.ones(300, 300), threading.Event()
+
+    def work():
+        while True:
+            torch.linalg.eigvalsh(matrix)
+            busy.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    busy.wait()
+    print("interrupted")
+    return cli.INTERRUPTED
+
+cli.main = main
+cli.command()
+"""
+
+
+def test_a_thread_in_the_midst_of_a_decomposition_does_not_take_the_exit_status() -> None:
+    # Python's own way out would let torch abort the process, which is status -6 here and 134 in a shell.
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted\n", "")
