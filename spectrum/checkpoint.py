@@ -90,7 +90,7 @@ def open_checkpoint(
         parameters=parameters,
         layer_types=tuple(display_order(weight.layer_type for weight in weights)),
     )
-    return Checkpoint(directory, provenance, weights, tuple(_warnings(meta)), values, _transposed(meta))
+    return Checkpoint(directory, provenance, weights, tuple(_warnings(meta, values)), values, _transposed(meta))
 
 
 def _values(
@@ -253,7 +253,9 @@ def _transposed(model: Any) -> dict[str, int]:
     return {f"{path}.weight": m.groups for path, m in model.named_modules() if isinstance(m, _ConvTransposeNd)}
 
 
-def _warnings(model: Any) -> Iterator[str]:
+def _warnings(model: Any, values: mapping.Values) -> Iterator[str]:
+    if isinstance(values, loading.Loaded):
+        yield "this checkpoint cannot be read weight by weight: the whole model is loaded, and takes its memory"
     rival = skeleton.rival_class(model)
     if rival:
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from spectrum.checkpoint import Checkpoint
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+_M_MMAP_THRESHOLD = -3  # from malloc.h
 
 _LONGEST_PERCENT = 20  # characters: it becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
@@ -283,6 +286,7 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
     """Scan the layer types that `patterns` name; without these, those that the user chooses."""
     started = time.monotonic()
     results.check_writable([args.results_dir, args.output_dir])
+    _give_freed_memory_back()
     from spectrum.checkpoint import open_checkpoint
     from spectrum.scanning import devices_for, scan
 
@@ -312,6 +316,16 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
         f"on {', '.join(map(str, devices))} in {report.duration(time.monotonic() - started)}."
     )
     return _Scanned(result, tuple(types), origin)
+
+
+def _give_freed_memory_back() -> None:
+    """Have glibc return what large tensors took when they are freed.
+
+    By default it keeps blocks of up to 32 MiB for later, in a pool for each thread: over a long scan that is more
+    than the tensors themselves. Other C libraries do not have the setting.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _answers(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:

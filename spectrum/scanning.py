@@ -6,6 +6,7 @@ import queue
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import isnan, nan
 
 import torch
@@ -89,17 +90,18 @@ def _scored(
         return None if batch is None else (batch, _stack(batch, read))
 
     def work(device: torch.device) -> None:
-        ahead = _Ahead(next_batch)
-        try:
-            while (current := ahead.take()) is not None:
-                batch, stored = current
-                del current
-                results.put((batch, _score(batch, stored, device)))
-                del stored
-        except BaseException as error:  # the consumer raises it
-            results.put(error)
-        finally:
-            ahead.close()
+        # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
+        with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
+            try:
+                ahead = reader.submit(next_batch)
+                while (current := ahead.result()) is not None:
+                    ahead = reader.submit(next_batch)
+                    batch, stored = current
+                    del current
+                    results.put((batch, _score(batch, stored, device)))
+                    del stored
+            except BaseException as error:  # the consumer raises it
+                results.put(error)
 
     for device in devices:
         if device.type == "cuda":  # torch's first use of it must not be in two threads at once (pytorch#90613)
@@ -134,38 +136,6 @@ def _score(batch: WeightBatch, stored: torch.Tensor, device: torch.device) -> li
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise DeviceError(f"{device} cannot decompose {first}, or one of {count} batched with it: {error}") from error
     return scores
-
-
-class _Ahead:
-    """Calls a function once ahead of its use, in a thread."""
-
-    def __init__(self, call: Callable[[], tuple[WeightBatch, torch.Tensor] | None]) -> None:
-        self._call = call
-        self._start()
-
-    def _start(self) -> None:
-        self._slot: queue.Queue[tuple[WeightBatch, torch.Tensor] | BaseException | None] = queue.Queue(1)
-        self._thread = threading.Thread(target=self._fill, args=(self._slot,), daemon=True, name="read ahead")
-        self._thread.start()
-
-    def _fill(self, slot: queue.Queue[tuple[WeightBatch, torch.Tensor] | BaseException | None]) -> None:
-        try:
-            slot.put(self._call())
-        except BaseException as error:  # `take` raises it
-            slot.put(error)
-
-    def close(self) -> None:
-        """Wait for the call that is under way."""
-        self._thread.join()
-
-    def take(self) -> tuple[WeightBatch, torch.Tensor] | None:
-        """What the call returned, and the next call is under way."""
-        result = self._slot.get()
-        if isinstance(result, BaseException):
-            raise result
-        if result is not None:
-            self._start()
-        return result
 
 
 def _stack(batch: WeightBatch, read: Reader) -> torch.Tensor:

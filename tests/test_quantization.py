@@ -176,6 +176,51 @@ def test_mxfp4_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
     assert_scores(checkpoint)
 
 
+def test_compressed_tensors_are_dequantized_where_their_package_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+    }
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(llama_model(), tmp_path, settings).items():
+        if "_proj" in key:
+            scale = (value.float().abs().amax(dim=1, keepdim=True) / 448).bfloat16()
+            stored[key] = (value.float() / scale.float()).to(torch.float8_e4m3fn)
+            stored[key.replace("weight", "weight_scale")] = scale
+            meant[key] = (stored[key].float() * scale.float()).bfloat16()
+        else:
+            stored[key] = meant[key] = value
+    store(tmp_path, stored)
+    checkpoint = open_checkpoint(str(tmp_path))
+    for key, value in meant.items():
+        read = matrix(checkpoint, key.removesuffix(".weight")).reshape(value.shape)
+        assert torch.allclose(read.float(), value.float(), rtol=2**-7, atol=0), key  # an ulp of bfloat16
+    assert_scores(checkpoint)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes has much to say on a machine without a GPU
+def test_bitsandbytes_is_undone_where_its_package_is_there(tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    save(llama_model(hidden_size=64, intermediate_size=128), tmp_path / "original", None)
+    config_class: Any = transformers.BitsAndBytesConfig
+    settings = config_class(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    load: Any = transformers.LlamaForCausalLM.from_pretrained
+    load(tmp_path / "original", quantization_config=settings, device_map="cpu").save_pretrained(tmp_path / "quantized")
+    checkpoint = open_checkpoint(str(tmp_path / "quantized"))
+    expected = dict(load(tmp_path / "quantized", device_map="cpu").dequantize().named_parameters())
+    for weight in checkpoint.weights:
+        value = expected[f"{weight.name}.weight"].detach()
+        assert torch.equal(checkpoint.read(weight, 0), value.reshape(weight.matrix)), weight.name
+    assert any("takes its memory" in warning for warning in checkpoint.warnings)
+
+
 @pytest.mark.parametrize(
     "method", [*sorted(AUTO_QUANTIZER_MAPPING.keys() - {"fp8", "mxfp4"}), "a-method-of-tomorrow", None]
 )
@@ -239,5 +284,5 @@ def test_an_expert_whose_scale_is_gone_is_refused(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path))
 
 
-def llama_model() -> Any:
-    return causal_lm(llama_like(transformers.LlamaConfig))
+def llama_model(**changes: object) -> Any:
+    return causal_lm(llama_like(transformers.LlamaConfig, **changes))
