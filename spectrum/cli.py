@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace) -> str:
                 _note(f"the cached scan {scan_file} is of other weights than those found now; scanning all anew")
                 scanned = _scan(args, args.layer_types)
                 cached = scanned.result
-            result, origin = merge(cached, scanned.result), scanned.origin
+            result, origin = _with_request_of(cached, merge(cached, scanned.result)), scanned.origin
             wanted = match_types(args.layer_types, display_order([*result.scanned, *scanned.layer_types]))
             results.save(args.results_dir, result)
     if result.left_out:
@@ -179,6 +179,14 @@ def _as_cached(args: argparse.Namespace, cached: ScanResult) -> argparse.Namespa
         "revision": args.revision or made.revision or made.commit,
     }
     return argparse.Namespace(**{**vars(args), **asked})
+
+
+def _with_request_of(cached: ScanResult, result: ScanResult) -> ScanResult:
+    """A result that is recorded as made for what the cached scan was asked for, not for how it was added to."""
+    asked, made = cached.provenance, result.provenance
+    if asked is None or made is None:
+        return result
+    return replace(result, provenance=replace(made, revision=asked.revision, class_asked=asked.class_asked))
 
 
 def _same_weights(cached: ScanResult, new: ScanResult) -> bool:

@@ -62,8 +62,6 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
-    except errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo} has no revision {revision!r} on the Hub; its page lists those that it has") from error
     except failures as error:
         if earlier := cached_snapshot(repo, revision):
             return earlier
@@ -83,6 +81,8 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
 def _refusal(repo: str, at: str, error: Exception) -> str:
     from huggingface_hub import errors
 
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision{at.removeprefix(' at revision')} on the Hub; its page lists those that it has"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: ask for access on its page, then set HF_TOKEN or run `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):

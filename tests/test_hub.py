@@ -137,6 +137,7 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
         "org/archive": Repo(archive, commit("c")),
         "org/kept": Repo(single, commit("a")),
         "org/moving": Repo(single, commit("a")),
+        "org/growing": Repo(single, commit("a")),
         "org/offline": Repo(single, commit("a")),
         "org/partly": Repo(sharded, commit("a")),
         "org/custom": Repo(custom, commit("d")),
@@ -253,6 +254,19 @@ def test_a_scan_of_a_commit_that_the_hubs_cache_has_moved_on_from_is_not_used(
     assert done.returncode == 0
     assert "is not used: it is of commit aaaaaaaa, the Hub's cache now has ffffffff; scanning again" in done.stderr
     assert sidecar(first, "org-moving")["commit"] == commit("f")
+
+
+def test_types_are_added_to_a_scan_from_its_own_commit(
+    server: HubServer, repos: dict[str, Repo], online: Command, tmp_path: Path
+) -> None:
+    some = ("--model-name", "org/growing", "--layer-types", "mlp.up_proj")
+    assert online(*some, cwd=tmp_path).returncode == 0
+    repos["org/growing"] = Repo(repos["org/growing"].root, commit("f"))
+    done = online(*some, "mlp.down_proj", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = sidecar(tmp_path, "org-growing")
+    assert (made["revision"], made["commit"]) == (None, commit("a"))
+    assert online(*some, "mlp.down_proj", cwd=tmp_path).stderr == ""  # and it stays in use
 
 
 @pytest.mark.parametrize("repo", ["org/gated-granted", "org/private-granted"])
