@@ -265,6 +265,12 @@ def _why_stale(args: argparse.Namespace, cached: ScanResult) -> str | None:
 def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
     """The layer types that `--layer-types` means, and those of them that a cache lacks."""
     if wanted is None:
+        known = len(cached.provenance.layer_types) if cached.provenance else 0
+        if len(cached.scanned) < known:
+            _note(
+                f"warning: the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these "
+                "are selected from, --layer-types all adds the rest"
+            )
         return None, []
     if cached.provenance is not None:
         types = match_types(wanted, cached.provenance.layer_types)

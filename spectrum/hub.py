@@ -92,7 +92,7 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
         )
     return (
         f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{first_line(error)}; check the network and try again"
+        f"{first_line(error)}; check the path, or the network"
     )
 
 

@@ -21,19 +21,25 @@ _Answer = TypeVar("_Answer")
 
 def ask_batch_size() -> int | None:
     """How many same-shape matrices to decompose together; None for `auto`. Raises Cancelled."""
-    with _on_stderr():
-        answer = _run(
-            input_dialog(
+    text = "Same-shape matrices to decompose together, a number or auto."
+    default = "auto"
+    while True:
+        with _on_stderr():
+            dialog = input_dialog(
                 title="Batch size",
-                text="Same-shape matrices to decompose together, a number or auto.\n"
-                "Enter to accept, Tab to reach the buttons, Esc to cancel.",
-                default="auto",
+                text=f"{text}\nEnter to accept, Tab to reach the buttons, Esc to cancel.",
+                default=default,
                 validator=Validator.from_callable(
                     _is_batch_size, error_message="a whole number from 1 up, or auto", move_cursor_to_end=True
                 ),
             )
-        )
-    return parse_batch_size(answer.strip())
+            if field := dialog.layout.current_buffer:
+                field.cursor_position = len(default)
+            answer = _run(dialog).strip()
+        try:
+            return parse_batch_size(answer)
+        except ValueError as error:  # the button, unlike the Enter key, validates nothing
+            text, default = str(error).capitalize(), answer
 
 
 def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:

@@ -739,3 +739,15 @@ def test_a_thread_in_the_midst_of_a_decomposition_does_not_take_the_exit_status(
     # Python's own way out would let torch abort the process, which is status -6 here and 134 in a shell.
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted\n", "")
+
+
+def test_a_cache_of_some_types_says_that_it_is_one(fresh: Path) -> None:
+    model = ("--model-name", "tiny_llama")
+    assert run(fresh, *model, "--layer-types", "mlp.*", "-q").err == ""
+    partial = run(fresh, *model)
+    assert "the cached scan has 3 of the model's 12 layer types" in partial.err
+    assert "--layer-types all adds the rest" in partial.err
+    assert run(fresh, *model, "--layer-types", "mlp.*").err == ""
+    assert run(fresh, *model, "--layer-types", "all", "-q").status == 0
+    assert run(fresh, *model).err == ""
+    assert len({entry["type"] for entry in content(fresh / SCAN).values()}) == 12

@@ -141,6 +141,16 @@ def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Pa
     assert len(layer_types(directory)) == 10
 
 
+def test_the_button_takes_no_other_batch_sizes_than_the_enter_key(terminal: Terminal, directory: Path) -> None:
+    terminal.start(directory, "--layer-types", "mlp.*")
+    terminal.asked(BATCH_SIZE)
+    terminal.press("x", TAB, ENTER)  # typed after the default: the cursor stands at its end
+    terminal.asked("not 'autox'")
+    terminal.press(CLEAR, "3", TAB, ENTER)
+    status, batches, _ = terminal.finished()
+    assert (status, batches) == (0, [1, 2, 3])  # 16 of one shape, 8 of another
+
+
 @pytest.mark.parametrize("keys", [(TAB, TAB, ENTER), (ESC,), (CTRL_C,)], ids=["the button", "Esc", "Ctrl-C"])
 @pytest.mark.parametrize("title", [BATCH_SIZE, LAYER_TYPES])
 def test_cancelling_scans_and_writes_nothing(
