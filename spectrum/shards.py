@@ -217,12 +217,19 @@ def _is_named_tensor(key: object, value: object) -> bool:
     return isinstance(key, str) and is_dense
 
 
-def why_no_weights(where: str, names: Collection[str]) -> str:
-    """What a place that holds these files, but no weights that transformers would load, is instead."""
+def other_than_a_model(where: str, names: Collection[str]) -> str | None:
+    """What a place that holds these files, but not those of a model, is known to be instead."""
     if "adapter_config.json" in names:
         return f"{where} holds an adapter, not a model; merge it into its base model, or scan that"
     if any(name.endswith(".gguf") for name in names):
         return f"{where} holds GGUF files only, which are quantized; scan the original checkpoint"
+    return None
+
+
+def why_no_weights(where: str, names: Collection[str]) -> str:
+    """What a place that holds these files, but no weights that transformers would load, is instead."""
+    if other := other_than_a_model(where, names):
+        return other
     others = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")))
     if others:
         return (

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from spectrum.errors import CheckpointError, first_line
+from spectrum.shards import other_than_a_model
 
 # Axolotl's order: the multimodal class before the language model inside it.
 _AUTO_CLASSES = (
@@ -139,15 +140,8 @@ def _settings(directory: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        if (directory / "adapter_config.json").exists():
-            raise CheckpointError(
-                f"{directory} holds an adapter, not a model; merge it into its base model, or scan that"
-            ) from error
-        if any(directory.glob("*.gguf")):
-            raise CheckpointError(
-                f"{directory} holds GGUF files only, which are quantized; scan the original checkpoint"
-            ) from error
-        raise CheckpointError(f"{directory} has no config.json, so it is no transformers model") from error
+        other = other_than_a_model(str(directory), {file.name for file in directory.iterdir()})
+        raise CheckpointError(other or f"{directory} has no config.json, so it is no transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "prompts": {"errors", "batching", "prompt_toolkit"},
     "shards": {"errors", "torch"},
     "hub": {"errors", "shards", "huggingface_hub"},
-    "skeleton": {"errors", "torch", "transformers"},
+    "skeleton": {"errors", "shards", "torch", "transformers"},
     "quantization": {"errors", "skeleton", "transformers"},
     "mapping": {"errors", "layers", "shards", "skeleton", "torch", "transformers"},
     "loading": {"errors", "layers", "skeleton", "torch"},
