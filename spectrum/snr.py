@@ -19,12 +19,13 @@ ACCURACY = 1e-8
 
 _EPSILON = torch.finfo(torch.float64).eps
 
-# Columns upcast to float64 at a time: enough for the matrix product to run at its full rate, little beside a matrix.
-_MAX_CHUNK = 2048
-_MIN_CHUNK = 256
+# The Gram matrix is accumulated by tiles, of so many of its rows, over so many columns of the matrix. A tile's row ends
+# at the diagonal. On one CPU core these keep the operands in its caches; a GPU wants fewer, larger products.
+_CPU_TILE = 192, 256
+_GPU_TILE = 1024, 4096
 
-# Rows of the Gram matrix accumulated at a time; blocks above the diagonal are left out.
-_GRAM_BLOCK = 512
+# Columns folded at a time by the exact method, at least.
+_MIN_FOLD = 256
 
 
 def score(weights: Tensor) -> Tensor:
@@ -33,24 +34,19 @@ def score(weights: Tensor) -> Tensor:
     Shapes: (batch, n, m) of any floating dtype -> (batch,) float64, on the device of `weights`. Relative error at
     most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
     """
-    largest = _largest_magnitude(weights)
-    finite = torch.isfinite(largest)
-    if not finite.all():
-        scores = torch.full_like(largest, math.nan)
-        if finite.any():
-            scores[finite] = score(weights[finite])
-        return scores
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
-    exponent = torch.frexp(largest).exponent if weights.dtype == torch.float64 else None
-    values = _gram_singular_values(weights, exponent)
+    exponent = _exponent(weights) if weights.dtype == torch.float64 else None
+    gram = _gram(weights, exponent)
+    finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # squares of what is not finite are not, either
+    gram[~finite] = 0
+    values = torch.linalg.eigvalsh(gram, UPLO="L").clamp_(min=0).sqrt_()
+    del gram
     error = _gram_error(values, weights.shape[1] + weights.shape[2])
     uncertain = ~_is_certain(values, error, beta)
     for i in uncertain.nonzero().flatten().tolist():
         values[i] = _exact_singular_values(weights[i], None if exponent is None else exponent[i])
-    if exponent is None:
-        return signal_to_noise_ratio(values, beta)
-    scale = torch.ldexp(torch.ones_like(largest), -exponent)
-    return signal_to_noise_ratio(values, beta, scale)
+    scale = 1.0 if exponent is None else torch.ldexp(torch.ones_like(values[:, 0]), -exponent)
+    return signal_to_noise_ratio(values, beta, scale).masked_fill_(~finite, math.nan)
 
 
 def noise_scale(values: Tensor) -> Tensor:
@@ -92,37 +88,45 @@ def signal_to_noise_ratio(values: Tensor, beta: float, scale: Tensor | float = 1
     return torch.where(signal > 0, torch.where(noise > 0, ratio / noise * scale, ratio), 0)
 
 
-def _largest_magnitude(weights: Tensor) -> Tensor:
-    """Largest absolute entry of each matrix: (batch, n, m) -> (batch,) float64; not finite if any entry is not."""
+def _exponent(weights: Tensor) -> Tensor:
+    """Binary exponent of each matrix's largest entry: (batch, n, m) float64 -> (batch,)."""
     low, high = weights.flatten(1).aminmax(dim=1)
-    return torch.maximum(low.double().abs(), high.double().abs())
-
-
-def _columns(weights: Tensor, exponent: Tensor | None, start: int, width: int) -> Tensor:
-    """Some columns in float64, scaled by a power of two to where squares neither overflow nor vanish."""
-    part = weights[..., start : start + width].double()
-    return part if exponent is None else torch.ldexp(part, -exponent[..., None, None])
+    exponent: Tensor = torch.frexp(torch.maximum(low.abs(), high.abs())).exponent
+    return exponent
 
 
 def _short_side_first(weights: Tensor) -> Tensor:
     return weights if weights.shape[-2] <= weights.shape[-1] else weights.mT
 
 
-def _gram_singular_values(weights: Tensor, exponent: Tensor | None) -> Tensor:
-    """Singular values as square roots of the Gram matrix's eigenvalues: (batch, n, m) -> (batch, k) ascending."""
+def _gram(weights: Tensor, exponent: Tensor | None) -> Tensor:
+    """Lower triangle of the Gram matrix of the short side: (batch, n, m) -> (batch, k, k) float64.
+
+    exponent: powers of two that the entries are divided by, to where their squares neither overflow nor vanish.
+    """
     matrices = _short_side_first(weights)
     batch, k, length = matrices.shape
     gram = torch.zeros(batch, k, k, dtype=torch.float64, device=weights.device)
-    chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, length // 8))
-    for start in range(0, length, chunk):
-        columns = _columns(matrices, exponent, start, chunk)
-        for top in range(0, k, _GRAM_BLOCK):
-            rows = slice(top, top + _GRAM_BLOCK)
-            left = slice(0, min(top + _GRAM_BLOCK, k))
-            gram[:, rows, left].baddbmm_(columns[:, rows], columns[:, left].mT)
-    del columns
-    eigenvalues: Tensor = torch.linalg.eigvalsh(gram, UPLO="L")
-    return eigenvalues.clamp_(min=0).sqrt_()
+    # A CPU gains nothing by products of several matrices at a time, and rounds them otherwise than one by one.
+    on_cpu = weights.device.type == "cpu"
+    step, (tile, width) = (1, _CPU_TILE) if on_cpu else (batch, _GPU_TILE)
+    width = min(width, length)
+    # One buffer for all columns, in the order in which they are stored: new memory for each would cost a tenth.
+    wide = matrices is weights
+    shape = (step, k, width) if wide else (step, width, k)
+    buffer = torch.empty(shape, dtype=torch.float64, device=weights.device)
+    buffer = buffer if wide else buffer.mT
+    for first in range(0, batch, step):
+        some = slice(first, first + step)
+        for start in range(0, length, width):
+            part = matrices[some, :, start : start + width]
+            columns = buffer[..., : part.shape[-1]].copy_(part)
+            if exponent is not None:
+                columns.ldexp_(-exponent[some, None, None])
+            for top in range(0, k, tile):
+                bottom = min(top + tile, k)
+                gram[some, top:bottom, :bottom].baddbmm_(columns[:, top:bottom], columns[:, :bottom].mT)
+    return gram
 
 
 def _gram_error(values: Tensor, side_sum: int) -> Tensor:
@@ -162,10 +166,15 @@ def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
     """
     matrix = _short_side_first(weight)
     k, length = matrix.shape
-    factor = _columns(matrix, exponent, 0, k).mT
-    chunk = max(_MIN_CHUNK, k // 8)
-    for start in range(k, length, chunk):
-        stacked = torch.cat([factor, _columns(matrix, exponent, start, chunk).mT])
+
+    def columns(start: int, stop: int) -> Tensor:
+        part = matrix[:, start:stop].double()
+        return part if exponent is None else torch.ldexp(part, -exponent)
+
+    factor = columns(0, k).mT
+    width = max(_MIN_FOLD, k // 8)
+    for start in range(k, length, width):
+        stacked = torch.cat([factor, columns(start, start + width).mT])
         del factor  # the decomposition makes copies of its own
         factor = torch.linalg.qr(stacked, mode="r").R
         del stacked
