@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 import spectrum
 from spectrum import hub, report, results, selection, shards, unfrozen
-from spectrum.batching import parse_batch_size
+from spectrum.batching import matrix_cost, parse_batch_size
 from spectrum.errors import CheckpointError, SpectrumError
-from spectrum.layers import LayerSnr, ScanResult, assemble, display_order, match_types, merge
+from spectrum.layers import LayerSnr, LayerWeight, ScanResult, assemble, display_order, match_types, merge
 
 if TYPE_CHECKING:
     from spectrum.checkpoint import Checkpoint
@@ -165,7 +165,7 @@ def _run(args: argparse.Namespace) -> str:
             wanted = match_types(args.layer_types, display_order([*result.scanned, *scanned.layer_types]))
             results.save(args.results_dir, result)
     if result.left_out:
-        _note(f"warning: left out for NaN or infinity in their weights: {report.listed(result.left_out)}")
+        _warn(f"left out for NaN or infinity in their weights: {report.listed(result.left_out)}")
     return _write(args, result, wanted, scan_file, origin)
 
 
@@ -213,7 +213,7 @@ def _write(
             reason = f"{args.top_percent} percent of no layer type is a whole layer; raise --top-percent"
         if not any(embeddings):
             raise SpectrumError(f"nothing to train: {reason}")
-        _note(f"warning: {reason}")
+        _warn(reason)
     sorted_file = results.save_sorted(args.output_dir, result)
     yaml_file = results.yaml_path(args.output_dir, args.model_name, args.top_percent)
     results.write_atomically(yaml_file, unfrozen.render_axolotl(entries, embeddings))
@@ -267,8 +267,8 @@ def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[st
     if wanted is None:
         known = len(cached.provenance.layer_types) if cached.provenance else 0
         if len(cached.scanned) < known:
-            _note(
-                f"warning: the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these "
+            _warn(
+                f"the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these "
                 "are selected from, --layer-types all adds the rest"
             )
         return None, []
@@ -302,9 +302,10 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
     results.check_writable([args.results_dir, args.output_dir])
     _give_freed_memory_back()
     from spectrum.checkpoint import open_checkpoint
-    from spectrum.scanning import devices_for, scan
+    from spectrum.devices import devices_for
+    from spectrum.scanning import scan
 
-    devices = devices_for(args.device)
+    devices = devices_for(args.device, _warn)
     checkpoint = open_checkpoint(
         args.model_name,
         revision=args.revision,
@@ -312,7 +313,7 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
         trust_remote_code=args.trust_remote_code,
     )
     for warning in checkpoint.warnings:
-        _note(f"warning: {warning}")
+        _warn(warning)
     made = checkpoint.provenance
     if patterns is None:
         asked = time.monotonic()
@@ -321,7 +322,7 @@ def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _S
     else:
         batch_size, types = _number(args.batch_size), match_types(patterns, made.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
-    scores = list(_with_progress(scan(weights, checkpoint.read, devices, batch_size), len(weights), quiet=args.quiet))
+    scores = list(_with_progress(scan(weights, checkpoint.read, devices, batch_size, _warn), weights, quiet=args.quiet))
     result = assemble(args.model_name, weights, scores, made)
     if not result.layers:
         raise SpectrumError(f"every weight scanned holds NaN or infinity: {report.listed(result.left_out)}")
@@ -339,7 +340,7 @@ def _give_freed_memory_back() -> None:
     than the tensors themselves. Other C libraries do not have the setting.
     """
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)
 
 
 def _answers(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
@@ -374,16 +375,25 @@ def _number(batch_size: int | str | None) -> int | None:
     return batch_size if isinstance(batch_size, int) else None
 
 
-def _with_progress(scores: Iterable[LayerSnr], total: int, *, quiet: bool) -> Iterator[LayerSnr]:
+def _with_progress(scores: Iterable[LayerSnr], weights: Sequence[LayerWeight], *, quiet: bool) -> Iterator[LayerSnr]:
+    """Scores as they come, under a bar that moves by the work done: weights differ in that by orders of magnitude."""
+    work = {weight.name: weight.count * matrix_cost(weight.matrix) for weight in weights}
     # A log file needs no bar redrawn ten times a second.
     shown = sys.stderr is not None and not quiet
     interval = 0.1 if shown and sys.stderr.isatty() else 10.0
-    with tqdm(total=total, unit="weight", file=sys.stderr, disable=not shown, mininterval=interval) as bar:
-        for score in scores:
-            bar.set_description(score.layer_type, refresh=False)
-            bar.update()
+    form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+    total, count = sum(work.values()), len(weights)
+    with tqdm(total=total, bar_format=form, file=sys.stderr, disable=not shown, mininterval=interval) as bar:
+        bar.set_description_str(f"0/{count} weights")
+        for done, score in enumerate(scores, 1):
+            bar.set_description_str(f"{done}/{count} weights, {score.layer_type}", refresh=False)
+            bar.update(work[score.name])
             yield score
-        bar.set_description("scanned", refresh=False)
+        bar.set_description_str(f"{count}/{count} weights", refresh=False)
+
+
+def _warn(message: str) -> None:
+    _note(f"warning: {message}")
 
 
 def _note(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Score the weights of a model: read ahead, stage to a device, decompose, batch after batch."""
+"""Score the weights of a model: plan, read ahead, decompose, batch after batch, on every lane of every device."""
 
 from __future__ import annotations
 
@@ -7,38 +7,23 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import isnan, nan
 
 import torch
 
 from spectrum import snr
-from spectrum.batching import plan
+from spectrum.batching import batch_bytes, plan
+from spectrum.devices import is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
 from spectrum.errors import DeviceError
 from spectrum.layers import LayerSnr, LayerWeight, WeightBatch
 
 Reader = Callable[[LayerWeight, int], torch.Tensor]
+_Read = tuple[WeightBatch, torch.Tensor]
 
-
-def devices_for(name: str) -> list[torch.device]:
-    """The devices that a `--device` means: `auto` is every visible GPU, else the CPU.
-
-    Raises DeviceError for a name that is no device, or one that this machine lacks.
-    """
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    if name == "auto":
-        return gpus or [torch.device("cpu")]
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        found = f"this machine has {len(gpus)} GPU(s) that torch can use"
-        if (device.index or 0) >= len(gpus):
-            raise DeviceError(f"there is no device {name!r}: {found}")
-        return [device]
-    if device.type != "cpu":
-        raise DeviceError(f"{name!r} has no float64 eigensolver in torch; use cpu")
-    return [device]
+# Small matrices share a call until it occupies this much: enough to hide the calls' overhead.
+_CPU_BATCH = 16 << 20  # bytes
+_GPU_BATCH = 512 << 20
 
 
 def scan(
@@ -46,19 +31,21 @@ def scan(
     read: Reader,
     devices: Sequence[torch.device],
     batch_size: int | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[LayerSnr]:
     """Scores in the order in which they are done; those of tied weights come together.
 
-    read: matrix `index` of a weight, (n, m). Each device has a worker that takes the next batch and, while it
-    decomposes that, reads the one after. batch_size: see `batching.plan`. An exception of `read`, or of the kernel,
-    is raised here.
+    read: matrix `index` of a weight, (n, m). batch_size: matrices in one call of the kernel; None for as many as fit
+    in a budget. warn: told, from another thread, of what a device could not do and the CPU does. An exception of
+    `read` or the kernel is raised here; DeviceError where the CPU has no memory for a matrix, or cannot decompose it.
     """
     owners: dict[str, list[LayerWeight]] = {}
     for weight in weights:
         owners.setdefault(weight.parameter, []).append(weight)
     parts: dict[str, list[float]] = {weight.parameter: [nan] * weight.count for weight in weights}
     waiting = {weight.parameter: weight.count for weight in weights}
-    for batch, scores in _scored(plan(weights, batch_size), read, devices):
+    budget = max((_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices), default=0)
+    for batch, scores in _scored(plan(weights, batch_size, budget), read, devices, warn):
         for (weight, index), value in zip(batch.members, scores, strict=True):
             parts[weight.parameter][index] = value
             waiting[weight.parameter] -= 1
@@ -75,78 +62,155 @@ def _layer_snr(weight: LayerWeight, values: list[float]) -> LayerSnr:
     return LayerSnr(weight.name, weight.layer_type, median, tuple(values))
 
 
+class _Room:
+    """The memory that batches in flight on a device may take together. A single one may take any."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until there is so much."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._free >= min(size, self._size))
+            self._free -= size
+
+    def give(self, size: int) -> None:
+        """Give back what was taken."""
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 def _scored(
-    batches: Sequence[WeightBatch], read: Reader, devices: Sequence[torch.device]
+    batches: Sequence[WeightBatch], read: Reader, devices: Sequence[torch.device], warn: Callable[[str], None]
 ) -> Iterator[tuple[WeightBatch, list[float]]]:
-    """Batches and their scores, as workers finish them."""
+    """Batches and their scores, as lanes finish them."""
     results: queue.Queue[tuple[WeightBatch, list[float]] | BaseException] = queue.Queue()
     todo = iter(batches)
-    lock = threading.Lock()
+    taking = threading.Lock()
     stopped = threading.Event()
 
-    def next_batch() -> tuple[WeightBatch, torch.Tensor] | None:
-        with lock:
-            batch = None if stopped.is_set() else next(todo, None)
-        return None if batch is None else (batch, _stack(batch, read))
+    def next_read(room: _Room, pin: bool) -> _Read | None:
+        with taking:
+            batch = next(todo, None)
+        if batch is None:
+            return None
+        room.take(batch_bytes(batch))
+        return None if stopped.is_set() else (batch, _stack(batch, read, pin))
 
-    def work(device: torch.device) -> None:
-        # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
-        with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
-            try:
-                ahead = reader.submit(next_batch)
-                while (current := ahead.result()) is not None:
-                    ahead = reader.submit(next_batch)
+    def work(device: torch.device, room: _Room, following: Callable[[], _Read | None]) -> None:
+        try:
+            with lane(device):
+                while (current := following()) is not None:
                     batch, stored = current
                     del current
-                    results.put((batch, _score(batch, stored, device)))
+                    scores = _scores(stored, batch.members, device, warn)
                     del stored
-            except BaseException as error:  # the consumer raises it
-                results.put(error)
-
-    for device in devices:
-        if device.type == "cuda":  # torch's first use of it must not be in two threads at once (pytorch#90613)
-            torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
-    workers = [threading.Thread(target=work, args=(device,), daemon=True, name=f"score {device}") for device in devices]
-    for worker in workers:
-        worker.start()
-    try:
-        for _ in batches:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-    except KeyboardInterrupt:
-        stopped.set()  # whoever interrupts does not want to wait for the decomposition that is under way
-        raise
-    finally:
-        if not stopped.is_set():
+                    room.give(batch_bytes(batch))
+                    results.put((batch, scores))
+        except BaseException as error:  # the consumer raises it
             stopped.set()
-            for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
-                worker.join()
+            results.put(error)
+
+    crews = [(device, lanes(device), _Room(memory_budget(device))) for device in devices]
+    with one_core_a_thread(devices):
+        readers, workers = [], []
+        for device, size, room in crews:
+            if device.type == "cuda":  # torch's first use of it must not be in two threads at once (pytorch#90613)
+                torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
+            # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
+            reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
+            following = _read_ahead(reader, partial(next_read, room, device.type == "cuda"))
+            readers.append(reader)
+            for _ in range(size):
+                arguments = (device, room, following)
+                workers.append(threading.Thread(target=work, args=arguments, daemon=True, name=f"score {device}"))
+        for worker in workers:
+            worker.start()
+        interrupted = False
+        try:
+            for _ in batches:
+                result = results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        except KeyboardInterrupt:
+            interrupted = True  # whoever interrupts does not want to wait for the decompositions that are under way
+            raise
+        finally:
+            stopped.set()
+            for _, _, room in crews:
+                room.close()
+            if not interrupted:
+                for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
+                    worker.join()
+            for reader in readers:
+                reader.shutdown(wait=not interrupted)
 
 
-def _score(batch: WeightBatch, stored: torch.Tensor, device: torch.device) -> list[float]:
-    first, count = batch.members[0][0].name, len(batch.members)
+def _read_ahead(reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None]) -> Callable[[], _Read | None]:
+    """Results of `next_read` in turn, each begun when the one before it is taken."""
+    turn = threading.Lock()
+    ahead = reader.submit(next_read)
+
+    def following() -> _Read | None:
+        nonlocal ahead
+        with turn:
+            current = ahead.result()
+            if current is not None:
+                ahead = reader.submit(next_read)
+            return current
+
+    return following
+
+
+def _scores(
+    stored: torch.Tensor,
+    members: Sequence[tuple[LayerWeight, int]],
+    device: torch.device,
+    warn: Callable[[str], None],
+) -> list[float]:
+    """Scores of a batch on a device; of halves of it, where it is too much; on the CPU, where a single matrix is."""
     try:
-        scores: list[float] = snr.score(stored.to(device)).tolist()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceError(
-            f"{device} has no memory for {count} of {first}; use a smaller --batch-size, or --device cpu"
-        ) from error
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise DeviceError(f"{device} cannot decompose {first}, or one of {count} batched with it: {error}") from error
-    return scores
+        scores: list[float] = snr.score(stored.to(device, non_blocking=True)).tolist()
+        return scores
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            problem = "cannot decompose"
+        elif is_out_of_memory(error):
+            problem = "has no memory for"
+        else:
+            raise
+    # What the failed attempt held is free only from here on.
+    name = members[0][0].name
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if (half := len(members) // 2) > 0:
+        parts = (slice(0, half), slice(half, None))
+        return [score for part in parts for score in _scores(stored[part], members[part], device, warn)]
+    if device.type == "cpu":
+        raise DeviceError(f"the CPU {problem} {name}, {' x '.join(map(str, stored.shape[1:]))}")
+    warn(f"{device} {problem} {name}; the CPU takes it")
+    return _scores(stored, members, torch.device("cpu"), warn)
 
 
-def _stack(batch: WeightBatch, read: Reader) -> torch.Tensor:
-    """The batch's matrices in one tensor; a single one is not copied."""
-    if len(batch.members) == 1:
+def _stack(batch: WeightBatch, read: Reader, pin: bool) -> torch.Tensor:
+    """The batch's matrices in one tensor, pinned for a GPU to fetch on its own; else a single one is not copied."""
+    if len(batch.members) == 1 and not pin:
         return read(*batch.members[0]).unsqueeze(0)
     stacked: torch.Tensor | None = None
     for i, (weight, index) in enumerate(batch.members):
         matrix = read(weight, index)
         if stacked is None:
-            stacked = matrix.new_empty((len(batch.members), *matrix.shape))
+            stacked = matrix.new_empty((len(batch.members), *matrix.shape), pin_memory=pin)
         stacked[i] = matrix
     assert stacked is not None
     return stacked

@@ -306,7 +306,7 @@ def test_stderr_has_the_defaults_and_the_progress(first_scan: FirstScan) -> None
     defaults, _, progress = first_scan.done.err.partition("\n")
     assert defaults == "spectrum: no terminal to ask on: batch size auto, layer types all"
     assert "0/75" in progress
-    assert re.search(r"100%.*75/75.*weight/s", progress)
+    assert re.search(r"100%.*75/75 weights", progress)
 
 
 def test_the_sidecar_says_which_weights_were_scanned(first_scan: FirstScan, weights: dict[str, torch.Tensor]) -> None:

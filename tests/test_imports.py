@@ -39,10 +39,11 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {
         *("spectrum", "errors", "layers", "shards", "hub", "skeleton", "quantization", "mapping", "loading", "torch"),
     },
-    "scanning": {"errors", "layers", "batching", "snr", "torch"},
+    "devices": {"errors", "torch"},
+    "scanning": {"errors", "layers", "batching", "devices", "snr", "torch"},
     "cli": {
         *("spectrum", "errors", "layers", "selection", "unfrozen", "report", "results", "prompts"),
-        *("batching", "shards", "hub", "checkpoint", "scanning", "tqdm"),
+        *("batching", "shards", "hub", "checkpoint", "devices", "scanning", "tqdm"),
     },
     "__main__": {"cli"},
 }

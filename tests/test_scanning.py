@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 import threading
+import weakref
 from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
-from spectrum import snr
+from spectrum import scanning, snr
+from spectrum.batching import matrix_bytes
 from spectrum.errors import DeviceError
 from spectrum.layers import LayerWeight
-from spectrum.scanning import devices_for, scan
+from spectrum.scanning import scan
 from tests.conftest import oracle_snr
 
 CPU = torch.device("cpu")
@@ -228,36 +231,142 @@ def test_nothing_to_scan_gives_nothing() -> None:
     assert list(scan([], Reader({}), [CPU])) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "gpus", "devices"),
-    [
-        ("auto", 0, ["cpu"]),
-        ("auto", 1, ["cuda:0"]),
-        ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
-        ("cpu", 0, ["cpu"]),
-        ("cpu", 2, ["cpu"]),
-        ("cuda", 2, ["cuda"]),
-        ("cuda:1", 2, ["cuda:1"]),
-    ],
-)
-def test_devices(name: str, gpus: int, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert [str(device) for device in devices_for(name)] == devices
+def no_convergence() -> Exception:
+    """What torch raises where a decomposition fails."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.linalg.cholesky(torch.zeros(2, 2))
+    return caught.value
+
+
+class Starved:
+    """A kernel for which more than so many matrices are too much, on any device but the real CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, failure: Exception) -> None:
+        self.sizes: list[int] = []
+        score = snr.score
+
+        def starved(batch: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(batch))
+            if len(batch) > most:
+                raise failure
+            return score(batch)
+
+        monkeypatch.setattr(snr, "score", starved)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "failure",
     [
-        ("nonsense", "'nonsense' is no device; use auto, cpu, cuda or cuda:N"),
-        ("", "'' is no device"),
-        ("cuda:-1", "'cuda:-1' is no device"),
-        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use"),
-        ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
-        ("mps", "'mps' has no float64 eigensolver in torch; use cpu"),
-        ("meta", "'meta' has no float64 eigensolver in torch; use cpu"),
+        OUT_OF_MEMORY,
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        no_convergence(),
     ],
+    ids=["gpu", "python", "cpu", "no convergence"],
 )
-def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match=re.escape(message)):
-        devices_for(name)
+@pytest.mark.parametrize(("most", "sizes"), [(7, [7]), (6, [7, 3, 4]), (3, [7, 3, 4, 2, 2]), (1, 13)], ids=str)
+def test_a_batch_that_is_too_much_is_halved(
+    failure: Exception, most: int, sizes: list[int] | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {score.name: score.snr for score in scan(alike(7).weights(), alike(7), [CPU])}
+    kernel = Starved(monkeypatch, most, failure)
+    reader = alike(7)
+    warnings: list[str] = []
+    scores = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU], None, warnings.append)}
+    assert scores == pytest.approx(expected, rel=1e-12)
+    assert kernel.sizes == sizes or len(kernel.sizes) == sizes
+    assert warnings == []
+    assert sorted(reader.reads) == sorted((name, 0) for name in expected)  # none was read anew
+
+
+def test_a_matrix_for_which_the_cpu_has_no_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    Starved(monkeypatch, 0, MemoryError())
+    reader = alike(1)
+    with pytest.raises(DeviceError, match=re.escape("the CPU has no memory for layers.0, 5 x 8")):
+        list(scan(reader.weights(), reader, [CPU]))
+
+
+def test_what_is_too_much_for_a_device_goes_to_the_cpu_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device stands for a GPU: nothing can be had from it, so all that comes back was done on the CPU.
+    gpu = torch.device("meta")
+    score = snr.score
+
+    def on(batch: torch.Tensor) -> torch.Tensor:
+        if batch.device == gpu:
+            raise OUT_OF_MEMORY
+        return score(batch)
+
+    monkeypatch.setattr(snr, "score", on)
+    monkeypatch.setattr(scanning, "lane", lambda device: nullcontext())
+    reader = alike(3)
+    warnings: list[str] = []
+    scores = {score.name: score.snr for score in scan(reader.weights(), reader, [gpu], None, warnings.append)}
+    assert scores == {name: pytest.approx(oracle_snr(value.numpy())) for name, value in reader.parameters.items()}
+    assert sorted(warnings) == [f"meta has no memory for layers.{i}; the CPU takes it" for i in range(3)]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
+    """To the last digit: what is scored on a machine with more cores, or anew, must not differ."""
+    parameters = {
+        **{f"small.{i}": matrices(30, 40, seed=i).bfloat16() for i in range(8)},
+        **{f"wide.{i}": matrices(300, 700, seed=10 + i).bfloat16() for i in range(3)},
+        "tall": matrices(900, 210, seed=20).bfloat16(),
+        "square": matrices(260, 260, seed=21),
+    }
+    alone = {score.name: score.snr for score in scan(Reader(parameters).weights(), Reader(parameters), [CPU], 1)}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(cores)
+        for devices, batch_size in (([CPU], 1), ([CPU, CPU], 3), ([CPU], None)):
+            reader = Reader(parameters)
+            scores = {score.name: score.snr for score in scan(reader.weights(), reader, devices, batch_size)}
+            assert scores == alone
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
+    size = matrix_bytes((50, 80), "float64")
+    monkeypatch.setattr(scanning, "memory_budget", lambda device: 2 * size)
+    monkeypatch.setattr(scanning, "lanes", lambda device: 5)
+    matrix = matrices(50, 80)
+    held: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def read(weight: LayerWeight, index: int) -> torch.Tensor:
+        nonlocal most
+        value = matrix.clone()
+        held.append(weakref.ref(value))
+        most = max(most, sum(ref() is not None for ref in held))
+        return value
+
+    weights = Reader(dict.fromkeys((f"layers.{i}" for i in range(200)), matrix)).weights()
+    assert len(list(scan(weights, read, [CPU], 1))) == 200
+    assert most == 2
+
+
+def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(scanning, "lanes", lambda device: 3)
+    reader = alike(20)
+    assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
+
+
+def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(scanning, "lanes", lambda device: 3)
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("did not converge")
+
+    monkeypatch.setattr(snr, "score", failing)
+    reader = alike(20)
+    with pytest.raises(RuntimeError, match="did not converge"):
+        list(scan(reader.weights(), reader, [CPU], 1))
+    assert workers() == []

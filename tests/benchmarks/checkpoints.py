@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,13 @@ def write(directory: Path, config: Any, seed: int = 0) -> int:
 
     Fused experts are stored singly, as most releases store them.
     """
-    auto: Any = transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     directory.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    for name, parameter in model.named_parameters():
+    for name, shape in stored_shapes(config):
         part = name.split(".")[2] if ".layers." in name else "rest"
-        parts.setdefault(part, []).extend(_stored(name, tuple(parameter.shape)))
+        parts.setdefault(part, []).append((name, shape))
     for part, entries in parts.items():
         file = f"model-{part}.safetensors"
         tensors = {
@@ -51,9 +49,18 @@ def write(directory: Path, config: Any, seed: int = 0) -> int:
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config.architectures = [type(model).__name__]
     config.save_pretrained(directory)
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def stored_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Keys and shapes of a checkpoint of the config's causal model. The config is told the model's class."""
+    auto: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    config.architectures = [type(model).__name__]
+    for name, parameter in model.named_parameters():
+        yield from _stored(name, tuple(parameter.shape))
 
 
 def _stored(name: str, shape: tuple[int, ...]) -> list[tuple[str, Any]]:

@@ -2,16 +2,15 @@
 
     python -m tests.benchmarks.end_to_end [--runs 3] [--keep DIRECTORY]
 
-Two checkpoints: the sample one, and a Llama of 1 GB in bfloat16 with an untied head. Runs are interleaved, since other
-work on the machine comes and goes; figures are medians. Memory is the process's peak resident size over that of a
-process that only imports what the command imports.
+Two checkpoints: the sample one, and one of Llama-3.2-1B's shapes in bfloat16. Runs are interleaved, since other work on
+the machine comes and goes; figures are medians. Memory is the process's peak resident size over that of a process that
+only imports what the command imports. The limit is that of `tests.benchmarks.kernel`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,18 +20,22 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.benchmarks.checkpoints import write
+from tests.benchmarks.checkpoints import stored_shapes, write
+from tests.benchmarks.kernel import operations, product_rate
+from tests.benchmarks.machine import description
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "tests" / "data" / "tiny-llama"
 
-ONE_GIGABYTE = transformers.LlamaConfig(
+LLAMA_1B = transformers.LlamaConfig(
     hidden_size=2048,
-    intermediate_size=5632,
-    num_hidden_layers=8,
+    intermediate_size=8192,
+    num_hidden_layers=16,
     num_attention_heads=32,
-    num_key_value_heads=4,
-    vocab_size=32000,
+    num_key_value_heads=8,
+    head_dim=64,
+    vocab_size=128256,
+    tie_word_embeddings=True,
     dtype="bfloat16",
 )
 
@@ -95,20 +98,20 @@ def main() -> None:
     """Write the checkpoints, run, print a table in Markdown."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=3)
-    arguments.add_argument("--keep", type=Path, help="directory of the 1 GB checkpoint, written if absent")
+    arguments.add_argument("--keep", type=Path, help="directory of the large checkpoint, written if absent")
     options = arguments.parse_args()
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} cores; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; medians of {options.runs} runs\n"
-    )
-    print("| checkpoint | what | time | memory over imports | time ratio |")
+    print(f"{description()}; medians of {options.runs} runs\n")
+    print("| checkpoint | what | time | memory over imports | ratio |")
     print("|---|---|---|---|---|")
     compare("sample", SAMPLE, options.runs)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = options.keep or Path(scratch) / "llama-1gb"
+        checkpoint = options.keep or Path(scratch) / "llama-1b"
         if not checkpoint.exists():
-            write(checkpoint, ONE_GIGABYTE)
-        compare("Llama, 1 GB", checkpoint, options.runs)
+            write(checkpoint, LLAMA_1B)
+        compare("Llama-3.2-1B's shapes", checkpoint, options.runs)
+    work = sum(operations(shape) for _, shape in stored_shapes(LLAMA_1B) if len(shape) == 2)
+    rate = product_rate(torch.device("cpu"))
+    print(f"\nLimit: {work:.3g} operations at {rate:.3g} a second, {work / rate:.1f} s")
 
 
 if __name__ == "__main__":

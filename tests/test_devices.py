@@ -1,0 +1,112 @@
+"""What a `--device` means, how many lanes a device has, and what memory they share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrum import devices
+from spectrum.devices import devices_for, is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
+from spectrum.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+def no_warning(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 1, ["cuda:0"]),
+        ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cpu", 0, ["cpu"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 2, ["cuda"]),
+        ("cuda:1", 2, ["cuda:1"]),
+    ],
+)
+def test_devices(name: str, gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [str(device) for device in devices_for(name, no_warning)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "'nonsense' is no device; use auto, cpu, cuda or cuda:N"),
+        ("", "'' is no device"),
+        ("cuda:-1", "'cuda:-1' is no device"),
+        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use"),
+        ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match=re.escape(message)):
+        devices_for(name, no_warning)
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "xpu", "meta"])
+def test_the_cpu_stands_in_for_a_device_without_a_float64_eigensolver_and_says_so(name: str) -> None:
+    said: list[str] = []
+    assert devices_for(name, said.append) == [CPU]
+    assert said == [f"torch has no float64 eigensolver for {name}; the scan runs on the CPU"]
+
+
+def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores in (1, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert lanes(CPU) == cores
+    assert lanes(torch.device("cuda")) == 2
+    with lane(CPU):
+        assert torch.ones(1).item() == 1
+
+
+def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with one_core_a_thread([torch.device("cuda"), CPU]):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with one_core_a_thread([torch.device("cuda")]):
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_budget_is_half_of_the_memory_that_is_free() -> None:
+    available = int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
+    assert 0 < memory_budget(CPU) <= 0.6 * available
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"), [("1000\n", "400\n", 300), ("max\n", "400\n", None), ("400\n", "1000\n", 0)]
+)
+def test_the_budget_keeps_within_a_container(
+    limit: str, used: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "limit").write_text(limit)
+    (tmp_path / "used").write_text(used)
+    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "absent", tmp_path / "absent")])
+    without = memory_budget(CPU)
+    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "limit", tmp_path / "used")])
+    if expected is None:
+        assert memory_budget(CPU) == pytest.approx(without, rel=0.5)
+    else:
+        assert memory_budget(CPU) == expected
+
+
+def test_failures_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)  # what torch's own allocator raises
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("did not converge"))
