@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from spectrum.layers import LayerWeight, WeightBatch
 
@@ -13,10 +14,16 @@ _MAX_BATCH = 256
 _ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def plan(weights: Iterable[LayerWeight], batch_size: int | None, budget: int) -> list[WeightBatch]:
+def plan(
+    weights: Iterable[LayerWeight],
+    batch_size: int | None,
+    budget: int,
+    known: Container[tuple[str, int]] = frozenset(),
+) -> list[WeightBatch]:
     """Batches, the costliest first, so that none is left for the end when all but one lane are done.
 
     Tied weights are planned once. batch_size: matrices a call, or None for as many as the budget has bytes for.
+    known: matrices, by parameter and index, that are left out.
     """
     distinct: dict[str, LayerWeight] = {}
     for weight in weights:
@@ -24,12 +31,23 @@ def plan(weights: Iterable[LayerWeight], batch_size: int | None, budget: int) ->
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for weight in distinct.values():
         members = groups.setdefault((weight.matrix, weight.dtype), [])
-        members.extend((weight, index) for index in range(weight.count))
+        members.extend((weight, index) for index in range(weight.count) if (weight.parameter, index) not in known)
     batches = []
     for (shape, dtype), members in groups.items():
         size = batch_size or max(1, min(_MAX_BATCH, budget // matrix_bytes(shape, dtype)))
         batches += [WeightBatch(shape, dtype, tuple(part)) for part in _parts(members, size)]
-    return sorted(batches, key=lambda batch: -len(batch.members) * matrix_cost(batch.matrix))
+    return sorted(batches, key=batch_cost, reverse=True)
+
+
+def share(batches: Iterable[WeightBatch], processes: int) -> list[list[WeightBatch]]:
+    """Batches, the costliest first, dealt out so that each process has about the same work."""
+    shares: list[list[WeightBatch]] = [[] for _ in range(processes)]
+    loads = [(0, process) for process in range(processes)]
+    for batch in batches:
+        load, process = loads[0]
+        shares[process].append(batch)
+        heapq.heapreplace(loads, (load + batch_cost(batch), process))
+    return shares
 
 
 def parse_batch_size(text: str) -> int | None:
@@ -48,6 +66,11 @@ def matrix_cost(shape: tuple[int, int]) -> int:
     """
     k, m = sorted(shape)
     return k * k * (m + 2 * k)
+
+
+def batch_cost(batch: WeightBatch) -> int:
+    """Work to score a batch."""
+    return len(batch.members) * matrix_cost(batch.matrix)
 
 
 def matrix_bytes(shape: tuple[int, int], dtype: str) -> int:

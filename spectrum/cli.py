@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
+import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
 import spectrum
-from spectrum import hub, report, results, selection, shards, unfrozen
-from spectrum.batching import matrix_cost, parse_batch_size
-from spectrum.errors import CheckpointError, SpectrumError
-from spectrum.layers import LayerSnr, LayerWeight, ScanResult, assemble, display_order, match_types, merge
+from spectrum import processes, report, results, scans, selection, unfrozen
+from spectrum.batching import batch_cost, parse_batch_size
+from spectrum.errors import SpectrumError
+from spectrum.layers import WeightBatch, match_types
 
 if TYPE_CHECKING:
     from spectrum.checkpoint import Checkpoint
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-_M_MMAP_THRESHOLD = -3  # from malloc.h
+# 128 + the signal's number, as shells report it.
+INTERRUPTED = 130
+TERMINATED = 143
 
 _LONGEST_PERCENT = 20  # characters: it becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
@@ -107,13 +107,24 @@ def parser() -> argparse.ArgumentParser:
 
 def command() -> NoReturn:
     """Run the command as a process of its own, and end that."""
+    signal.signal(signal.SIGTERM, _terminate)
     status = main()
-    if status == INTERRUPTED:
+    if status in (INTERRUPTED, TERMINATED):
         # Threads may be in the midst of a decomposition, which Python neither ends nor survives.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Whoever keeps the machine wants it back: all ends as if the user had interrupted it."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    raise _Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,10 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
         report_text = _run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        return _fail("interrupted", INTERRUPTED)
+        cause = interrupt.__cause__ or interrupt
+        if processes.rank() == 0:
+            _note(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}")
+        return TERMINATED if isinstance(cause, _Terminated) else INTERRUPTED
     except SpectrumError as error:
         if debug:
             raise
@@ -134,75 +148,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
-    try:
-        print(report_text, flush=True)
-    except BrokenPipeError:  # whoever reads stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if processes.rank() == 0:
+        try:
+            print(_visible(report_text), flush=True)
+        except BrokenPipeError:  # whoever reads stdout has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _run(args: argparse.Namespace) -> str:
     """Do the job; return what to say of it on stdout."""
-    results.check_name(args.model_name)
-    cached = None if args.rescan else _usable_cache(args)
-    wanted: Sequence[str] | None
-    if cached is None:
-        scanned = _scan(args)
-        result, wanted, origin = scanned.result, scanned.layer_types, scanned.origin
-        scan_file = results.save(args.results_dir, result)
-    else:
-        wanted, missing = _in_cache(cached, args.layer_types)
-        result = cached
-        scan_file = results.scan_path(args.results_dir, args.model_name)
-        origin = f"{report.plural(len(result.layers), 'layer')} of {args.model_name}, from the cached scan."
-        if missing:
-            scanned = _scan(_as_cached(args, cached), missing)
-            if not _same_weights(cached, scanned.result):
-                _note(f"the cached scan {scan_file} is of other weights than those found now; scanning all anew")
-                scanned = _scan(args, args.layer_types)
-                cached = scanned.result
-            result, origin = _with_request_of(cached, merge(cached, scanned.result)), scanned.origin
-            wanted = match_types(args.layer_types, display_order([*result.scanned, *scanned.layer_types]))
-            results.save(args.results_dir, result)
-    if result.left_out:
-        _warn(f"left out for NaN or infinity in their weights: {report.listed(result.left_out)}")
-    return _write(args, result, wanted, scan_file, origin)
+    request = scans.Request(
+        model=args.model_name,
+        results_dir=args.results_dir,
+        revision=args.revision,
+        model_class=args.model_class,
+        trust_remote_code=args.trust_remote_code,
+        layer_types=args.layer_types,
+        device=args.device,
+        rescan=args.rescan,
+        also_written=[args.output_dir],
+    )
+    attendant = scans.Attendant(_note, partial(_answers, args), partial(_with_progress, quiet=args.quiet))
+    if processes.rank() > 0:
+        scans.assist(attendant)
+        return ""
+    return _write(args, scans.obtain(request, attendant))
 
 
-def _as_cached(args: argparse.Namespace, cached: ScanResult) -> argparse.Namespace:
-    """The arguments, with the class and the commit that a cached scan was made with where none are given."""
-    made = cached.provenance
-    if made is None:
-        return args
-    asked = {
-        "model_class": args.model_class or made.class_asked,
-        "revision": args.revision or made.revision or made.commit,
-    }
-    return argparse.Namespace(**{**vars(args), **asked})
-
-
-def _with_request_of(cached: ScanResult, result: ScanResult) -> ScanResult:
-    """A result that is recorded as made for what the cached scan was asked for, not for how it was added to."""
-    asked, made = cached.provenance, result.provenance
-    if asked is None or made is None:
-        return result
-    return replace(result, provenance=replace(made, revision=asked.revision, class_asked=asked.class_asked))
-
-
-def _same_weights(cached: ScanResult, new: ScanResult) -> bool:
-    """Whether two scans are of the same weights under the same names; taken on trust where one does not say."""
-    a, b = cached.provenance, new.provenance
-    if a is None or b is None:
-        return True
-    return (a.commit, a.fingerprint, a.model_class) == (b.commit, b.fingerprint, b.model_class)
-
-
-def _write(
-    args: argparse.Namespace, result: ScanResult, wanted: Sequence[str] | None, scan_file: Path, origin: str
-) -> str:
-    limited = result
-    if wanted is not None:
-        limited = replace(result, layers=tuple(layer for layer in result.layers if layer.layer_type in wanted))
+def _write(args: argparse.Namespace, scan: scans.Obtained) -> str:
+    result = limited = scan.result
+    if scan.wanted is not None:
+        limited = replace(result, layers=tuple(layer for layer in result.layers if layer.layer_type in scan.wanted))
     chosen = selection.top_percent(limited, args.top_percent)
     entries = unfrozen.unfrozen_entries(chosen, result, embeddings=not args.no_embeddings)
     embeddings = () if args.no_embeddings else unfrozen.embedding_names(result.provenance)
@@ -219,135 +196,15 @@ def _write(
     results.write_atomically(yaml_file, unfrozen.render_axolotl(entries, embeddings))
     if args.quiet:
         return str(yaml_file)
-    paths = report.written([("scores", scan_file), ("sorted", sorted_file), ("unfrozen parameters", yaml_file)])
-    return "\n\n".join([origin, report.summary_table(chosen), paths])
+    paths = report.written([("scores", scan.path), ("sorted", sorted_file), ("unfrozen parameters", yaml_file)])
+    return "\n\n".join([scan.origin, report.summary_table(chosen), paths])
 
 
-def _usable_cache(args: argparse.Namespace) -> ScanResult | None:
-    cached = results.load(args.results_dir, args.model_name)
-    if cached is None:
-        return None
-    stale = "its two files do not belong together" if not cached.whole else _why_stale(args, cached.result)
-    if stale is None:
-        return cached.result
-    path = results.scan_path(args.results_dir, args.model_name)
-    _note(f"the cached scan {path} is not used: {stale}; scanning again")
-    return None
-
-
-def _why_stale(args: argparse.Namespace, cached: ScanResult) -> str | None:
-    """Why a cached scan is not one of the weights that are asked for; None where nothing speaks against it."""
-    made = cached.provenance
-    if made is None:
-        return None
-    if cached.model != args.model_name:
-        return f"it is of {cached.model!r}, whose files have the same name"
-    if args.model_class not in (None, made.model_class, made.class_asked):
-        return f"its names are those of {made.model_class}, not of {args.model_class}"
-    try:
-        directory = hub.local_directory(args.model_name)
-    except CheckpointError:
-        return None  # the cache is enough
-    if directory is not None:
-        if shards.has_weights(directory) and shards.fingerprint(directory) != made.fingerprint:
-            return f"the weights in {directory} are not those that were scanned"
-        return None
-    if made.commit is None:
-        return None
-    if args.revision not in (made.revision, made.commit):
-        return f"it is of revision {made.revision or 'default'}"
-    on_disk = hub.cached_snapshot(args.model_name, args.revision)
-    if on_disk is not None and on_disk.name != made.commit:
-        return f"it is of commit {made.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
-    return None
-
-
-def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
-    """The layer types that `--layer-types` means, and those of them that a cache lacks."""
-    if wanted is None:
-        known = len(cached.provenance.layer_types) if cached.provenance else 0
-        if len(cached.scanned) < known:
-            _warn(
-                f"the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these "
-                "are selected from, --layer-types all adds the rest"
-            )
-        return None, []
-    if cached.provenance is not None:
-        types = match_types(wanted, cached.provenance.layer_types)
-        return types, [name for name in types if name not in cached.scanned]
-    if set(wanted) - set(cached.scanned):
-        _note("the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)")
-    missing = []
-    types = []
-    for pattern in wanted:
-        try:
-            types += match_types([pattern], cached.scanned)
-        except SpectrumError:
-            missing.append(pattern)  # the model may have it
-    return [*types, *missing], missing
-
-
-@dataclass(frozen=True, slots=True)
-class _Scanned:
-    """A finished scan, the layer types that it was asked for, and a line that says what was done."""
-
-    result: ScanResult
-    layer_types: tuple[str, ...]
-    origin: str
-
-
-def _scan(args: argparse.Namespace, patterns: Sequence[str] | None = None) -> _Scanned:
-    """Scan the layer types that `patterns` name; without these, those that the user chooses."""
-    started = time.monotonic()
-    results.check_writable([args.results_dir, args.output_dir])
-    _give_freed_memory_back()
-    from spectrum.checkpoint import open_checkpoint
-    from spectrum.devices import devices_for
-    from spectrum.scanning import scan
-
-    devices = devices_for(args.device, _warn)
-    checkpoint = open_checkpoint(
-        args.model_name,
-        revision=args.revision,
-        model_class=args.model_class,
-        trust_remote_code=args.trust_remote_code,
-    )
-    for warning in checkpoint.warnings:
-        _warn(warning)
-    made = checkpoint.provenance
-    if patterns is None:
-        asked = time.monotonic()
-        batch_size, types = _answers(args, checkpoint)
-        started += time.monotonic() - asked
-    else:
-        batch_size, types = _number(args.batch_size), match_types(patterns, made.layer_types)
-    weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
-    scores = list(_with_progress(scan(weights, checkpoint.read, devices, batch_size, _warn), weights, quiet=args.quiet))
-    result = assemble(args.model_name, weights, scores, made)
-    if not result.layers:
-        raise SpectrumError(f"every weight scanned holds NaN or infinity: {report.listed(result.left_out)}")
-    origin = (
-        f"Scanned {report.plural(len(weights), 'layer')} of {args.model_name} ({made.model_class}) "
-        f"on {', '.join(map(str, devices))} in {report.duration(time.monotonic() - started)}."
-    )
-    return _Scanned(result, tuple(types), origin)
-
-
-def _give_freed_memory_back() -> None:
-    """Have glibc return what large tensors took when they are freed.
-
-    By default it keeps blocks of up to 32 MiB for later, in a pool for each thread: over a long scan that is more
-    than the tensors themselves. Other C libraries do not have the setting.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)
-
-
-def _answers(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
+def _answers(args: argparse.Namespace, request: scans.Request, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
     """Batch size and layer types: from flags, else asked, else the defaults."""
     all_types = checkpoint.provenance.layer_types
     batch_size = _number(args.batch_size)
-    types = match_types(args.layer_types or ["all"], all_types)
+    types = match_types(request.layer_types or ["all"], all_types)
     unanswered = []
     if args.batch_size is None:
         unanswered.append("batch size auto")
@@ -375,21 +232,24 @@ def _number(batch_size: int | str | None) -> int | None:
     return batch_size if isinstance(batch_size, int) else None
 
 
-def _with_progress(scores: Iterable[LayerSnr], weights: Sequence[LayerWeight], *, quiet: bool) -> Iterator[LayerSnr]:
+def _with_progress(scored: scans.Scored, batches: Sequence[WeightBatch], *, quiet: bool) -> scans.Scored:
     """Scores as they come, under a bar that moves by the work done: weights differ in that by orders of magnitude."""
-    work = {weight.name: weight.count * matrix_cost(weight.matrix) for weight in weights}
-    # A log file needs no bar redrawn ten times a second.
-    shown = sys.stderr is not None and not quiet
+    count = sum(len(batch.members) for batch in batches)
+    unit = "weights" if processes.count() == 1 else "weights of the main process"
+    done = 0
+    # A log file needs no bar redrawn ten times a second; of several processes, one bar tells enough.
+    shown = sys.stderr is not None and not quiet and processes.rank() == 0
     interval = 0.1 if shown and sys.stderr.isatty() else 10.0
     form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-    total, count = sum(work.values()), len(weights)
+    total = sum(map(batch_cost, batches))
     with tqdm(total=total, bar_format=form, file=sys.stderr, disable=not shown, mininterval=interval) as bar:
-        bar.set_description_str(f"0/{count} weights")
-        for done, score in enumerate(scores, 1):
-            bar.set_description_str(f"{done}/{count} weights, {score.layer_type}", refresh=False)
-            bar.update(work[score.name])
-            yield score
-        bar.set_description_str(f"{count}/{count} weights", refresh=False)
+        bar.set_description_str(f"0/{count} {unit}")
+        for batch, values in scored:
+            done += len(values)
+            bar.set_description_str(f"{done}/{count} {unit}, {batch.members[0][0].layer_type}", refresh=False)
+            bar.update(batch_cost(batch))
+            yield batch, values
+        bar.set_description_str(f"{count}/{count} {unit}", refresh=False)
 
 
 def _warn(message: str) -> None:
@@ -397,13 +257,19 @@ def _warn(message: str) -> None:
 
 
 def _note(message: str) -> None:
+    who = f" (process {processes.rank()})" if processes.rank() else ""
     with suppress(BrokenPipeError):  # the job goes on without whoever listened
-        print(f"spectrum: {message}", file=sys.stderr, flush=True)
+        print(f"spectrum{who}: {_visible(message)}", file=sys.stderr, flush=True)
 
 
-def _fail(message: str, status: int = 1) -> int:
+def _fail(message: str) -> int:
     _note(f"error: {' '.join(message.split())}")
-    return status
+    return 1
+
+
+def _visible(text: str) -> str:
+    """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _hyphenated(argv: Sequence[str]) -> list[str]:

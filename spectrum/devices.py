@@ -19,6 +19,9 @@ from spectrum.errors import DeviceError
 
 _GPU_LANES = 2
 
+_CPU_BATCH = 16 << 20
+_GPU_BATCH = 512 << 20
+
 _UNKNOWN_MEMORY = 8 << 30  # a small machine of today
 _CGROUP = [
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -26,14 +29,17 @@ _CGROUP = [
 ]
 
 
-def devices_for(name: str, warn: Callable[[str], None]) -> list[torch.device]:
+def devices_for(name: str, warn: Callable[[str], None], process: int | None = None) -> list[torch.device]:
     """The devices that a `--device` means: `auto` is every visible GPU, else the CPU.
 
-    What cannot do float64 decompositions is replaced by the CPU; `warn` is told. Raises DeviceError for a name that
-    is no device, or a GPU that this machine lacks.
+    process: the number on this machine of one of several processes, each of which has a GPU of its own. What cannot do
+    float64 decompositions is replaced by the CPU; `warn` is told. Raises DeviceError for a name that is no device, or a
+    GPU that this machine lacks.
     """
     cpu = torch.device("cpu")
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if process is not None and gpus and name in ("auto", "cuda"):
+        return [gpus[process % len(gpus)]]
     if name == "auto":
         return gpus or [cpu]
     try:
@@ -47,6 +53,11 @@ def devices_for(name: str, warn: Callable[[str], None]) -> list[torch.device]:
     if device.type != "cpu":
         warn(f"torch has no float64 eigensolver for {name}; the scan runs on the CPU")
     return [cpu]
+
+
+def batch_budget(devices: Iterable[torch.device]) -> int:
+    """Bytes that small matrices may take together in a call: enough to hide the calls' overhead."""
+    return max(_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices)
 
 
 def lanes(device: torch.device) -> int:

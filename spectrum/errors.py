@@ -5,7 +5,8 @@ SpectrumError
 │   └── HubError        a repository that cannot be found, entered or reached
 ├── LayerTypeError      a layer type that the model does not have
 ├── ResultsError        a cached scan that cannot be read; a file that cannot be written
-├── DeviceError         a device that this machine does not have
+├── DeviceError         a device that this machine does not have, or that cannot do the work
+├── ProcessError        processes of one run that lost each other
 └── Cancelled           the user closed a dialog
 """
 
@@ -32,6 +33,10 @@ class ResultsError(SpectrumError):
 
 class DeviceError(SpectrumError):
     """A requested device does not exist here."""
+
+
+class ProcessError(SpectrumError):
+    """The processes that scan together cannot reach each other, or one has ended."""
 
 
 class Cancelled(SpectrumError):  # noqa: N818 - a choice of the user's, not a fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -173,6 +174,19 @@ def group_by_type(layers: Iterable[LayerSnr]) -> dict[str, list[LayerSnr]]:
     for layer in layers:
         groups.setdefault(layer.layer_type, []).append(layer)
     return groups
+
+
+def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[tuple[str, int], float]) -> list[LayerSnr]:
+    """Scores of layers from those of matrices, by parameter and index: a stack's is the median of its matrices'."""
+    layers = []
+    for weight in weights:
+        values = [scores[weight.parameter, index] for index in range(weight.count)]
+        if weight.count == 1:
+            layers.append(LayerSnr(weight.name, weight.layer_type, values[0]))
+        else:
+            median = math.nan if any(map(math.isnan, values)) else statistics.median(values)
+            layers.append(LayerSnr(weight.name, weight.layer_type, median, tuple(values)))
+    return layers
 
 
 def assemble(

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -55,6 +56,26 @@ def sorted_path(output_dir: Path, model: str) -> Path:
 def yaml_path(output_dir: Path, model: str, percent: str) -> Path:
     """The list of unfrozen parameters."""
     return output_dir / f"snr_results_{slug(model)}_unfrozenparameters_{percent}percent.yaml"
+
+
+def lock_path(results_dir: Path, model: str) -> Path:
+    """What a run that scans the model into this directory locks."""
+    return results_dir / f".snr_results_{slug(model)}.lock"
+
+
+def journal_path(results_dir: Path, model: str, process: int) -> Path:
+    """What one of the processes of a scan has found so far."""
+    return results_dir / f"snr_results_{slug(model)}.journal-{process}.jsonl"
+
+
+def journals(results_dir: Path, model: str) -> list[Path]:
+    """The journals of all processes that scanned the model into this directory."""
+    start = f"snr_results_{slug(model)}.journal-"
+    try:
+        names = os.listdir(results_dir)
+    except OSError:
+        return []
+    return [results_dir / name for name in sorted(names) if name.startswith(start) and name.endswith(".jsonl")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +155,7 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises ResultsError where that fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:

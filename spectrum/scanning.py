@@ -1,65 +1,23 @@
-"""Score the weights of a model: plan, read ahead, decompose, batch after batch, on every lane of every device."""
+"""Score batches of weights: read ahead, stage, decompose, on every lane of every device."""
 
 from __future__ import annotations
 
 import queue
-import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import isnan, nan
 
 import torch
 
 from spectrum import snr
-from spectrum.batching import batch_bytes, plan
+from spectrum.batching import batch_bytes
 from spectrum.devices import is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
 from spectrum.errors import DeviceError
-from spectrum.layers import LayerSnr, LayerWeight, WeightBatch
+from spectrum.layers import LayerWeight, WeightBatch
 
 Reader = Callable[[LayerWeight, int], torch.Tensor]
 _Read = tuple[WeightBatch, torch.Tensor]
-
-# Small matrices share a call until it occupies this much: enough to hide the calls' overhead.
-_CPU_BATCH = 16 << 20  # bytes
-_GPU_BATCH = 512 << 20
-
-
-def scan(
-    weights: Sequence[LayerWeight],
-    read: Reader,
-    devices: Sequence[torch.device],
-    batch_size: int | None = None,
-    warn: Callable[[str], None] = lambda message: None,
-) -> Iterator[LayerSnr]:
-    """Scores in the order in which they are done; those of tied weights come together.
-
-    read: matrix `index` of a weight, (n, m). batch_size: matrices in one call of the kernel; None for as many as fit
-    in a budget. warn: told, from another thread, of what a device could not do and the CPU does. An exception of
-    `read` or the kernel is raised here; DeviceError where the CPU has no memory for a matrix, or cannot decompose it.
-    """
-    owners: dict[str, list[LayerWeight]] = {}
-    for weight in weights:
-        owners.setdefault(weight.parameter, []).append(weight)
-    parts: dict[str, list[float]] = {weight.parameter: [nan] * weight.count for weight in weights}
-    waiting = {weight.parameter: weight.count for weight in weights}
-    budget = max((_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices), default=0)
-    for batch, scores in _scored(plan(weights, batch_size, budget), read, devices, warn):
-        for (weight, index), value in zip(batch.members, scores, strict=True):
-            parts[weight.parameter][index] = value
-            waiting[weight.parameter] -= 1
-            if not waiting[weight.parameter]:
-                values = parts.pop(weight.parameter)
-                for owner in owners[weight.parameter]:
-                    yield _layer_snr(owner, values)
-
-
-def _layer_snr(weight: LayerWeight, values: list[float]) -> LayerSnr:
-    if weight.count == 1:
-        return LayerSnr(weight.name, weight.layer_type, values[0])
-    median = nan if any(map(isnan, values)) else statistics.median(values)
-    return LayerSnr(weight.name, weight.layer_type, median, tuple(values))
 
 
 class _Room:
@@ -89,10 +47,18 @@ class _Room:
             self._changed.notify_all()
 
 
-def _scored(
-    batches: Sequence[WeightBatch], read: Reader, devices: Sequence[torch.device], warn: Callable[[str], None]
+def score(
+    batches: Sequence[WeightBatch],
+    read: Reader,
+    devices: Sequence[torch.device],
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[tuple[WeightBatch, list[float]]]:
-    """Batches and their scores, as lanes finish them."""
+    """Batches and their scores, in the order in which they are done.
+
+    read: matrix `index` of a weight, (n, m). warn: told, from another thread, of what a device could not do and the
+    CPU does. An exception of `read` or the kernel is raised here; DeviceError where the CPU has no memory for a
+    matrix, or cannot decompose it.
+    """
     results: queue.Queue[tuple[WeightBatch, list[float]] | BaseException] = queue.Queue()
     todo = iter(batches)
     taking = threading.Lock()

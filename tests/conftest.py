@@ -65,5 +65,6 @@ def oracle_snr(weight: np.ndarray) -> float:
 
 
 def files_below(directory: Path) -> Sequence[str]:
-    """Every file below a directory, to see that nothing was left behind."""
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    """Every file below a directory, to see that nothing was left behind. A lock has to stay, as flock works."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(str(path.relative_to(directory)) for path in files)

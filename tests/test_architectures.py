@@ -16,11 +16,11 @@ import transformers
 from spectrum.checkpoint import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
 from spectrum.layers import LayerWeight, ScanResult, assemble
-from spectrum.scanning import scan
 from spectrum.selection import top_percent
 from spectrum.unfrozen import unfrozen_entries
 from tests.architectures import ARCHITECTURES, built
 from tests.conftest import oracle_snr
+from tests.scanned import scan
 
 State = dict[str, torch.Tensor]
 

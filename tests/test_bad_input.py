@@ -73,8 +73,8 @@ def shards_of(directory: Path) -> list[Path]:
     return sorted(directory.glob("model-*.safetensors"))
 
 
-def content(directory: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
+def content(directory: Path) -> dict[Path, bytes]:
+    return {directory / name: (directory / name).read_bytes() for name in files_below(directory)}
 
 
 def assert_refused_without_a_trace(run: Run, directory: Path, args: list[str | Path], *words: str) -> None:

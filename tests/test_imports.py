@@ -41,9 +41,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "devices": {"errors", "torch"},
     "scanning": {"errors", "layers", "batching", "devices", "snr", "torch"},
+    "journal": set(),
+    "processes": {"errors", "accelerate", "torch"},
+    "scans": {
+        *("errors", "layers", "report", "results", "journal", "processes", "batching", "shards", "hub", "checkpoint"),
+        *("devices", "scanning", "filelock"),
+    },
     "cli": {
-        *("spectrum", "errors", "layers", "selection", "unfrozen", "report", "results", "prompts"),
-        *("batching", "shards", "hub", "checkpoint", "devices", "scanning", "tqdm"),
+        *("spectrum", "errors", "layers", "selection", "unfrozen", "report", "results", "prompts", "batching"),
+        *("checkpoint", "processes", "scans", "tqdm"),
     },
     "__main__": {"cli"},
 }

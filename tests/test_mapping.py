@@ -20,9 +20,9 @@ from spectrum.cli import main
 from spectrum.errors import CheckpointError
 from spectrum.layers import LayerSnr
 from spectrum.mapping import MappingError, Streamed
-from spectrum.scanning import scan
 from spectrum.shards import StoredTensor
 from tests.architectures import ARCHITECTURES, built
+from tests.scanned import scan
 
 EXPERTS = ["mixtral", "qwen2-moe", "deepseek-v3", "olmoe", "granite-moe", "gpt-oss", "llama4-text", "jamba", "jetmoe"]
 

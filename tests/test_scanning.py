@@ -17,8 +17,8 @@ from spectrum import scanning, snr
 from spectrum.batching import matrix_bytes
 from spectrum.errors import DeviceError
 from spectrum.layers import LayerWeight
-from spectrum.scanning import scan
 from tests.conftest import oracle_snr
+from tests.scanned import scan
 
 CPU = torch.device("cpu")
 

@@ -19,11 +19,11 @@ from collections.abc import Callable
 import torch
 
 from spectrum.layers import LayerWeight
-from spectrum.scanning import scan
 from tests.benchmarks.checkpoints import trained_like
 from tests.benchmarks.machine import description
 from tests.benchmarks.reference import snr_float32
 from tests.conftest import oracle_snr
+from tests.scanned import scan
 
 Shape = tuple[int, int]
 

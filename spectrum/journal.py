@@ -1,0 +1,116 @@
+"""Scores found so far, kept on disk line by line, so that a scan that was cut short goes on from there.
+
+A journal begins with a line that says which weights it is of, under which class and versions. Each line after that is
+a list of `[parameter, index, score]`. What is appended is with the operating system at once, so the end of the process
+loses nothing, and on the disk within seconds, so the end of the machine loses little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Matrix = tuple[str, int]  # a parameter's name, and the index in its stack
+
+_SYNC_EVERY = 2.0  # seconds
+
+
+class Journal:
+    """A journal that is open for writing, by one process at a time.
+
+    known: what it held already. problem: why it can no longer be written, if so; it then takes no more.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.problem: str | None = None
+        self.known: dict[Matrix, float] = {}
+        self._file: BinaryIO | None = None
+        self._synced = time.monotonic()
+        self._head = _line(identity)
+        try:
+            self._end, self.known = _understood(path, self._head)
+        except OSError as error:
+            self._give_up(error)
+
+    def append(self, scores: Iterable[tuple[str, int, float]]) -> None:
+        """Add scores."""
+        if self.problem is not None:
+            return
+        try:
+            if self._file is None:
+                self._file = self._opened()
+            self._write(_line([*scores]))
+            if time.monotonic() - self._synced > _SYNC_EVERY:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Leave the journal for the next run."""
+        if self._file is not None:
+            with suppress(OSError):
+                os.fsync(self._file.fileno())
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _opened(self) -> BinaryIO:
+        """The file, with what of it is whole: for the first score, since a scan that finds none should leave none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("r+b" if self._end else "wb", buffering=0)
+        file.truncate(self._end)
+        file.seek(self._end)
+        if not self._end:
+            file.write(self._head)
+        return file
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None
+        written = self._file.write(line)
+        if written != len(line):  # a disk that fills up takes the beginning
+            raise OSError(f"only {written} of {len(line)} bytes could be written")
+
+    def _give_up(self, error: OSError) -> None:
+        self.problem = error.strerror or str(error)
+        self.close()
+
+
+def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, float]:
+    """The scores in a journal, none where it is of something else, damaged or not there."""
+    try:
+        return _understood(path, _line(identity))[1]
+    except OSError:
+        return {}
+
+
+def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, float]]:
+    """How much of a journal is whole, and the scores in that. What follows was being written when its run ended."""
+    known: dict[Matrix, float] = {}
+    try:
+        with path.open("rb") as file:
+            if file.readline(len(head)) != head:  # of other weights, or none: whatever it holds is not read
+                return 0, {}
+            end = len(head)
+            for line in file:
+                try:
+                    entries = {(str(name), int(index)): float(score) for name, index, score in json.loads(line)}
+                except (ValueError, TypeError, RecursionError, OverflowError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                known |= entries
+                end += len(line)
+    except FileNotFoundError:
+        return 0, {}
+    return end, known
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,99 @@
+"""Several processes that scan one model, on one machine or many, as torchrun and accelerate launch start them.
+
+The main process decides what is scanned; each takes its share and hands back what it found. What passes between them
+is a few megabytes of Python objects, so it goes through main memory (gloo) on machines with GPUs too: the end of a
+process is noticed at once there, while nccl would wait for its timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar
+
+from spectrum.errors import ProcessError, first_line
+
+# A process waits for the others as long as it takes: while the user is asked, while the busiest one finishes.
+_PATIENCE = timedelta(days=30)
+
+_T = TypeVar("_T")
+
+
+def count() -> int:
+    """How many processes scan together, by what the launcher tells each of them."""
+    return max(1, _environment("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """This process's number; the main one's is 0."""
+    return _environment("RANK", 0) if count() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return _environment("LOCAL_RANK", 0) if count() > 1 else 0
+
+
+def join() -> None:
+    """Meet the other processes, where there are any. Raises ProcessError where they cannot be reached."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        with _translated(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # accelerate's advice on the number of threads is for training
+            PartialState(cpu=True, timeout=_PATIENCE)
+
+
+def leave() -> None:
+    """Part from the other processes; any that still waits for this one learns it. Without effect the second time."""
+    if _together():
+        import torch.distributed
+
+        with suppress(Exception):
+            torch.distributed.destroy_process_group()
+
+
+def from_main(value: _T) -> _T:
+    """The main process's value, in every process. Raises ProcessError where another one has ended."""
+    if not _together():
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    with _translated():
+        received: list[_T] = broadcast_object_list([value])
+    return received[0]
+
+
+def gathered(values: list[_T]) -> list[_T]:
+    """The values of all processes, in every process. Raises ProcessError where another one has ended."""
+    if not _together():
+        return values
+    from accelerate.utils import gather_object
+
+    with _translated():
+        everyone: list[_T] = gather_object(values)
+    return everyone
+
+
+def _together() -> bool:
+    if count() == 1:
+        return False
+    import torch.distributed
+
+    return torch.distributed.is_initialized()
+
+
+def _environment(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ProcessError(f"the processes of this run lost each other: {first_line(error)}") from error

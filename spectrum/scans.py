@@ -1,0 +1,440 @@
+"""The scan of a model, however it is to be had: from the cache, from a journal, from the weights; by many processes.
+
+Asking and telling is left to whoever wants the scan. torch is not imported before weights are read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from spectrum import hub, processes, report, results, shards
+from spectrum.errors import CheckpointError, ProcessError, ResultsError, SpectrumError, first_line
+from spectrum.journal import Journal, Matrix, read
+from spectrum.layers import (
+    Provenance,
+    ScanResult,
+    WeightBatch,
+    assemble,
+    display_order,
+    layer_scores,
+    match_types,
+    merge,
+)
+
+if TYPE_CHECKING:
+    from spectrum.checkpoint import Checkpoint
+
+# Raised by any change to the score that moves a digit: journals of other versions are not gone on with.
+SCORE_VERSION = 1
+
+_M_MMAP_THRESHOLD = -3  # from malloc.h
+
+Scored = Iterator[tuple[WeightBatch, list[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be scanned, and how.
+
+    layer_types: types and patterns that are wanted; None for those that the cache has, or those that `ask` says.
+    also_written: directories that the scan's results will be needed in, which is found out before it.
+    """
+
+    model: str
+    results_dir: Path
+    revision: str | None
+    model_class: str | None
+    trust_remote_code: bool
+    layer_types: Sequence[str] | None
+    device: str
+    rescan: bool
+    also_written: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Attendant:
+    """How a scan asks and tells.
+
+    note: takes a line for the user. ask: the batch size (None: as fits a budget) and the layer types to scan of a
+    checkpoint. progress: passes on the scores of these batches as they come.
+    """
+
+    note: Callable[[str], None]
+    ask: Callable[[Request, Checkpoint], tuple[int | None, list[str]]]
+    progress: Callable[[Scored, Sequence[WeightBatch]], Scored]
+
+    def warn(self, message: str) -> None:
+        """Say what may make the result other than expected."""
+        self.note(f"warning: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """A scan, the layer types that were asked for (None: all), its file, and a line that says where it is from."""
+
+    result: ScanResult
+    wanted: Sequence[str] | None
+    path: Path
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is scanned, as the main process tells the others. identity: for all to be sure that it is the same."""
+
+    request: Request
+    identity: dict[str, Any]
+    layer_types: tuple[str, ...]
+    batch_size: int | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or the machine's keeper, ends a scan; the message says what of it is kept."""
+
+
+def obtain(request: Request, attendant: Attendant) -> Obtained:
+    """The scan, in the main process. Raises SpectrumError where it cannot be had, Interrupted in mid-scan."""
+    results.check_name(request.model)
+    processes.join()
+    try:
+        obtained = _obtain(request, attendant)
+        if obtained.result.left_out:
+            attendant.warn(f"left out for NaN or infinity in their weights: {report.listed(obtained.result.left_out)}")
+        return obtained
+    finally:
+        with suppress(ProcessError):  # one that is gone needs no dismissal
+            processes.from_main(None)
+        processes.leave()
+
+
+def assist(attendant: Attendant) -> None:
+    """Do what the main process wants done, in all the others, until it wants no more."""
+    processes.join()
+    try:
+        nothing: _Job | None = None
+        while (job := processes.from_main(nothing)) is not None:
+            checkpoint = _open(job.request)
+            if _identity(checkpoint) != job.identity:
+                raise CheckpointError(f"{checkpoint.directory} holds other weights here than for the main process")
+            _scores(checkpoint, job, attendant)
+            _settle(job.request)
+    finally:
+        processes.leave()
+
+
+def _obtain(request: Request, attendant: Attendant) -> Obtained:
+    if (obtained := _from_cache(request, attendant)) is not None:
+        return obtained
+    # What the cache has, but not all that is wanted; None too where it is not used, which has been said.
+    cached = None if request.rescan else _usable(request, lambda message: None)
+    prepared = _prepare(request if cached is None else _as_cached(request, cached), attendant)
+    if cached is not None and not _same_weights(cached.provenance, prepared.checkpoint.provenance):
+        path = results.scan_path(request.results_dir, request.model)
+        attendant.note(f"the cached scan {path} is of other weights than those found now; scanning all anew")
+        cached, prepared = None, _prepare(request, attendant)
+    with _alone(request, attendant) as waited:
+        if waited and not request.rescan:  # whoever had it meanwhile may have put there what is wanted
+            if (obtained := _from_cache(request, attendant)) is not None:
+                return obtained
+            cached = None if cached is None else _usable(request, lambda message: None)
+        scanned = _scan(prepared, attendant)
+        obtained = scanned if cached is None else _added(cached, scanned, request)
+        results.save(request.results_dir, obtained.result)
+        _settle(request)
+    return obtained
+
+
+def _from_cache(request: Request, attendant: Attendant) -> Obtained | None:
+    """The scan, where the cache has all of it that is wanted."""
+    cached = None if request.rescan else _usable(request, attendant.note)
+    if cached is None:
+        return None
+    wanted, missing = _in_cache(cached, request.layer_types)
+    if missing:
+        return None
+    known = len(cached.provenance.layer_types) if cached.provenance else 0
+    if wanted is None and len(cached.scanned) < known:
+        attendant.warn(
+            f"the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these are selected "
+            "from, --layer-types all adds the rest"
+        )
+    if wanted is not None and cached.provenance is None and set(request.layer_types or ()) - set(cached.scanned):
+        attendant.note(
+            "the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)"
+        )
+    origin = f"{report.plural(len(cached.layers), 'layer')} of {request.model}, from the cached scan."
+    return Obtained(cached, wanted, results.scan_path(request.results_dir, request.model), origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A checkpoint that is open, and what of it is to be scanned."""
+
+    started: float
+    checkpoint: Checkpoint
+    job: _Job
+
+
+def _prepare(request: Request, attendant: Attendant) -> _Prepared:
+    started = time.monotonic()
+    results.check_writable([request.results_dir, *request.also_written])
+    checkpoint = _open(request)
+    for warning in checkpoint.warnings:
+        attendant.warn(warning)
+    asked = time.monotonic()
+    batch_size, types = attendant.ask(request, checkpoint)
+    started += time.monotonic() - asked
+    return _Prepared(started, checkpoint, _Job(request, _identity(checkpoint), tuple(types), batch_size))
+
+
+def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
+    job, checkpoint, made = prepared.job, prepared.checkpoint, prepared.checkpoint.provenance
+    processes.from_main(job)
+    scores, where = _scores(checkpoint, job, attendant)
+    weights = [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+    result = assemble(job.request.model, weights, layer_scores(weights, scores), made)
+    if not result.layers:
+        _settle(job.request)
+        raise SpectrumError(f"every weight scanned holds NaN or infinity: {report.listed(result.left_out)}")
+    origin = (
+        f"Scanned {report.plural(len(weights), 'layer')} of {result.model} ({made.model_class}) "
+        f"{where} in {report.duration(time.monotonic() - prepared.started)}."
+    )
+    return Obtained(result, job.layer_types, results.scan_path(job.request.results_dir, result.model), origin)
+
+
+def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[dict[Matrix, float], str]:
+    """The scores of all matrices of a job, of which this process computes its share, and where that was done."""
+    from spectrum.batching import plan, share
+    from spectrum.devices import batch_budget, devices_for
+    from spectrum.scanning import score
+
+    request = job.request
+    devices = devices_for(request.device, attendant.warn, processes.local_rank() if processes.count() > 1 else None)
+    weights = [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+    path = results.journal_path(request.results_dir, request.model, processes.rank())
+    elsewhere = _other_journals(job, path)
+    journal = Journal(path, job.identity)
+    try:
+        known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
+        budget = processes.from_main(batch_budget(devices))  # for all to plan the same
+        every = plan(weights, job.batch_size, budget)
+        left = plan(weights, job.batch_size, budget, known)
+        if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
+            known, left = {}, every
+        total, done = _matrices(every), _matrices(every) - _matrices(left)
+        if done and processes.rank() == 0:
+            attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
+        mine = share(left, processes.count())[processes.rank()]
+        new: list[tuple[Matrix, float]] = []
+        try:
+            for batch, values in attendant.progress(score(mine, checkpoint.read, devices, attendant.warn), mine):
+                scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
+                new += scored
+                whole = journal.problem is None
+                journal.append((*matrix, value) for matrix, value in scored)
+                if whole and journal.problem is not None:
+                    attendant.warn(
+                        f"cannot write {path}: {journal.problem}; were the scan cut short, all is to be redone"
+                    )
+        except KeyboardInterrupt as error:
+            raise Interrupted(_kept(done + len(new), total, journal)) from error
+        known.update(processes.gathered(new))
+    except BaseException:
+        processes.leave()  # the others are in the midst of it, too, and wait for no dismissal
+        raise
+    finally:
+        journal.close()
+    together = processes.count()
+    return known, f"in {together} processes" if together > 1 else f"on {', '.join(map(str, devices))}"
+
+
+def _kept(scored: int, total: int, journal: Journal) -> str:
+    if journal.problem is not None:
+        return f"nothing is kept, since {journal.path} could not be written: {journal.problem}"
+    if not scored:
+        return "nothing was scored yet"
+    return f"{scored} of {total} matrices are scored and kept; the same command goes on from there"
+
+
+def _matrices(batches: Iterable[WeightBatch]) -> int:
+    return sum(len(batch.members) for batch in batches)
+
+
+def _settle(request: Request) -> None:
+    """Remove the journals, once the main process has come here from writing the results."""
+    processes.gathered([])
+    own = results.journal_path(request.results_dir, request.model, processes.rank())
+    for path in [own, *_journals_here(request)]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _journals_here(request: Request) -> list[Path]:
+    """The journals on this machine, for one process of each to see to."""
+    return results.journals(request.results_dir, request.model) if processes.local_rank() == 0 else []
+
+
+def _other_journals(job: _Job, own: Path) -> dict[Matrix, float]:
+    """What was found by processes of an earlier run, of which there may have been more."""
+    known: dict[Matrix, float] = {}
+    for path in _journals_here(job.request):
+        if path != own:
+            known |= read(path, job.identity)
+    return known
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What scores depend on. Those of anything else are not gone on with."""
+    made = checkpoint.provenance
+    return {
+        "weights": made.commit or made.fingerprint,
+        "class": made.model_class,
+        "score": SCORE_VERSION,
+        "versions": dict(sorted(made.versions.items())),
+    }
+
+
+def _open(request: Request) -> Checkpoint:
+    _give_freed_memory_back()
+    from spectrum.checkpoint import open_checkpoint
+
+    return open_checkpoint(
+        request.model,
+        revision=request.revision,
+        model_class=request.model_class,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def _give_freed_memory_back() -> None:
+    """Have glibc return what large tensors took when they are freed.
+
+    By default it keeps blocks of up to 32 MiB for later, in a pool for each thread: over a long scan that is more
+    than the tensors themselves. Other C libraries do not have the setting.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+
+
+@contextmanager
+def _alone(request: Request, attendant: Attendant) -> Iterator[bool]:
+    """Be the only run that scans this model into this cache; whether another one had to be waited for.
+
+    The lock is the system's, and ends with the process that has it.
+    """
+    path = results.lock_path(request.results_dir, request.model)
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+            waited = False
+        except Timeout:
+            attendant.note(f"another run is scanning {request.model} into {request.results_dir}; waiting for it")
+            lock.acquire()
+            waited = True
+    except (OSError, NotImplementedError) as error:
+        raise ResultsError(f"cannot lock {path}: {first_line(error)}") from error
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def _as_cached(request: Request, cached: ScanResult) -> Request:
+    """A request for what a cached scan lacks: of the class and commit that it was made with, where none are given."""
+    _, missing = _in_cache(cached, request.layer_types)
+    made = cached.provenance
+    if made is None:
+        return replace(request, layer_types=missing)
+    return replace(
+        request,
+        layer_types=missing,
+        model_class=request.model_class or made.class_asked,
+        revision=request.revision or made.revision or made.commit,
+    )
+
+
+def _added(cached: ScanResult, scanned: Obtained, request: Request) -> Obtained:
+    """Newly scanned layer types with those of the cache."""
+    result = merge(cached, scanned.result)
+    if cached.provenance is not None and result.provenance is not None:
+        # Recorded as made for what the cached scan was asked for, not for how it was added to.
+        asked = cached.provenance
+        provenance = replace(result.provenance, revision=asked.revision, class_asked=asked.class_asked)
+        result = replace(result, provenance=provenance)
+    wanted = match_types(request.layer_types or (), display_order([*result.scanned, *(scanned.wanted or ())]))
+    return replace(scanned, result=result, wanted=wanted)
+
+
+def _same_weights(a: Provenance | None, b: Provenance | None) -> bool:
+    """Whether two scans are of the same weights under the same names; taken on trust where one does not say."""
+    if a is None or b is None:
+        return True
+    return (a.commit, a.fingerprint, a.model_class) == (b.commit, b.fingerprint, b.model_class)
+
+
+def _usable(request: Request, note: Callable[[str], None]) -> ScanResult | None:
+    """The cached scan, where there is one of the weights that are asked for."""
+    cached = results.load(request.results_dir, request.model)
+    if cached is None:
+        return None
+    stale = "its two files do not belong together" if not cached.whole else _why_stale(request, cached.result)
+    if stale is None:
+        return cached.result
+    path = results.scan_path(request.results_dir, request.model)
+    note(f"the cached scan {path} is not used: {stale}; scanning again")
+    return None
+
+
+def _why_stale(request: Request, cached: ScanResult) -> str | None:
+    """Why a cached scan is not one of the weights that are asked for; None where nothing speaks against it."""
+    made = cached.provenance
+    if made is None:
+        return None
+    if cached.model != request.model:
+        return f"it is of {cached.model!r}, whose files have the same name"
+    if request.model_class not in (None, made.model_class, made.class_asked):
+        return f"its names are those of {made.model_class}, not of {request.model_class}"
+    try:
+        directory = hub.local_directory(request.model)
+    except CheckpointError:
+        return None  # the cache is enough
+    if directory is not None:
+        if shards.has_weights(directory) and shards.fingerprint(directory) != made.fingerprint:
+            return f"the weights in {directory} are not those that were scanned"
+        return None
+    if made.commit is None:
+        return None
+    if request.revision not in (made.revision, made.commit):
+        return f"it is of revision {made.revision or 'default'}"
+    on_disk = hub.cached_snapshot(request.model, request.revision)
+    if on_disk is not None and on_disk.name != made.commit:
+        return f"it is of commit {made.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
+    return None
+
+
+def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
+    """The layer types that are meant, None for all, and those of them that a cached scan lacks."""
+    if wanted is None:
+        return None, []
+    if cached.provenance is not None:
+        types = match_types(wanted, cached.provenance.layer_types)
+        return types, [name for name in types if name not in cached.scanned]
+    missing = []
+    types = []
+    for pattern in wanted:
+        try:
+            types += match_types([pattern], cached.scanned)
+        except SpectrumError:
+            missing.append(pattern)  # the model may have it
+    return [*types, *missing], missing

@@ -1,0 +1,30 @@
+"""Planning, scoring and putting together, as a scan does them, without its cache and journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from spectrum import scanning
+from spectrum.batching import plan
+from spectrum.devices import batch_budget
+from spectrum.layers import LayerSnr, LayerWeight, layer_scores
+
+
+def scan(
+    weights: Sequence[LayerWeight],
+    read: scanning.Reader,
+    devices: Sequence[torch.device],
+    batch_size: int | None = None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Iterator[LayerSnr]:
+    """Layers, each as soon as all of its matrices are scored."""
+    scores: dict[tuple[str, int], float] = {}
+    left = list(weights)
+    batches = plan(weights, batch_size, batch_budget(devices))
+    for batch, values in scanning.score(batches, read, devices, warn):
+        scores |= zip([(weight.parameter, index) for weight, index in batch.members], values, strict=True)
+        for weight in [w for w in left if all((w.parameter, i) in scores for i in range(w.count))]:
+            left.remove(weight)
+            yield from layer_scores([weight], scores)
