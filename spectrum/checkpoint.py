@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 import spectrum
 from spectrum import hub, loading, mapping, quantization, shards, skeleton
 from spectrum.errors import CheckpointError
-from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
+from spectrum.layers import MODULE_PATH, LayerWeight, Parameter, Provenance, display_order, layer_types
 
 _READABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -72,6 +72,9 @@ def open_checkpoint(
     if commit is None:
         fingerprint = shards.fingerprint(directory)
     meta = skeleton.meta_model(directory, config, model_class, trust_remote_code=trust_remote_code)
+    for name, _ in _parameters(meta):
+        if not MODULE_PATH.fullmatch(name):
+            raise CheckpointError(f"{directory} has a parameter named {name!r}, which is no module path")
     values, storage = _values(directory, meta, stored, way, trust_remote_code=trust_remote_code)
     parameters = {name: values.form(storage[name]) for name, _ in _parameters(meta) if name in storage}
     weights = tuple(_weights(meta, storage, parameters, directory))

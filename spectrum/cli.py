@@ -21,7 +21,7 @@ from tqdm import tqdm
 import spectrum
 from spectrum import processes, report, results, scans, selection, unfrozen
 from spectrum.batching import batch_cost, parse_batch_size
-from spectrum.errors import SpectrumError
+from spectrum.errors import ProcessError, SpectrumError
 from spectrum.layers import WeightBatch, match_types
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpectrumError as error:
         if debug:
             raise
+        if isinstance(error, ProcessError) and processes.rank():
+            return 1  # the process that ended first has said why, or the main one says that it is gone
         return _fail(str(error))
     except Exception as error:
         if debug:

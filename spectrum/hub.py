@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from spectrum.errors import CheckpointError, HubError, first_line
-from spectrum.shards import SINGLE_FILES, why_no_weights
+from spectrum.shards import MAX_INDEX_BYTES, SINGLE_FILES, read_limited, why_no_weights
 
 _TIMEOUT = 10  # seconds for the first request, so that a dead network is an answer and not a wait
 
@@ -115,8 +115,8 @@ def _shards(folder: Path, names: Collection[str]) -> list[str]:
         index = folder / f"{stem}.index.json"
         if index.name in names:
             try:
-                shards = set(json.loads(index.read_bytes())["weight_map"].values())
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                shards = set(json.loads(read_limited(index, MAX_INDEX_BYTES))["weight_map"].values())
+            except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 return []  # reading the directory says what is wrong with the index
             return sorted(shard for shard in shards if isinstance(shard, str))
     return []

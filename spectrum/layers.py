@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from spectrum.errors import LayerTypeError
+
+# What a module or parameter may be called. Names become lines of YAML, patterns, and text on a terminal: anything that
+# one of these could take differently is refused.
+MODULE_PATH = re.compile(r"\w[\w.\-/]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterable
@@ -16,12 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult
-
-# Names become lines of YAML without quotes: anything that YAML, a terminal or a second line could take differently
-# is no module path.
-_MODULE_PATH = re.compile(r"\w[\w.\-/]*", re.ASCII)
-
+from spectrum.layers import MODULE_PATH, LayerSnr, Parameter, Provenance, ScanResult
 
 # Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
 _LONGEST_SLUG = 180
@@ -33,7 +27,9 @@ def slug(model: str) -> str:
 
 
 def check_name(model: str) -> None:
-    """Raises ResultsError for a model whose name is too long to be part of a file's."""
+    """Raises ResultsError for a model whose name cannot be part of a file's."""
+    if "\0" in model:
+        raise ResultsError(f"{model!r} cannot be part of a file's name")
     if len(os.fsencode(slug(model))) > _LONGEST_SLUG:
         raise ResultsError(f"the name {model[:40]}... is too long to name files by; give a shorter, relative path")
 
@@ -234,7 +230,7 @@ def _parse_scores(path: Path, text: str) -> list[LayerSnr]:
 
 def _layer(path: Path, name: str, layer_type: object, snr: object, experts: object) -> LayerSnr:
     for text in (name, layer_type):
-        if not isinstance(text, str) or not _MODULE_PATH.fullmatch(text):
+        if not isinstance(text, str) or not MODULE_PATH.fullmatch(text):
             raise _malformed(path, f"{text!r}, at {name!r}, is no module path")
     assert isinstance(layer_type, str)
     score = _number(path, name, snr)
@@ -283,7 +279,7 @@ def _optional(value: object) -> str | None:
 
 
 def _path(value: object) -> str:
-    if not isinstance(value, str) or not _MODULE_PATH.fullmatch(value):
+    if not isinstance(value, str) or not MODULE_PATH.fullmatch(value):
         raise ValueError(f"{value!r} is no module path")
     return value
 

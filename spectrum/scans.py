@@ -145,10 +145,14 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
             if (obtained := _from_cache(request, attendant)) is not None:
                 return obtained
             cached = None if cached is None else _usable(request, lambda message: None)
-        scanned = _scan(prepared, attendant)
-        obtained = scanned if cached is None else _added(cached, scanned, request)
-        results.save(request.results_dir, obtained.result)
-        _settle(request)
+        try:
+            scanned = _scan(prepared, attendant)
+            obtained = scanned if cached is None else _added(cached, scanned, request)
+            results.save(request.results_dir, obtained.result)
+            _settle(request)
+        except BaseException:
+            processes.leave()  # the others are in the midst of it, and wait for no dismissal
+            raise
     return obtained
 
 
@@ -248,9 +252,6 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
         except KeyboardInterrupt as error:
             raise Interrupted(_kept(done + len(new), total, journal)) from error
         known.update(processes.gathered(new))
-    except BaseException:
-        processes.leave()  # the others are in the midst of it, too, and wait for no dismissal
-        raise
     finally:
         journal.close()
     together = processes.count()

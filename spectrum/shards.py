@@ -22,8 +22,10 @@ from spectrum.errors import CheckpointError, first_line
 if TYPE_CHECKING:
     import torch
 
-# The safetensors format's own limit: a longer header is damage, or an attack.
-MAX_HEADER_BYTES = 100_000_000
+# Room for 200,000 tensors a file and 500,000 a checkpoint. What is longer is damage, or an attack: parsed JSON takes
+# many times its size.
+MAX_HEADER_BYTES = 32 << 20
+MAX_INDEX_BYTES = 64 << 20
 
 # Bytes per element, by torch's names for safetensors' dtypes. Others are listed, but cannot be read.
 _DTYPES = {
@@ -245,16 +247,38 @@ def _located(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
         single = directory / name
         index = directory / f"{name}.index.json"
         if single.is_file():
+            _refuse_link_out(single)
             return [single], {}
         if index.is_file():
             weight_map = _weight_map(index)
-            return [directory / name for name in sorted(set(weight_map.values()))], weight_map
+            files = [directory / name for name in sorted(set(weight_map.values()))]
+            for file in files:
+                _refuse_link_out(file)
+            return files, weight_map
     raise CheckpointError(why_no_weights(str(directory), {path.name for path in directory.iterdir()}))
+
+
+def _refuse_link_out(file: Path) -> None:
+    """A link in a stranger's directory must not have us read another's file. The Hub's cache links to its own blobs."""
+    directory = file.parent.resolve()
+    real = file.resolve()
+    blobs = directory.parents[1] / "blobs" if directory.parent.name == "snapshots" else directory
+    if not (real.is_relative_to(directory) or real.is_relative_to(blobs)):
+        raise CheckpointError(f"{file} is a link out of its directory, to {real}; put the file itself there")
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A file's content. Raises CheckpointError where it is longer than such a file can be, OSError as it comes."""
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise CheckpointError(f"{path} is over {limit >> 20} MiB long, which no model's is; {_DOWNLOAD_AGAIN}")
+    return content
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     try:
-        content = json.loads(index.read_bytes())
+        content = json.loads(read_limited(index, MAX_INDEX_BYTES))
     except OSError as error:
         raise _unreadable(index, error) from error
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from spectrum.errors import CheckpointError, first_line
-from spectrum.shards import other_than_a_model
+from spectrum.shards import other_than_a_model, read_limited
 
 # Axolotl's order: the multimodal class before the language model inside it.
 _AUTO_CLASSES = (
@@ -26,6 +26,15 @@ _AUTO_CLASSES = (
     "AutoModelForMaskedLM",
     "AutoModel",
 )
+
+_MAX_CONFIG_BYTES = 16 << 20
+
+# More of these than any model has would take a machine's memory, in Python objects alone, before a weight is looked at.
+_MOST = {
+    **dict.fromkeys(("layer", "layers", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
+    "experts": 20_000,
+    "labels": 1_000_000,
+}
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
@@ -138,7 +147,7 @@ def _weight_name(model: Any, getter: str) -> str | None:
 def _settings(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(read_limited(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
         other = other_than_a_model(str(directory), {file.name for file in directory.iterdir()})
         raise CheckpointError(other or f"{directory} has no config.json, so it is no transformers model") from error
@@ -154,7 +163,20 @@ def _settings(directory: Path) -> dict[str, Any]:
     for key, kind in (("model_type", str), ("auto_map", dict)):
         if not isinstance(settings.get(key), kind | None):
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
+    for key, count in _counts(settings):
+        if count > _MOST[key.rpartition("_")[2]]:
+            raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
     return settings
+
+
+def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """What a config says of how many modules, or labels, there are; also in the configs within it."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _counts(value)
+        elif key.rpartition("_")[2] in _MOST:
+            values = value if isinstance(value, list) else [value]
+            yield from ((key, number) for number in values if isinstance(number, int))
 
 
 def _builder(

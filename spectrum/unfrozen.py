@@ -48,8 +48,26 @@ def render_axolotl(entries: dict[str, list[str]], embeddings: Iterable[str | Non
     lines += [f"- ^{name}$" for name in embeddings if name is not None]
     for layer_type, names in entries.items():
         lines.append(f"# {layer_type} layers")
-        lines += [f"- {name}" for name in names]
+        lines += [f"- {_scalar(name)}" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _scalar(name: str) -> str:
+    """A name as any YAML reader gives it back: quoted where one would take it for a number, a date or a truth value."""
+    if "." in name and name[0].isalpha():
+        return name
+    import yaml
+
+    plain = yaml.safe_load(name) == name and name.lower() not in ("y", "n") and not _is_number(name)
+    return name if plain else f"'{name}'"
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _entries(name: str, parameters: Sequence[str], intended: Collection[str]) -> list[str]:

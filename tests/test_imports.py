@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "snr": {"torch"},
     "batching": {"layers"},
     "selection": {"layers"},
-    "unfrozen": {"layers"},
+    "unfrozen": {"layers", "yaml"},
     "report": {"layers"},
     "results": {"errors", "layers"},
     "prompts": {"errors", "batching", "prompt_toolkit"},

@@ -1,0 +1,102 @@
+"""What scanning large models takes, and how evenly processes share it, from their real shapes and without weights.
+
+    python -m tests.benchmarks.balance [--rate 60]
+
+Work is the arithmetic of `tests.benchmarks.kernel`; `--rate` is what a device does of it, in 1e9 operations a second
+(that benchmark's work over its time). Balance is the busiest process's share over the mean. Reading is the rate at
+which weights must come for a device not to wait. Memory is that of one matrix of the largest: as stored, its Gram
+matrix, and the eigensolver's copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from spectrum.batching import batch_cost, matrix_bytes, plan, share
+from spectrum.layers import LayerWeight
+from tests.benchmarks.kernel import operations
+
+PROCESSES = (1, 8, 64)
+
+
+def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> Any:
+    return transformers.LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        dtype="bfloat16",
+    )
+
+
+def _deepseek(experts: int, heads: int, layers_without_experts: int, vocabulary: int) -> Any:
+    return transformers.DeepseekV3Config(
+        n_routed_experts=experts,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        first_k_dense_replace=layers_without_experts,
+        vocab_size=vocabulary,
+        dtype="bfloat16",
+    )
+
+
+# Of the last two a weight is stored in a byte.
+MODELS: dict[str, tuple[Any, int]] = {
+    "Llama-3.1-8B": (_llama(4096, 14336, 32, 32), 2),
+    "Llama-3.1-70B": (_llama(8192, 28672, 80, 64), 2),
+    "Llama-3.1-405B": (_llama(16384, 53248, 126, 128), 2),
+    "DeepSeek-V3, 671B": (_deepseek(256, 128, 3, 129280), 1),
+    "Kimi-K2, 1T": (_deepseek(384, 64, 1, 163840), 1),
+}
+
+
+def weights(config: Any) -> Iterator[LayerWeight]:
+    """Every weight matrix of the config's model."""
+    auto: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if len(shape) > 1:
+            count = shape[0] if len(shape) == 3 else 1
+            yield LayerWeight(name, "layer", name, shape, (shape[-2], shape[-1]), count, "bfloat16")
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rate", type=float, default=60.0, help="1e9 operations a second of one device")
+    rate = arguments.parse_args().rate * 1e9
+    over = " / ".join(map(str, PROCESSES))
+    print(f"| model | matrices | work | one device, {rate:.2g}/s | reading | memory | balance, {over} | planned in |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (config, itemsize) in MODELS.items():
+        layers = list(weights(config))
+        work = sum(layer.count * operations(layer.matrix) for layer in layers)
+        size = sum(layer.count * layer.matrix[0] * layer.matrix[1] * itemsize for layer in layers)
+        started = time.perf_counter()
+        batches = plan(layers, None, 512 << 20)
+        balance = []
+        for count in PROCESSES:
+            loads = [sum(map(batch_cost, part)) for part in share(batches, count)]
+            balance.append(max(loads) / (sum(loads) / count))
+        planned = time.perf_counter() - started
+        most = max(matrix_bytes(layer.matrix, layer.dtype) for layer in layers)
+        print(
+            f"| {name} | {sum(layer.count for layer in layers)} | {work:.2g} | {work / rate / 3600:.2g} h | "
+            f"{size * rate / work / 1e6:.0f} MB/s | {most / 2**30:.1f} GiB | "
+            f"{' / '.join(f'{value:.2f}' for value in balance)} | {planned:.1f} s |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
