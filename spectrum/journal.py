@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,17 +38,16 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
-    def append(self, scores: Iterable[tuple[str, int, float]]) -> None:
+    def append(self, scores: Sequence[tuple[str, int, float]]) -> None:
         """Add scores."""
         if self.problem is not None:
             return
         try:
             if self._file is None:
-                self._file = self._opened()
-            self._write(_line([*scores]))
+                self._open()
+            self._write(_line(scores))
             if time.monotonic() - self._synced > _SYNC_EVERY:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
+                self._sync()
         except OSError as error:
             self._give_up(error)
 
@@ -56,26 +55,30 @@ class Journal:
         """Leave the journal for the next run."""
         if self._file is not None:
             with suppress(OSError):
-                os.fsync(self._file.fileno())
+                self._sync()
             with suppress(OSError):
                 self._file.close()
             self._file = None
 
-    def _opened(self) -> BinaryIO:
-        """The file, with what of it is whole: for the first score, since a scan that finds none should leave none."""
+    def _open(self) -> None:
+        """Open the file behind its whole part: for the first score, since a scan that finds none should leave none."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("r+b" if self._end else "wb", buffering=0)
-        file.truncate(self._end)
-        file.seek(self._end)
+        self._file = self.path.open("r+b" if self._end else "wb", buffering=0)
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
         if not self._end:
-            file.write(self._head)
-        return file
+            self._write(self._head)
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
-        written = self._file.write(line)
+        written = self._file.write(line)  # unbuffered: with the operating system, or not at all
         if written != len(line):  # a disk that fills up takes the beginning
             raise OSError(f"only {written} of {len(line)} bytes could be written")
+
+    def _sync(self) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
         self.problem = error.strerror or str(error)

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 from spectrum.errors import ResultsError
 from spectrum.layers import MODULE_PATH, LayerSnr, Parameter, Provenance, ScanResult
+
+_ABANDONED = 3600.0  # seconds: writing a file takes less
 
 # Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
 _LONGEST_SLUG = 180
@@ -72,6 +75,15 @@ def journals(results_dir: Path, model: str) -> list[Path]:
     except OSError:
         return []
     return [results_dir / name for name in sorted(names) if name.startswith(start) and name.endswith(".jsonl")]
+
+
+def remove_outdated_journals(results_dir: Path, model: str) -> None:
+    """Remove the journals of a scan that ended between writing its results and that; others are younger than these."""
+    with suppress(OSError):
+        written = scan_path(results_dir, model).stat().st_mtime_ns
+        for journal in journals(results_dir, model):
+            if journal.stat().st_mtime_ns < written:
+                journal.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +176,16 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):  # after the rename there is none; where it could not be made, neither
             temporary.unlink()
+    _sweep(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporaries of runs that were killed while they wrote this file."""
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            left = path.with_name(name)
+            if name.startswith(f".{path.name}.") and time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
 
 
 def check_writable(directories: Iterable[Path]) -> None:

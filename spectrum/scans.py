@@ -164,6 +164,7 @@ def _from_cache(request: Request, attendant: Attendant) -> Obtained | None:
     wanted, missing = _in_cache(cached, request.layer_types)
     if missing:
         return None
+    results.remove_outdated_journals(request.results_dir, request.model)
     known = len(cached.provenance.layer_types) if cached.provenance else 0
     if wanted is None and len(cached.scanned) < known:
         attendant.warn(
@@ -238,32 +239,31 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
         if done and processes.rank() == 0:
             attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
         mine = share(left, processes.count())[processes.rank()]
-        new: list[tuple[Matrix, float]] = []
+        new: list[tuple[str, int, float]] = []
+        told = False
         try:
             for batch, values in attendant.progress(score(mine, checkpoint.read, devices, attendant.warn), mine):
-                scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
+                scored = [(w.parameter, i, value) for (w, i), value in zip(batch.members, values, strict=True)]
+                journal.append(scored)
                 new += scored
-                whole = journal.problem is None
-                journal.append((*matrix, value) for matrix, value in scored)
-                if whole and journal.problem is not None:
-                    attendant.warn(
-                        f"cannot write {path}: {journal.problem}; were the scan cut short, all is to be redone"
-                    )
+                if journal.problem is not None and not told:
+                    told = True
+                    attendant.warn(f"cannot write {path}: {journal.problem}; what is scored from now on is not kept")
         except KeyboardInterrupt as error:
-            raise Interrupted(_kept(done + len(new), total, journal)) from error
-        known.update(processes.gathered(new))
+            left = plan(weights, job.batch_size, budget, {**known, **read(path, job.identity)})
+            raise Interrupted(_kept(total - _matrices(left), total)) from error
+        known |= {(parameter, index): value for parameter, index, value in processes.gathered(new)}
     finally:
         journal.close()
     together = processes.count()
     return known, f"in {together} processes" if together > 1 else f"on {', '.join(map(str, devices))}"
 
 
-def _kept(scored: int, total: int, journal: Journal) -> str:
-    if journal.problem is not None:
-        return f"nothing is kept, since {journal.path} could not be written: {journal.problem}"
+def _kept(scored: int, total: int) -> str:
     if not scored:
-        return "nothing was scored yet"
-    return f"{scored} of {total} matrices are scored and kept; the same command goes on from there"
+        return "nothing is scored yet"
+    others = ", and what the other processes scored" if processes.count() > 1 else ""
+    return f"{scored} of {total} matrices are scored and kept{others}; the same command goes on from there"
 
 
 def _matrices(batches: Iterable[WeightBatch]) -> int:
