@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -155,6 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_visible(report_text), flush=True)
         except BrokenPipeError:  # whoever reads stdout has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _fail(f"the results are written, but this cannot be printed: {error.strerror or error}")
     return 0
 
 
@@ -259,8 +264,11 @@ def _warn(message: str) -> None:
 
 
 def _note(message: str) -> None:
+    if sys.stderr is None:  # closed before the start
+        return
     who = f" (process {processes.rank()})" if processes.rank() else ""
-    with suppress(BrokenPipeError):  # the job goes on without whoever listened
+    # The job goes on without whoever listened. A progress bar makes way.
+    with suppress(BrokenPipeError), tqdm.external_write_mode(file=sys.stderr):
         print(f"spectrum{who}: {_visible(message)}", file=sys.stderr, flush=True)
 
 
@@ -271,7 +279,10 @@ def _fail(message: str) -> int:
 
 def _visible(text: str) -> str:
     """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    obeyed = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in text
+    )
 
 
 def _hyphenated(argv: Sequence[str]) -> list[str]:

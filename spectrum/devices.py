@@ -23,9 +23,14 @@ _CPU_BATCH = 16 << 20
 _GPU_BATCH = 512 << 20
 
 _UNKNOWN_MEMORY = 8 << 30  # a small machine of today
+_NO_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+
 _CGROUP = [
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    tuple(f"/sys/fs/cgroup/{name}" for name in names)
+    for names in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    )
 ]
 
 
@@ -49,7 +54,7 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
     if device.type == "cuda":
         if (device.index or 0) >= len(gpus):
             raise DeviceError(f"there is no device {name!r}: this machine has {len(gpus)} GPU(s) that torch can use")
-        return [device]
+        return [gpus[device.index or 0]]
     if device.type != "cpu":
         warn(f"torch has no float64 eigensolver for {name}; the scan runs on the CPU")
     return [cpu]
@@ -82,17 +87,20 @@ def one_core_a_thread(devices: Iterable[torch.device]) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def memory_budget(device: torch.device) -> int:
-    """Bytes that the batches in flight may take together: half of the memory that is free, of a GPU's most."""
+def memory_budget(device: torch.device, processes: int = 1) -> int:
+    """Bytes that the batches in flight may take together: half of the memory that is free, of a GPU's most.
+
+    processes: how many of them share the machine.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free * 4 // 5
-    return _available_memory() // 2
+    return _available_memory() // 2 // processes
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a failure is for want of memory; torch has no exception of its own for the CPU's."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Whether a failure is for want of memory; torch has exceptions of their own only for some of these."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _available_memory() -> int:
@@ -101,9 +109,11 @@ def _available_memory() -> int:
     with suppress(OSError, ValueError, IndexError):
         meminfo = Path("/proc/meminfo").read_text()
         limits.append(int(meminfo.split("MemAvailable:")[1].split()[0]) << 10)
-    for limit, used in _CGROUP:
-        with suppress(OSError, ValueError):  # "max" where there is no limit
-            limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    for limit, used, statistics in _CGROUP:
+        with suppress(OSError, ValueError, IndexError):  # "max" where there is no limit
+            # What is counted as used includes files' pages, which are given up for whoever needs memory.
+            pages = int(Path(statistics).read_text().split("inactive_file ")[1].split()[0])
+            limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()) + pages)
     if not limits:
         with suppress(AttributeError, OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)

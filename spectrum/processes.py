@@ -8,11 +8,13 @@ process is noticed at once there, while nccl would wait for its timeout.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spectrum.errors import ProcessError, first_line
 
@@ -37,14 +39,19 @@ def local_rank() -> int:
     return _environment("LOCAL_RANK", 0) if count() > 1 else 0
 
 
+def local_count() -> int:
+    """How many of them this machine has."""
+    return max(1, _environment("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
+
+
 def join() -> None:
     """Meet the other processes, where there are any. Raises ProcessError where they cannot be reached."""
     if count() > 1:
         from accelerate import PartialState
 
-        with _translated(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # accelerate's advice on the number of threads is for training
-            PartialState(cpu=True, timeout=_PATIENCE)
+            _interruptibly(lambda: PartialState(cpu=True, timeout=_PATIENCE))
 
 
 def leave() -> None:
@@ -62,8 +69,7 @@ def from_main(value: _T) -> _T:
         return value
     from accelerate.utils import broadcast_object_list
 
-    with _translated():
-        received: list[_T] = broadcast_object_list([value])
+    received: list[_T] = _interruptibly(lambda: broadcast_object_list([value]))
     return received[0]
 
 
@@ -73,8 +79,7 @@ def gathered(values: list[_T]) -> list[_T]:
         return values
     from accelerate.utils import gather_object
 
-    with _translated():
-        everyone: list[_T] = gather_object(values)
+    everyone: list[_T] = _interruptibly(lambda: gather_object(values))
     return everyone
 
 
@@ -91,9 +96,20 @@ def _environment(name: str, default: int) -> int:
     return int(value) if value.isdecimal() else default
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+def _interruptibly(call: Callable[[], Any]) -> Any:
+    """What a call returns that waits for other processes. Signals reach Python only between two calls of the kind."""
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="wait for processes").start()
+    while not done.done():
+        wait([done], timeout=0.5)
     try:
-        yield
+        return done.result()
     except (RuntimeError, ValueError, OSError) as error:
         raise ProcessError(f"the processes of this run lost each other: {first_line(error)}") from error

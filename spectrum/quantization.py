@@ -24,8 +24,10 @@ def method(config: Any) -> str | None:
     for part in (config, text):
         for key in ("quantization_config", "compression_config"):
             if settings := getattr(part, key, None):
-                if not isinstance(settings, dict):
+                if hasattr(settings, "to_dict"):
                     settings = settings.to_dict()
+                if not isinstance(settings, dict):
+                    return f"{settings!r:.40}"  # none at all, which is refused by this name
                 if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
                     return "bitsandbytes"
                 name = settings.get("quant_method")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,11 +14,14 @@ import torch
 from spectrum import snr
 from spectrum.batching import batch_bytes
 from spectrum.devices import is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
-from spectrum.errors import DeviceError
+from spectrum.errors import DeviceError, first_line
 from spectrum.layers import LayerWeight, WeightBatch
 
 Reader = Callable[[LayerWeight, int], torch.Tensor]
 _Read = tuple[WeightBatch, torch.Tensor]
+
+# Pinned memory is kept for later, in powers of two: larger matrices are so few that their copies may take their time.
+_MOST_PINNED = 256 << 20  # bytes
 
 
 class _Room:
@@ -52,12 +56,13 @@ def score(
     read: Reader,
     devices: Sequence[torch.device],
     warn: Callable[[str], None] = lambda message: None,
-) -> Iterator[tuple[WeightBatch, list[float]]]:
+    processes: int = 1,
+) -> Generator[tuple[WeightBatch, list[float]]]:
     """Batches and their scores, in the order in which they are done.
 
     read: matrix `index` of a weight, (n, m). warn: told, from another thread, of what a device could not do and the
-    CPU does. An exception of `read` or the kernel is raised here; DeviceError where the CPU has no memory for a
-    matrix, or cannot decompose it.
+    CPU does. processes: how many do so on this machine. An exception of `read` or the kernel is raised here;
+    DeviceError where the CPU has no memory for a matrix, or cannot decompose it.
     """
     results: queue.Queue[tuple[WeightBatch, list[float]] | BaseException] = queue.Queue()
     todo = iter(batches)
@@ -86,12 +91,12 @@ def score(
             stopped.set()
             results.put(error)
 
-    crews = [(device, lanes(device), _Room(memory_budget(device))) for device in devices]
+    crews = [(device, lanes(device), _Room(memory_budget(device, processes))) for device in devices]
     with one_core_a_thread(devices):
         readers, workers = [], []
         for device, size, room in crews:
-            if device.type == "cuda":  # torch's first use of it must not be in two threads at once (pytorch#90613)
-                torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
+            if device.type == "cuda":
+                _warm_up(device)
             # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
             reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
             following = _read_ahead(reader, partial(next_read, room, device.type == "cuda"))
@@ -99,10 +104,10 @@ def score(
             for _ in range(size):
                 arguments = (device, room, following)
                 workers.append(threading.Thread(target=work, args=arguments, daemon=True, name=f"score {device}"))
-        for worker in workers:
-            worker.start()
         interrupted = False
         try:
+            for worker in workers:
+                worker.start()
             for _ in batches:
                 result = results.get()
                 if isinstance(result, BaseException):
@@ -117,9 +122,18 @@ def score(
                 room.close()
             if not interrupted:
                 for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
-                    worker.join()
+                    if worker.ident is not None:
+                        worker.join()
             for reader in readers:
                 reader.shutdown(wait=not interrupted)
+
+
+def _warm_up(device: torch.device) -> None:
+    """torch's first use of a GPU's solver must not be in two threads at once (pytorch#90613)."""
+    try:
+        torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
+    except RuntimeError as error:
+        raise DeviceError(f"{device} cannot be used: {first_line(error)}") from error
 
 
 def _read_ahead(reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None]) -> Callable[[], _Read | None]:
@@ -170,13 +184,18 @@ def _scores(
 
 def _stack(batch: WeightBatch, read: Reader, pin: bool) -> torch.Tensor:
     """The batch's matrices in one tensor, pinned for a GPU to fetch on its own; else a single one is not copied."""
-    if len(batch.members) == 1 and not pin:
-        return read(*batch.members[0]).unsqueeze(0)
-    stacked: torch.Tensor | None = None
-    for i, (weight, index) in enumerate(batch.members):
-        matrix = read(weight, index)
-        if stacked is None:
-            stacked = matrix.new_empty((len(batch.members), *matrix.shape), pin_memory=pin)
-        stacked[i] = matrix
-    assert stacked is not None
-    return stacked
+    try:
+        first = read(*batch.members[0])
+        shape = (len(batch.members), *first.shape)
+        pin = pin and math.prod(shape) * first.itemsize <= _MOST_PINNED
+        if len(batch.members) == 1 and not pin:
+            return first.unsqueeze(0)
+        stacked = first.new_empty(shape, pin_memory=pin)
+        stacked[0] = first
+        for i, (weight, index) in enumerate(batch.members[1:], 1):
+            stacked[i] = read(weight, index)
+        return stacked
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(f"there is no memory to read {batch.members[0][0].name}") from error

@@ -102,9 +102,9 @@ class Interrupted(KeyboardInterrupt):
 
 def obtain(request: Request, attendant: Attendant) -> Obtained:
     """The scan, in the main process. Raises SpectrumError where it cannot be had, Interrupted in mid-scan."""
-    results.check_name(request.model)
     processes.join()
     try:
+        results.check_name(request.model)
         obtained = _obtain(request, attendant)
         if obtained.result.left_out:
             attendant.warn(f"left out for NaN or infinity in their weights: {report.listed(obtained.result.left_out)}")
@@ -141,10 +141,12 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
         attendant.note(f"the cached scan {path} is of other weights than those found now; scanning all anew")
         cached, prepared = None, _prepare(request, attendant)
     with _alone(request, attendant) as waited:
-        if waited and not request.rescan:  # whoever had it meanwhile may have put there what is wanted
+        if waited and not request.rescan:  # whoever had it meanwhile may have put there what is wanted, or some of it
+            request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
             if (obtained := _from_cache(request, attendant)) is not None:
                 return obtained
-            cached = None if cached is None else _usable(request, lambda message: None)
+            cached = _usable(request, lambda message: None)
+            prepared, cached = _reduced(prepared, cached, request)
         try:
             scanned = _scan(prepared, attendant)
             obtained = scanned if cached is None else _added(cached, scanned, request)
@@ -200,6 +202,16 @@ def _prepare(request: Request, attendant: Attendant) -> _Prepared:
     return _Prepared(started, checkpoint, _Job(request, _identity(checkpoint), tuple(types), batch_size))
 
 
+def _reduced(prepared: _Prepared, cached: ScanResult | None, request: Request) -> tuple[_Prepared, ScanResult | None]:
+    """What is left to scan beside a cached scan that was not there before; no cached scan where that is of others."""
+    made = prepared.checkpoint.provenance
+    if cached is None or not _same_weights(cached.provenance, made):
+        return prepared, None
+    _, missing = _in_cache(cached, request.layer_types)
+    job = replace(prepared.job, layer_types=tuple(match_types(missing, made.layer_types)))
+    return replace(prepared, job=job), cached
+
+
 def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
     job, checkpoint, made = prepared.job, prepared.checkpoint, prepared.checkpoint.provenance
     processes.from_main(job)
@@ -228,6 +240,7 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     path = results.journal_path(request.results_dir, request.model, processes.rank())
     elsewhere = _other_journals(job, path)
     journal = Journal(path, job.identity)
+    foreign = not journal.known and path.exists()
     try:
         known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
         budget = processes.from_main(batch_budget(devices))  # for all to plan the same
@@ -236,13 +249,17 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every
         total, done = _matrices(every), _matrices(every) - _matrices(left)
+        if foreign and not known and processes.rank() == 0:
+            attendant.note(f"{path} is of other weights, another class or other versions; beginning anew")
         if done and processes.rank() == 0:
             attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
         mine = share(left, processes.count())[processes.rank()]
         new: list[tuple[str, int, float]] = []
         told = False
+        stream = score(mine, checkpoint.read, devices, attendant.warn, processes.local_count())
+        shown = attendant.progress(stream, mine)
         try:
-            for batch, values in attendant.progress(score(mine, checkpoint.read, devices, attendant.warn), mine):
+            for batch, values in shown:
                 scored = [(w.parameter, i, value) for (w, i), value in zip(batch.members, values, strict=True)]
                 journal.append(scored)
                 new += scored
@@ -250,6 +267,8 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
                     told = True
                     attendant.warn(f"cannot write {path}: {journal.problem}; what is scored from now on is not kept")
         except KeyboardInterrupt as error:
+            with suppress(KeyboardInterrupt):  # or it would wait for the decompositions that are under way
+                stream.throw(KeyboardInterrupt)
             left = plan(weights, job.batch_size, budget, {**known, **read(path, job.identity)})
             raise Interrupted(_kept(total - _matrices(left), total)) from error
         known |= {(parameter, index): value for parameter, index, value in processes.gathered(new)}
@@ -271,12 +290,13 @@ def _matrices(batches: Iterable[WeightBatch]) -> int:
 
 
 def _settle(request: Request) -> None:
-    """Remove the journals, once the main process has come here from writing the results."""
+    """Remove the journals, once the main process has come here from writing the results, and before it goes on."""
     processes.gathered([])
     own = results.journal_path(request.results_dir, request.model, processes.rank())
     for path in [own, *_journals_here(request)]:
         with suppress(OSError):
             path.unlink()
+    processes.gathered([])
 
 
 def _journals_here(request: Request) -> list[Path]:
@@ -333,18 +353,21 @@ def _alone(request: Request, attendant: Attendant) -> Iterator[bool]:
     The lock is the system's, and ends with the process that has it.
     """
     path = results.lock_path(request.results_dir, request.model)
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666)
+    waited = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"cannot lock {path}: {first_line(error)}") from error
+    try:
         try:
             lock.acquire(timeout=0)
-            waited = False
         except Timeout:
+            waited = True
             attendant.note(f"another run is scanning {request.model} into {request.results_dir}; waiting for it")
             lock.acquire()
-            waited = True
     except (OSError, NotImplementedError) as error:
-        raise ResultsError(f"cannot lock {path}: {first_line(error)}") from error
+        attendant.warn(f"cannot lock {path}, so nothing keeps two scans of one model apart: {first_line(error)}")
     try:
         yield waited
     finally:

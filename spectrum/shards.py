@@ -259,11 +259,10 @@ def _located(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
 
 
 def _refuse_link_out(file: Path) -> None:
-    """A link in a stranger's directory must not have us read another's file. The Hub's cache links to its own blobs."""
-    directory = file.parent.resolve()
+    """A link in a stranger's directory must not have us read other files, short of those in a cache of the Hub's."""
     real = file.resolve()
-    blobs = directory.parents[1] / "blobs" if directory.parent.name == "snapshots" else directory
-    if not (real.is_relative_to(directory) or real.is_relative_to(blobs)):
+    of_the_hub = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if not (of_the_hub or real.is_relative_to(file.parent.resolve())):
         raise CheckpointError(f"{file} is a link out of its directory, to {real}; put the file itself there")
 
 

@@ -659,7 +659,7 @@ def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(tmp_path: Path) -
         assert process.stdout.read() == b""
     assert process.returncode == 130
     assert f"{count}/{count}".encode() not in said
-    assert said.endswith(b"spectrum: interrupted; nothing was scored yet\n")
+    assert said.endswith(b"spectrum: interrupted; nothing is scored yet\n")
     assert b"spectrum: error" not in said
     assert b"Traceback" not in said
     assert files_below(tmp_path) == before
@@ -676,7 +676,7 @@ def test_an_interrupt_is_reported_below_the_progress_bar(fresh: Path, monkeypatc
     assert (done.status, done.out) == (130, "")
     _, progress, error, _ = done.err.split("\n")
     assert "0/75" in progress
-    assert error == "spectrum: interrupted; nothing was scored yet"
+    assert error == "spectrum: interrupted; nothing is scored yet"
     assert files_below(fresh) == before
 
 

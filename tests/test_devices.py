@@ -27,7 +27,7 @@ def no_warning(message: str) -> None:
         ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
         ("cpu", 0, ["cpu"]),
         ("cpu", 2, ["cpu"]),
-        ("cuda", 2, ["cuda"]),
+        ("cuda", 2, ["cuda:0"]),
         ("cuda:1", 2, ["cuda:1"]),
     ],
 )
@@ -94,13 +94,17 @@ def test_the_budget_keeps_within_a_container(
 ) -> None:
     (tmp_path / "limit").write_text(limit)
     (tmp_path / "used").write_text(used)
-    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "absent", tmp_path / "absent")])
+    (tmp_path / "stat").write_text("anon 300\ninactive_file 0\nactive_file 100\n")
+    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "absent",) * 3])
     without = memory_budget(CPU)
-    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "limit", tmp_path / "used")])
+    monkeypatch.setattr(devices, "_CGROUP", [(tmp_path / "limit", tmp_path / "used", tmp_path / "stat")])
     if expected is None:
         assert memory_budget(CPU) == pytest.approx(without, rel=0.5)
     else:
         assert memory_budget(CPU) == expected
+        assert memory_budget(CPU, 3) == expected // 3
+        (tmp_path / "stat").write_text("anon 300\ninactive_file 200\n")
+        assert memory_budget(CPU) == max(0, int(limit) - int(used) + 200) // 2
 
 
 def test_failures_for_want_of_memory() -> None:

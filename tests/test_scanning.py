@@ -333,7 +333,7 @@ def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
 def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
     size = matrix_bytes((50, 80), "float64")
-    monkeypatch.setattr(scanning, "memory_budget", lambda device: 2 * size)
+    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 2 * size)
     monkeypatch.setattr(scanning, "lanes", lambda device: 5)
     matrix = matrices(50, 80)
     held: list[weakref.ref[torch.Tensor]] = []
@@ -352,14 +352,14 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
 
 
 def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 1)
     monkeypatch.setattr(scanning, "lanes", lambda device: 3)
     reader = alike(20)
     assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
 
 
 def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "memory_budget", lambda device: 1)
+    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 1)
     monkeypatch.setattr(scanning, "lanes", lambda device: 3)
 
     def failing(batch: torch.Tensor) -> torch.Tensor:
