@@ -71,7 +71,7 @@ def open_checkpoint(
     stored = shards.stored_tensors(directory)
     if commit is None:
         fingerprint = shards.fingerprint(directory)
-    meta = skeleton.meta_model(directory, config, model_class, trust_remote_code=trust_remote_code)
+    meta = skeleton.meta_model(directory, config, model_class, len(stored), trust_remote_code=trust_remote_code)
     for name, _ in _parameters(meta):
         if not MODULE_PATH.fullmatch(name):
             raise CheckpointError(f"{directory} has a parameter named {name!r}, which is no module path")
@@ -124,8 +124,16 @@ def _values(
                     raise
         if way == "dequantized":
             raise CheckpointError(f"this transformers cannot stream the quantized {directory}; try a newer one")
+    _refuse_mostly_missing(directory, model, stored)
     loaded = loading.load(directory, type(model), trust_remote_code=trust_remote_code, dequantize=way == "loaded")
     return loaded, _storage(directory, model, loaded)
+
+
+def _refuse_mostly_missing(directory: Path, model: Any, stored: Mapping[str, shards.StoredTensor]) -> None:
+    """transformers would make up the rest, in memory. Packed weights are up to 8 in an element."""
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if sum(parameter.numel() for parameter in model.parameters()) > 16 * held + 2**20:
+        raise CheckpointError(f"{directory} lacks most of the parameters of {type(model).__name__}")
 
 
 def _storage(directory: Path, model: Any, values: mapping.Values) -> dict[str, str]:

@@ -53,6 +53,8 @@ _TORCH_NAMES = frozenset(name for name, _ in _DTYPES.values())
 # In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
+_MOST_DIMENSIONS = 64  # torch's own limit
+
 _LFS_POINTER = b"version https://git-lfs"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of torch before 1.6
 
@@ -352,6 +354,8 @@ def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[
     begin, end = entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
         raise ValueError("sizes are whole numbers")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("more dimensions than a tensor can have")
     if itemsize is not None and end - begin != math.prod(shape) * itemsize:
         raise ValueError("shape and bytes disagree")
     return StoredTensor(key, file, dtype, shape, start + begin), (begin, end)

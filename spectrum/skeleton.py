@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from spectrum.errors import CheckpointError, first_line
 from spectrum.shards import other_than_a_model, read_limited
@@ -31,7 +33,7 @@ _MAX_CONFIG_BYTES = 16 << 20
 
 # More of these than any model has would take a machine's memory, in Python objects alone, before a weight is looked at.
 _MOST = {
-    **dict.fromkeys(("layer", "layers", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
+    **dict.fromkeys(("layer", "layers", "types", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
     "experts": 20_000,
     "labels": 1_000_000,
 }
@@ -65,23 +67,40 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
         raise CheckpointError(f"transformers cannot read {path}: {first_line(error)}") from error
 
 
-def meta_model(directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool) -> Any:
+def meta_model(directory: Path, config: Any, class_name: str | None, tensors: int, *, trust_remote_code: bool) -> Any:
     """The model on torch's meta device: names and shapes, no values; floating-point dtype as the config has it.
 
     The class is `class_name`, else the first of the config's architectures, else the first auto class that knows the
-    config. Raises CheckpointError where config or class make no model.
+    config. tensors: how many the checkpoint has. Raises CheckpointError where config or class make no model, or one
+    of many times more modules than that.
     """
     name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
     dtype = getattr(config, "dtype", None)
     default = torch.get_default_dtype()
     try:
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"), _at_most(10_000 + 10 * tensors):
             torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)
             return build()
     except Exception as error:  # a model's constructor runs anything, from missing packages to bad sizes
         raise CheckpointError(f"transformers cannot build {name} from {directory}: {first_line(error)}") from error
     finally:
         torch.set_default_dtype(default)
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """Stop a model that grows beyond so many modules: without parameters, too, they take a machine's memory."""
+    left = itertools.count(modules, -1)
+
+    def count(*_: object) -> None:
+        if not next(left):
+            raise ValueError(f"it has over {modules} modules, and the checkpoint a tenth as many tensors")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def rival_class(model: Any) -> str | None:
@@ -175,8 +194,16 @@ def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         if isinstance(value, dict):
             yield from _counts(value)
         elif key.rpartition("_")[2] in _MOST:
-            values = value if isinstance(value, list) else [value]
-            yield from ((key, number) for number in values if isinstance(number, int))
+            yield from ((key, number) for number in _numbers(value))
+
+
+def _numbers(value: object) -> Iterator[int]:
+    """Whole numbers in lists of any depth, which JSON's reader has bounded."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int):
+        yield value
 
 
 def _builder(

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 
 from spectrum.layers import Provenance, ScanResult, Selection
 
@@ -58,16 +59,14 @@ def _scalar(name: str) -> str:
         return name
     import yaml
 
-    plain = yaml.safe_load(name) == name and name.lower() not in ("y", "n") and not _is_number(name)
-    return name if plain else f"'{name}'"
-
-
-def _is_number(name: str) -> bool:
     try:
+        plain = yaml.safe_load(name) == name and name.lower() not in ("y", "n")
+    except (ValueError, yaml.YAMLError):  # what looks like a number or a date, and is none
+        plain = False
+    with suppress(ValueError):
         float(name)
-    except ValueError:
-        return False
-    return True
+        plain = False
+    return name if plain else f"'{name}'"
 
 
 def _entries(name: str, parameters: Sequence[str], intended: Collection[str]) -> list[str]:
