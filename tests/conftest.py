@@ -1,4 +1,4 @@
-"""What many tests share: the sample checkpoint, the command in a process of its own, an oracle for the score."""
+"""What many tests share: the sample checkpoint, the command in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 # and most of all where other processes want the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -53,15 +52,6 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: 
     assert done.stdout == ""
     for word in words:
         assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
-
-
-def oracle_snr(weight: np.ndarray) -> float:
-    """The contract's formula on NumPy's float64 singular values, written without the package."""
-    values = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
-    quarter, three_quarters = np.quantile(values, [0.25, 0.75])
-    edge = (three_quarters - quarter) / 1.349 * (1 + np.sqrt(min(weight.shape) / max(weight.shape)))
-    signal, noise = values[values > edge], values[values <= edge]
-    return float(signal.sum() / (noise.sum() if len(noise) else 1.0) / values[0])
 
 
 def files_below(directory: Path) -> Sequence[str]:

@@ -19,7 +19,7 @@ from spectrum.layers import LayerWeight, ScanResult, assemble
 from spectrum.selection import top_percent
 from spectrum.unfrozen import unfrozen_entries
 from tests.architectures import ARCHITECTURES, built
-from tests.conftest import oracle_snr
+from tests.oracle import oracle_snr
 from tests.scanned import scan
 
 State = dict[str, torch.Tensor]

@@ -31,7 +31,8 @@ import spectrum.scans
 from spectrum import prompts, results, snr
 from spectrum.cli import main
 from spectrum.errors import LayerTypeError
-from tests.conftest import TINY_LLAMA, Spectrum, files_below, oracle_snr
+from tests.conftest import TINY_LLAMA, Spectrum, files_below
+from tests.oracle import oracle_snr
 
 # The slug of `tiny_llama` has a hyphen.
 SCAN = "model_snr_results/snr_results_tiny-llama.json"

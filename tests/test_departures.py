@@ -15,7 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from spectrum.cli import main
-from tests.conftest import TINY_LLAMA, files_below, oracle_snr
+from tests.conftest import TINY_LLAMA, files_below
+from tests.oracle import oracle_snr
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from spectrum.checkpoint import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.architectures import llama_like, mixture
-from tests.conftest import oracle_snr
+from tests.oracle import oracle_snr
 from tests.scanned import scan
 
 FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])

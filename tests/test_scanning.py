@@ -17,7 +17,7 @@ from spectrum import scanning, snr
 from spectrum.batching import matrix_bytes
 from spectrum.errors import DeviceError
 from spectrum.layers import LayerWeight
-from tests.conftest import oracle_snr
+from tests.oracle import oracle_snr
 from tests.scanned import scan
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import os
 import shutil
@@ -24,10 +25,11 @@ import torch
 from filelock import FileLock
 
 import spectrum
-from spectrum import results, scans
+from spectrum import results, scans, snr
 from spectrum.checkpoint import Checkpoint
 from spectrum.cli import main
 from spectrum.errors import ResultsError
+from spectrum.journal import Journal
 from spectrum.layers import LayerWeight
 from tests.conftest import ROOT, TINY_LLAMA, files_below
 from tests.crowd import crowd
@@ -558,3 +560,26 @@ def test_many_cached_runs_at_a_time_meet_whole_files(scanned: Scanned, fresh: Pa
     assert {path: (fresh / path).read_bytes() for path in (SCAN, SIDECAR)} == {
         path: scanned.files[path] for path in (SCAN, SIDECAR)
     }
+
+
+def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, waited = threading.Event(), threading.Event()
+    score, calls = snr.score, itertools.count()
+
+    def endless(batch: torch.Tensor) -> torch.Tensor:
+        if next(calls) and not ended.wait(HANG):
+            waited.set()
+        return score(batch)
+
+    def interrupt(journal: Journal, scores: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snr, "score", endless)
+    monkeypatch.setattr(Journal, "append", interrupt)
+    assert run(fresh).status == 130
+    ended.set()
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("score ")]:
+        thread.join()
+    assert not waited.is_set()

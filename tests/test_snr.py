@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from spectrum import snr
-from tests.conftest import TINY_LLAMA, oracle_snr
+from tests.conftest import TINY_LLAMA
+from tests.oracle import oracle_snr
 
 Matrix = NDArray[np.float64]
 

@@ -22,7 +22,7 @@ from spectrum.layers import LayerWeight
 from tests.benchmarks.checkpoints import trained_like
 from tests.benchmarks.machine import description
 from tests.benchmarks.reference import snr_float32
-from tests.conftest import oracle_snr
+from tests.oracle import oracle_snr
 from tests.scanned import scan
 
 Shape = tuple[int, int]
