@@ -110,8 +110,9 @@ def command() -> NoReturn:
     """Run the command as a process of its own, and end that."""
     signal.signal(signal.SIGTERM, _terminate)
     status = main()
-    if status in (INTERRUPTED, TERMINATED):
-        # Threads may be in the midst of a decomposition, which Python neither ends nor survives.
+    if status in (INTERRUPTED, TERMINATED) or processes.count() > 1:
+        # Threads may be in the midst of a decomposition, or of talking to other processes, which Python neither ends
+        # nor survives.
         with suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -106,9 +106,11 @@ def _interruptibly(call: Callable[[], Any]) -> Any:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=work, daemon=True, name="wait for processes").start()
+    thread = threading.Thread(target=work, daemon=True, name="wait for processes")
+    thread.start()
     while not done.done():
         wait([done], timeout=0.5)
+    thread.join()
     try:
         return done.result()
     except (RuntimeError, ValueError, OSError) as error:

@@ -57,7 +57,7 @@ def score(
     devices: Sequence[torch.device],
     warn: Callable[[str], None] = lambda message: None,
     processes: int = 1,
-) -> Generator[tuple[WeightBatch, list[float]]]:
+) -> Generator[tuple[WeightBatch, list[float]], None, None]:
     """Batches and their scores, in the order in which they are done.
 
     read: matrix `index` of a weight, (n, m). warn: told, from another thread, of what a device could not do and the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ SCORE_VERSION = 1
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h
 
-Scored = Iterator[tuple[WeightBatch, list[float]]]
+Scored = Generator[tuple[WeightBatch, list[float]], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +269,7 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
         except KeyboardInterrupt as error:
             with suppress(KeyboardInterrupt):  # or it would wait for the decompositions that are under way
                 stream.throw(KeyboardInterrupt)
+            shown.close()
             left = plan(weights, job.batch_size, budget, {**known, **read(path, job.identity)})
             raise Interrupted(_kept(total - _matrices(left), total)) from error
         known |= {(parameter, index): value for parameter, index, value in processes.gathered(new)}
