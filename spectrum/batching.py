@@ -68,6 +68,11 @@ def matrix_cost(shape: tuple[int, int]) -> int:
     return k * k * (m + 2 * k)
 
 
+def matrices(batches: Iterable[WeightBatch]) -> int:
+    """How many matrices batches hold."""
+    return sum(len(batch.members) for batch in batches)
+
+
 def batch_cost(batch: WeightBatch) -> int:
     """Work to score a batch."""
     return len(batch.members) * matrix_cost(batch.matrix)

@@ -9,7 +9,7 @@ import signal
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import spectrum
 from spectrum import processes, report, results, scans, selection, unfrozen
-from spectrum.batching import batch_cost, parse_batch_size
+from spectrum.batching import batch_cost, matrices, parse_batch_size
 from spectrum.errors import ProcessError, SpectrumError
 from spectrum.layers import WeightBatch, match_types
 
@@ -181,10 +181,10 @@ def _run(args: argparse.Namespace) -> str:
     if processes.rank() > 0:
         scans.assist(attendant)
         return ""
-    return _write(args, scans.obtain(request, attendant))
+    return _write(args, scans.obtain(request, attendant), attendant.warn)
 
 
-def _write(args: argparse.Namespace, scan: scans.Obtained) -> str:
+def _write(args: argparse.Namespace, scan: scans.Obtained, warn: Callable[[str], None]) -> str:
     result = limited = scan.result
     if scan.wanted is not None:
         limited = replace(result, layers=tuple(layer for layer in result.layers if layer.layer_type in scan.wanted))
@@ -198,7 +198,7 @@ def _write(args: argparse.Namespace, scan: scans.Obtained) -> str:
             reason = f"{args.top_percent} percent of no layer type is a whole layer; raise --top-percent"
         if not any(embeddings):
             raise SpectrumError(f"nothing to train: {reason}")
-        _warn(reason)
+        warn(reason)
     sorted_file = results.save_sorted(args.output_dir, result)
     yaml_file = results.yaml_path(args.output_dir, args.model_name, args.top_percent)
     results.write_atomically(yaml_file, unfrozen.render_axolotl(entries, embeddings))
@@ -242,7 +242,7 @@ def _number(batch_size: int | str | None) -> int | None:
 
 def _with_progress(scored: scans.Scored, batches: Sequence[WeightBatch], *, quiet: bool) -> scans.Scored:
     """Scores as they come, under a bar that moves by the work done: weights differ in that by orders of magnitude."""
-    count = sum(len(batch.members) for batch in batches)
+    count = matrices(batches)
     unit = "weights" if processes.count() == 1 else "weights of the main process"
     done = 0
     # A log file needs no bar redrawn ten times a second; of several processes, one bar tells enough.
@@ -258,10 +258,6 @@ def _with_progress(scored: scans.Scored, batches: Sequence[WeightBatch], *, quie
             bar.update(batch_cost(batch))
             yield batch, values
         bar.set_description_str(f"{count}/{count} {unit}", refresh=False)
-
-
-def _warn(message: str) -> None:
-    _note(f"warning: {message}")
 
 
 def _note(message: str) -> None:

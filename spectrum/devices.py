@@ -19,7 +19,7 @@ from spectrum.errors import DeviceError
 
 _GPU_LANES = 2
 
-_CPU_BATCH = 16 << 20
+_CPU_BATCH = 16 << 20  # bytes
 _GPU_BATCH = 512 << 20
 
 _UNKNOWN_MEMORY = 8 << 30  # a small machine of today

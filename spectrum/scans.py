@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from spectrum import hub, processes, report, results, shards
 from spectrum.errors import CheckpointError, ProcessError, ResultsError, SpectrumError, first_line
 from spectrum.journal import Journal, Matrix, read
 from spectrum.layers import (
+    LayerWeight,
     Provenance,
     ScanResult,
     WeightBatch,
@@ -30,6 +32,8 @@ from spectrum.layers import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from spectrum.checkpoint import Checkpoint
 
 # Raised by any change to the score that moves a digit: journals of other versions are not gone on with.
@@ -131,10 +135,10 @@ def assist(attendant: Attendant) -> None:
 
 
 def _obtain(request: Request, attendant: Attendant) -> Obtained:
-    if (obtained := _from_cache(request, attendant)) is not None:
+    cached = None if request.rescan else _usable(request, attendant.note)
+    if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
         return obtained
-    # What the cache has, but not all that is wanted; None too where it is not used, which has been said.
-    cached = None if request.rescan else _usable(request, lambda message: None)
+    # What the cache has, but not all that is wanted.
     prepared = _prepare(request if cached is None else _as_cached(request, cached), attendant)
     if cached is not None and not _same_weights(cached.provenance, prepared.checkpoint.provenance):
         path = results.scan_path(request.results_dir, request.model)
@@ -143,9 +147,9 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
     with _alone(request, attendant) as waited:
         if waited and not request.rescan:  # whoever had it meanwhile may have put there what is wanted, or some of it
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
-            if (obtained := _from_cache(request, attendant)) is not None:
+            cached = _usable(request, attendant.note)
+            if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
                 return obtained
-            cached = _usable(request, lambda message: None)
             prepared, cached = _reduced(prepared, cached, request)
         try:
             scanned = _scan(prepared, attendant)
@@ -158,11 +162,8 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
     return obtained
 
 
-def _from_cache(request: Request, attendant: Attendant) -> Obtained | None:
-    """The scan, where the cache has all of it that is wanted."""
-    cached = None if request.rescan else _usable(request, attendant.note)
-    if cached is None:
-        return None
+def _served(cached: ScanResult, request: Request, attendant: Attendant) -> Obtained | None:
+    """A cached scan, where it has all that is wanted."""
     wanted, missing = _in_cache(cached, request.layer_types)
     if missing:
         return None
@@ -216,7 +217,7 @@ def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
     job, checkpoint, made = prepared.job, prepared.checkpoint, prepared.checkpoint.provenance
     processes.from_main(job)
     scores, where = _scores(checkpoint, job, attendant)
-    weights = [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+    weights = _weights(checkpoint, job)
     result = assemble(job.request.model, weights, layer_scores(weights, scores), made)
     if not result.layers:
         _settle(job.request)
@@ -228,15 +229,17 @@ def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
     return Obtained(result, job.layer_types, results.scan_path(job.request.results_dir, result.model), origin)
 
 
+def _weights(checkpoint: Checkpoint, job: _Job) -> list[LayerWeight]:
+    return [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+
+
 def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[dict[Matrix, float], str]:
     """The scores of all matrices of a job, of which this process computes its share, and where that was done."""
-    from spectrum.batching import plan, share
+    from spectrum.batching import matrices, plan, share
     from spectrum.devices import batch_budget, devices_for
-    from spectrum.scanning import score
 
-    request = job.request
-    devices = devices_for(request.device, attendant.warn, processes.local_rank() if processes.count() > 1 else None)
-    weights = [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+    request, together = job.request, processes.count()
+    devices = devices_for(request.device, attendant.warn, processes.local_rank() if together > 1 else None)
     path = results.journal_path(request.results_dir, request.model, processes.rank())
     elsewhere = _other_journals(job, path)
     journal = Journal(path, job.identity)
@@ -244,39 +247,56 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     try:
         known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
         budget = processes.from_main(batch_budget(devices))  # for all to plan the same
-        every = plan(weights, job.batch_size, budget)
-        left = plan(weights, job.batch_size, budget, known)
+        planned = partial(plan, _weights(checkpoint, job), job.batch_size, budget)
+        every, left = planned(), planned(known)
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every
-        total, done = _matrices(every), _matrices(every) - _matrices(left)
+        total, done = matrices(every), matrices(every) - matrices(left)
         if foreign and not known and processes.rank() == 0:
             attendant.note(f"{path} is of other weights, another class or other versions; beginning anew")
         if done and processes.rank() == 0:
             attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
-        mine = share(left, processes.count())[processes.rank()]
-        new: list[tuple[str, int, float]] = []
-        told = False
-        stream = score(mine, checkpoint.read, devices, attendant.warn, processes.local_count())
-        shown = attendant.progress(stream, mine)
         try:
-            for batch, values in shown:
-                scored = [(w.parameter, i, value) for (w, i), value in zip(batch.members, values, strict=True)]
-                journal.append(scored)
-                new += scored
-                if journal.problem is not None and not told:
-                    told = True
-                    attendant.warn(f"cannot write {path}: {journal.problem}; what is scored from now on is not kept")
+            new = _computed(share(left, together)[processes.rank()], checkpoint, devices, journal, attendant)
         except KeyboardInterrupt as error:
-            with suppress(KeyboardInterrupt):  # or it would wait for the decompositions that are under way
-                stream.throw(KeyboardInterrupt)
-            shown.close()
-            left = plan(weights, job.batch_size, budget, {**known, **read(path, job.identity)})
-            raise Interrupted(_kept(total - _matrices(left), total)) from error
-        known |= {(parameter, index): value for parameter, index, value in processes.gathered(new)}
+            left = planned({**known, **read(path, job.identity)})
+            raise Interrupted(_kept(total - matrices(left), total)) from error
+        known |= processes.gathered(new)
     finally:
         journal.close()
-    together = processes.count()
     return known, f"in {together} processes" if together > 1 else f"on {', '.join(map(str, devices))}"
+
+
+def _computed(
+    batches: Sequence[WeightBatch],
+    checkpoint: Checkpoint,
+    devices: Sequence[torch.device],
+    journal: Journal,
+    attendant: Attendant,
+) -> list[tuple[Matrix, float]]:
+    """Scores of a process's own share, in the journal as soon as they are there."""
+    from spectrum.scanning import score
+
+    new: list[tuple[Matrix, float]] = []
+    told = False
+    stream = score(batches, checkpoint.read, devices, attendant.warn, processes.local_count())
+    shown = attendant.progress(stream, batches)
+    try:
+        for batch, values in shown:
+            scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
+            journal.append([(*matrix, value) for matrix, value in scored])
+            new += scored
+            if journal.problem is not None and not told:
+                told = True
+                attendant.warn(
+                    f"cannot write {journal.path}: {journal.problem}; what is scored from now on is not kept"
+                )
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):  # or it would wait for the decompositions that are under way
+            stream.throw(KeyboardInterrupt)
+        shown.close()
+        raise
+    return new
 
 
 def _kept(scored: int, total: int) -> str:
@@ -284,10 +304,6 @@ def _kept(scored: int, total: int) -> str:
         return "nothing is scored yet"
     others = ", and what the other processes scored" if processes.count() > 1 else ""
     return f"{scored} of {total} matrices are scored and kept{others}; the same command goes on from there"
-
-
-def _matrices(batches: Iterable[WeightBatch]) -> int:
-    return sum(len(batch.members) for batch in batches)
 
 
 def _settle(request: Request) -> None:

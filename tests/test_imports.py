@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "processes": {"errors", "accelerate", "torch"},
     "scans": {
         *("errors", "layers", "report", "results", "journal", "processes", "batching", "shards", "hub", "checkpoint"),
-        *("devices", "scanning", "filelock"),
+        *("devices", "scanning", "filelock", "torch"),
     },
     "cli": {
         *("spectrum", "errors", "layers", "selection", "unfrozen", "report", "results", "prompts", "batching"),
