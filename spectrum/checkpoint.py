@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 import spectrum
 from spectrum import hub, loading, mapping, quantization, shards, skeleton
 from spectrum.errors import CheckpointError
-from spectrum.layers import MODULE_PATH, LayerWeight, Parameter, Provenance, display_order, layer_types
+from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
 
 _READABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -24,6 +24,10 @@ _READABLE = ("float64", "float32", "float16", "bfloat16")
 _QUANTIZATION_KEY = re.compile(
     r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
 )
+
+
+# In the names that parameters have under adapters, FSDP and activation checkpointing.
+_OF_WRAPPERS = ("base_layer", "_fsdp_wrapped_module", "_flat_param", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +76,54 @@ def open_checkpoint(
     if commit is None:
         fingerprint = shards.fingerprint(directory)
     meta = skeleton.meta_model(directory, config, model_class, len(stored), trust_remote_code=trust_remote_code)
-    for name, _ in _parameters(meta):
-        if not MODULE_PATH.fullmatch(name):
-            raise CheckpointError(f"{directory} has a parameter named {name!r}, which is no module path")
+    skeleton.check_names(meta, directory)
     values, storage = _values(directory, meta, stored, way, trust_remote_code=trust_remote_code)
-    parameters = {name: values.form(storage[name]) for name, _ in _parameters(meta) if name in storage}
+    parameters = dict(_described(meta, storage, values))
     weights = tuple(_weights(meta, storage, parameters, directory))
     if not weights:
         raise CheckpointError(f"{directory} has no weight matrices")
-    head, embedding = skeleton.head_and_embedding(meta)
-    provenance = Provenance(
-        revision=revision,
-        commit=commit,
-        fingerprint=fingerprint,
-        model_class=type(meta).__name__,
-        class_asked=model_class,
+    provenance = _provenance(meta, parameters, weights)
+    provenance = replace(provenance, revision=revision, commit=commit, fingerprint=fingerprint, class_asked=model_class)
+    return Checkpoint(directory, provenance, weights, tuple(_warnings(meta, values)), values, _transposed(meta))
+
+
+def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
+    """The weights of a model that is in memory, by the name that it goes by.
+
+    Raises CheckpointError for one whose parameters are elsewhere, or are not its own: on the meta device, sharded,
+    quantized, wrapped by adapters.
+    """
+    skeleton.check_names(model, name)
+    for parameter, value in skeleton.parameters(model):
+        if any(part in _OF_WRAPPERS for part in parameter.split(".")):
+            raise CheckpointError(f"{name} is wrapped, at {parameter}; scan it before it is, or by its name or path")
+        if value.is_meta or type(value.data) is not torch.Tensor:
+            raise CheckpointError(f"{name} does not have {parameter} as a whole in memory; scan it by its name or path")
+    values = loading.Loaded(dict(skeleton.parameters(model)))
+    storage = _storage(Path(name), model, values)
+    parameters = dict(_described(model, storage, values))
+    weights = tuple(_weights(model, storage, parameters, Path(name)))
+    if not weights:
+        raise CheckpointError(f"{name} has no weight matrices")
+    return Checkpoint(Path(name), _provenance(model, parameters, weights), weights, (), values, _transposed(model))
+
+
+def _provenance(
+    model: torch.nn.Module, parameters: Mapping[str, Parameter], weights: Iterable[LayerWeight]
+) -> Provenance:
+    head, embedding = skeleton.head_and_embedding(model)
+    return Provenance(
+        revision=None,
+        commit=None,
+        fingerprint=None,
+        model_class=type(model).__name__,
+        class_asked=None,
         versions={name: version(name) for name in ("torch", "transformers")} | {"spectrum": spectrum.__version__},
         head=head,
         embedding=embedding,
         parameters=parameters,
         layer_types=tuple(display_order(weight.layer_type for weight in weights)),
     )
-    return Checkpoint(directory, provenance, weights, tuple(_warnings(meta, values)), values, _transposed(meta))
 
 
 def _values(
@@ -141,22 +171,24 @@ def _storage(directory: Path, model: Any, values: mapping.Values) -> dict[str, s
 
     Checks that nothing is missing and nothing has another shape: transformers would fill it with random numbers.
     """
-    storage = {name: name for name, _ in _parameters(model) if name in values}
-    for group in _tied_groups(model):
+    storage = {name: name for name, _ in skeleton.parameters(model) if name in values}
+    for group in skeleton.tied_groups(model):
         held = sorted(group & storage.keys())
         if held:
             same = held[:1] + [name for name in held[1:] if _equal(held[0], name, values)]
             storage |= dict.fromkeys(same, held[0])
             storage |= dict.fromkeys(group - storage.keys(), held[0])
     kind = type(model).__name__
-    missing = [name for name, _ in _parameters(model) if name not in storage and not _may_be_missing(model, name)]
+    missing = [
+        name for name, _ in skeleton.parameters(model) if name not in storage and not _may_be_missing(model, name)
+    ]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(
             f"{directory} lacks the parameter {missing[0]}{others} of {kind}; "
             "if it was saved from another class, name that with --model-class"
         )
-    for name, parameter in _parameters(model):
+    for name, parameter in skeleton.parameters(model):
         if name in storage:
             shape = values.form(storage[name]).shape
             if shape != tuple(parameter.shape):
@@ -167,24 +199,15 @@ def _storage(directory: Path, model: Any, values: mapping.Values) -> dict[str, s
     return storage
 
 
-def _parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    yield from model.named_parameters(remove_duplicate=False)
-
-
-def _tied_groups(model: Any) -> Iterator[set[str]]:
-    """Names of parameters that are one and the same in the model."""
-    group_of: dict[str, set[str]] = {}
-    by_identity: dict[int, set[str]] = {}
-    for name, parameter in _parameters(model):
-        group_of[name] = by_identity.setdefault(id(parameter), set())
-        group_of[name].add(name)
-    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
-            group_of[origin] |= group_of[target]
-            for name in group_of[target]:
-                group_of[name] = group_of[origin]
-    distinct = {id(group): group for group in group_of.values()}
-    yield from (group for group in distinct.values() if len(group) > 1)
+def _described(model: Any, storage: Mapping[str, str], values: mapping.Values) -> Iterator[tuple[str, Parameter]]:
+    """Every parameter that has values, as records know it. Of tied ones the first is the one that trainers see."""
+    first: dict[str, str] = {}
+    for path, own, module in skeleton.owned_parameters(model):
+        name = f"{path}.{own}" if path else own
+        if name in storage:
+            seen = first.setdefault(storage[name], name)
+            tied_to = seen if seen != name else None
+            yield name, replace(values.form(storage[name]), tied_to=tied_to, module=skeleton.torch_class(module))
 
 
 def _may_be_missing(model: Any, name: str) -> bool:
@@ -215,11 +238,10 @@ def _weights(
 ) -> list[LayerWeight]:
     """Weights to score in model order: every module's `weight`, and bare parameters that hold matrices."""
     found = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        for own, parameter in module.named_parameters(recurse=False):
-            name = f"{path}.{own}" if path else own
-            if name in storage and _is_weight(path, own, module, parameter):
-                found.append((path if own == "weight" and path else name, name, module))
+    for path, own, module in skeleton.owned_parameters(model):
+        name = f"{path}.{own}" if path else own
+        if name in storage and _is_weight(path, own, module):
+            found.append((path if own == "weight" and path else name, name, module))
     types = layer_types(layer for layer, _, _ in found)
     weights = []
     for layer, name, module in found:
@@ -233,12 +255,13 @@ def _weights(
     return weights
 
 
-def _is_weight(path: str, own: str, module: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
+def _is_weight(path: str, own: str, module: torch.nn.Module) -> bool:
     """Whether a module's own parameter holds weight matrices.
 
     So does its `weight`; of other names, `..._weight`, and the 3-D stacks of experts. The rest are biases, positions,
     decay rates and the like.
     """
+    parameter = module.get_parameter(own)
     if parameter.numel() == 0:
         return False
     if own == "weight":
@@ -267,9 +290,4 @@ def _transposed(model: Any) -> dict[str, int]:
 def _warnings(model: Any, values: mapping.Values) -> Iterator[str]:
     if isinstance(values, loading.Loaded):
         yield "this checkpoint cannot be read weight by weight: the whole model is loaded, and takes its memory"
-    rival = skeleton.rival_class(model)
-    if rival:
-        yield (
-            f"names are those of {type(model).__name__}; a trainer that loads {rival} sees others: "
-            f"for that one, scan with --model-class {rival}"
-        )
+    yield from skeleton.name_warnings(model)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 import spectrum
-from spectrum import processes, report, results, scans, selection, unfrozen
-from spectrum.batching import batch_cost, matrices, parse_batch_size
+from spectrum import commands, formats, processes, progress, report, scans, selection
+from spectrum.batching import parse_batch_size
 from spectrum.errors import ProcessError, SpectrumError
 from spectrum.layers import WeightBatch, match_types
 
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 TERMINATED = 143
 
-_LONGEST_PERCENT = 20  # characters: it becomes part of a file's name
-_PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
+
+_COLOUR = re.compile(f"({'|'.join(map(re.escape, report.COLOURS))})")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,12 +52,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model-name", required=True, metavar="NAME_OR_PATH", help="local directory, or Hugging Face repo id"
     )
-    p.add_argument(
+    share = p.add_mutually_exclusive_group()
+    share.add_argument(
         "--top-percent",
         type=_percent,
         default="50",
         metavar="P",
         help="percent of each layer type to leave trainable, 0 < P <= 100 (default: 50)",
+    )
+    share.add_argument(
+        "--top-params",
+        type=_percent,
+        metavar="P",
+        help="in its place: the most of each layer type that makes at most P percent of all parameters trainable",
     )
     p.add_argument(
         "--batch-size",
@@ -101,7 +107,35 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
     p.add_argument("--no-embeddings", action="store_true", help="leave input embedding and output head frozen")
-    p.add_argument("-q", "--quiet", action="store_true", help="print only the path of the YAML")
+    p.add_argument(
+        "--format",
+        choices=formats.FORMATS,
+        default="axolotl",
+        help="for Axolotl and scripts, as parameter names, for ms-swift, for PEFT, as JSON (default: axolotl)",
+    )
+    p.add_argument(
+        "--gpus",
+        type=_gpus,
+        default=8,
+        metavar="N",
+        help="devices that training is sharded over, where its memory is estimated (default: 8)",
+    )
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw all scores and the selection (.png, .svg, .pdf)")
+    p.add_argument("--compare", metavar="OTHER", help="also select from another model, or a scan's file, and compare")
+    instead = p.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--plot-spectrum",
+        nargs=2,
+        metavar=("LAYER", "FILE"),
+        help="only draw the singular values of one layer, or of LAYER[i], a matrix of a stack",
+    )
+    instead.add_argument(
+        "--check",
+        type=Path,
+        metavar="CONFIG",
+        help="only check the unfrozen_parameters of a YAML file against the model's parameters",
+    )
+    p.add_argument("-q", "--quiet", action="store_true", help="print only the path of the file that is written")
     p.add_argument("--version", action="version", version=f"spectrum {spectrum.__version__}")
     return p
 
@@ -134,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
-        report_text = _run(args)
+        outcome = _run(args)
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
@@ -152,60 +186,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
-    if processes.rank() == 0:
-        try:
-            print(_visible(report_text), flush=True)
-        except BrokenPipeError:  # whoever reads stdout has seen enough
+    if processes.rank() > 0:
+        return 0
+    return _print(_visible(outcome.text)) or (_fail(outcome.problem) if outcome.problem else 0)
+
+
+def _print(text: str) -> int:
+    """Print a result; the exit status of that."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _fail(f"the results are written, but this cannot be printed: {error.strerror or error}")
+        return _fail(f"the results are written, but this cannot be printed: {error.strerror or error}")
     return 0
 
 
-def _run(args: argparse.Namespace) -> str:
-    """Do the job; return what to say of it on stdout."""
-    request = scans.Request(
-        model=args.model_name,
-        results_dir=args.results_dir,
-        revision=args.revision,
-        model_class=args.model_class,
-        trust_remote_code=args.trust_remote_code,
-        layer_types=args.layer_types,
-        device=args.device,
-        rescan=args.rescan,
-        also_written=[args.output_dir],
+def _run(args: argparse.Namespace) -> commands.Outcome:
+    """Do the job."""
+    attendant = scans.Attendant(
+        note=_note,
+        warn=lambda message: _note(f"warning: {message}"),
+        ask=partial(_answers, args),
+        progress=partial(_with_progress, quiet=args.quiet),
     )
-    attendant = scans.Attendant(_note, partial(_answers, args), partial(_with_progress, quiet=args.quiet))
+    alone = args.check is not None or args.plot_spectrum is not None
     if processes.rank() > 0:
-        scans.assist(attendant)
-        return ""
-    return _write(args, scans.obtain(request, attendant), attendant.warn)
+        if not alone:
+            scans.assist(attendant)
+        return commands.Outcome("")
+    if args.check is not None:
+        return commands.check(args, attendant)
+    if args.plot_spectrum is not None:
+        return commands.plot_layer(args)
+    return commands.select(args, attendant, _coloured_columns())
 
 
-def _write(args: argparse.Namespace, scan: scans.Obtained, warn: Callable[[str], None]) -> str:
-    result = limited = scan.result
-    if scan.wanted is not None:
-        limited = replace(result, layers=tuple(layer for layer in result.layers if layer.layer_type in scan.wanted))
-    chosen = selection.top_percent(limited, args.top_percent)
-    entries = unfrozen.unfrozen_entries(chosen, result, embeddings=not args.no_embeddings)
-    embeddings = () if args.no_embeddings else unfrozen.embedding_names(result.provenance)
-    if not any(entries.values()):
-        if any(kind.count for kind in chosen.types):
-            reason = "all that is selected is left frozen by --no-embeddings"
-        else:
-            reason = f"{args.top_percent} percent of no layer type is a whole layer; raise --top-percent"
-        if not any(embeddings):
-            raise SpectrumError(f"nothing to train: {reason}")
-        warn(reason)
-    sorted_file = results.save_sorted(args.output_dir, result)
-    yaml_file = results.yaml_path(args.output_dir, args.model_name, args.top_percent)
-    results.write_atomically(yaml_file, unfrozen.render_axolotl(entries, embeddings))
-    if args.quiet:
-        return str(yaml_file)
-    paths = report.written([("scores", scan.path), ("sorted", sorted_file), ("unfrozen parameters", yaml_file)])
-    return "\n\n".join([scan.origin, report.summary_table(chosen), paths])
+def _coloured_columns() -> int | None:
+    """The width of stdout where that is a terminal with colours, and bars, that the user wants (no-color.org)."""
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return None
+    if os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def _answers(args: argparse.Namespace, request: scans.Request, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
@@ -241,23 +266,12 @@ def _number(batch_size: int | str | None) -> int | None:
 
 
 def _with_progress(scored: scans.Scored, batches: Sequence[WeightBatch], *, quiet: bool) -> scans.Scored:
-    """Scores as they come, under a bar that moves by the work done: weights differ in that by orders of magnitude."""
-    count = matrices(batches)
     unit = "weights" if processes.count() == 1 else "weights of the main process"
-    done = 0
     # A log file needs no bar redrawn ten times a second; of several processes, one bar tells enough.
     shown = sys.stderr is not None and not quiet and processes.rank() == 0
     interval = 0.1 if shown and sys.stderr.isatty() else 10.0
-    form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-    total = sum(map(batch_cost, batches))
-    with tqdm(total=total, bar_format=form, file=sys.stderr, disable=not shown, mininterval=interval) as bar:
-        bar.set_description_str(f"0/{count} {unit}")
-        for batch, values in scored:
-            done += len(values)
-            bar.set_description_str(f"{done}/{count} {unit}, {batch.members[0][0].layer_type}", refresh=False)
-            bar.update(batch_cost(batch))
-            yield batch, values
-        bar.set_description_str(f"{count}/{count} {unit}", refresh=False)
+    bar = partial(tqdm, file=sys.stderr, disable=not shown, mininterval=interval)
+    return progress.shown(scored, batches, bar, unit)
 
 
 def _note(message: str) -> None:
@@ -278,7 +292,12 @@ def _visible(text: str) -> str:
     """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
     obeyed = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in text
+        piece
+        if piece in report.COLOURS
+        else "".join(
+            c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in piece
+        )
+        for piece in _COLOUR.split(text)
     )
 
 
@@ -292,11 +311,16 @@ def _hyphenated(argv: Sequence[str]) -> list[str]:
 
 
 def _percent(text: str) -> str:
-    if len(text) > _LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Decimal(text) <= 100:
-        raise argparse.ArgumentTypeError(
-            f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}"
-        )
-    return text
+    try:
+        return selection.parse_percent(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _gpus(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"a number of devices is expected, such as 8, not {text!r}")
+    return int(text)
 
 
 def _batch_size(text: str) -> int | str:

@@ -4,6 +4,7 @@ SpectrumError
 ├── CheckpointError     a model directory, its config, a shard, an index, a weight
 │   └── HubError        a repository that cannot be found, entered or reached
 ├── LayerTypeError      a layer type that the model does not have
+├── SelectionError      a selection that cannot be made, or does not fit a model
 ├── ResultsError        a cached scan that cannot be read; a file that cannot be written
 ├── DeviceError         a device that this machine does not have, or that cannot do the work
 ├── ProcessError        processes of one run that lost each other
@@ -25,6 +26,10 @@ class HubError(CheckpointError):
 
 class LayerTypeError(SpectrumError):
     """A requested layer type does not exist."""
+
+
+class SelectionError(SpectrumError):
+    """A selection cannot be made as wanted, or names what a model does not have."""
 
 
 class ResultsError(SpectrumError):

@@ -52,30 +52,58 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     With `remote_code`, the repository's Python files too. Without a network, the snapshot that an earlier download
     left. Raises HubError where there is no such repository or revision, access is not granted or nothing answers.
     """
-    from huggingface_hub import HfApi, errors, snapshot_download
+    found = _file_names(repo, revision)
+    if isinstance(found, Path):
+        return found
+    where = f"{repo}{_at(revision)}"
+    folder = _download(repo, revision, _config_and_index(where, found, remote_code=remote_code))
+    return _download(repo, revision, _shards(folder, found))
 
-    at = f" at revision {revision!r}" if revision else ""
-    # HTTPError is httpx's, of whichever major version huggingface_hub uses.
-    failures = (errors.HTTPError, OSError)  # type: ignore[attr-defined]
+
+def config_snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
+    """As `snapshot`, of the config alone."""
+    found = _file_names(repo, revision)
+    if isinstance(found, Path):
+        return found
+    return _download(repo, revision, _config(f"{repo}{_at(revision)}", found, remote_code=remote_code))
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision {revision!r}" if revision else ""
+
+
+def _file_names(repo: str, revision: str | None) -> set[str] | Path:
+    """Names of a repository's files; where it cannot be asked, the snapshot that an earlier download left."""
+    from huggingface_hub import HfApi, errors
+
     try:
         # First, because it alone neither waits nor tries again where nothing answers.
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
-    except failures as error:
+    except _failures() as error:
         if earlier := cached_snapshot(repo, revision):
             return earlier
-        raise HubError(_refusal(repo, at, error)) from error
-    names = {file.rfilename for file in info.siblings or ()}
-    first = _config_and_index(f"{repo}{at}", names, remote_code=remote_code)
+        raise HubError(_refusal(repo, _at(revision), error)) from error
+    return {file.rfilename for file in info.siblings or ()}
+
+
+def _download(repo: str, revision: str | None, names: Collection[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in first]))
-        shards = _shards(folder, names)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in shards]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in names]))
     except errors.GatedRepoError as error:
-        raise HubError(_refusal(repo, at, error)) from error
-    except failures as error:
-        raise HubError(f"cannot download {repo}{at}: {first_line(error)}") from error
+        raise HubError(_refusal(repo, _at(revision), error)) from error
+    except _failures() as error:
+        raise HubError(f"cannot download {repo}{_at(revision)}: {first_line(error)}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    # HTTPError is httpx's, of whichever major version huggingface_hub uses.
+    return errors.HTTPError, OSError  # type: ignore[attr-defined]
 
 
 def _refusal(repo: str, at: str, error: Exception) -> str:
@@ -101,11 +129,15 @@ def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) 
     weights = [name for stem in SINGLE_FILES for name in (stem, f"{stem}.index.json") if name in names]
     if not weights:
         raise CheckpointError(why_no_weights(where, names))
+    # The first is the one that transformers loads; a weight file itself waits for its turn.
+    index = [name for name in weights[:1] if name.endswith(".json")]
+    return [*_config(where, names, remote_code=remote_code), *index]
+
+
+def _config(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
     if "config.json" not in names:
         raise CheckpointError(f"{where} has no config.json, so it is no transformers model")
-    code = [name for name in names if name.endswith(".py")] if remote_code else []
-    # The first is the one that transformers loads; a weight file itself waits for its turn.
-    return ["config.json", *code, *(name for name in weights[:1] if name.endswith(".json"))]
+    return ["config.json", *(name for name in names if remote_code and name.endswith(".py"))]
 
 
 def _shards(folder: Path, names: Collection[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Scores found so far, kept on disk line by line, so that a scan that was cut short goes on from there.
 
 A journal begins with a line that says which weights it is of, under which class and versions. Each line after that is
-a list of `[parameter, index, score]`. What is appended is with the operating system at once, so the end of the process
-loses nothing, and on the disk within seconds, so the end of the machine loses little.
+a list of `[parameter, index, SNR, edge]`, the edge being a list in turn. What is appended is with the operating system
+at once, so the end of the process loses nothing, and on the disk within seconds, so the end of the machine loses
+little.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from spectrum.layers import Edge, MatrixScore
 
 Matrix = tuple[str, int]  # a parameter's name, and the index in its stack
 
@@ -29,7 +32,7 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.problem: str | None = None
-        self.known: dict[Matrix, float] = {}
+        self.known: dict[Matrix, MatrixScore] = {}
         self._file: BinaryIO | None = None
         self._synced = time.monotonic()
         self._head = _line(identity)
@@ -38,14 +41,14 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
-    def append(self, scores: Sequence[tuple[str, int, float]]) -> None:
+    def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
         """Add scores."""
         if self.problem is not None:
             return
         try:
             if self._file is None:
                 self._open()
-            self._write(_line(scores))
+            self._write(_line([(*matrix, *score) for matrix, score in scores]))
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 self._sync()
         except OSError as error:
@@ -85,7 +88,7 @@ class Journal:
         self.close()
 
 
-def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, float]:
+def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, MatrixScore]:
     """The scores in a journal, none where it is of something else, damaged or not there."""
     try:
         return _understood(path, _line(identity))[1]
@@ -93,9 +96,9 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, float]:
         return {}
 
 
-def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, float]]:
+def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
     """How much of a journal is whole, and the scores in that. What follows was being written when its run ended."""
-    known: dict[Matrix, float] = {}
+    known: dict[Matrix, MatrixScore] = {}
     try:
         with path.open("rb") as file:
             if file.readline(len(head)) != head:  # of other weights, or none: whatever it holds is not read
@@ -103,7 +106,7 @@ def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, float]]:
             end = len(head)
             for line in file:
                 try:
-                    entries = {(str(name), int(index)): float(score) for name, index, score in json.loads(line)}
+                    entries = {(str(name), int(index)): _score(*score) for name, index, *score in json.loads(line)}
                 except (ValueError, TypeError, RecursionError, OverflowError):
                     break
                 if not line.endswith(b"\n"):
@@ -113,6 +116,11 @@ def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, float]]:
     except FileNotFoundError:
         return 0, {}
     return end, known
+
+
+def _score(snr: Any, edge: Any) -> MatrixScore:
+    above, below, gap, jump = edge
+    return MatrixScore(float(snr), Edge(int(above), int(below), float(gap), float(jump)))
 
 
 def _line(value: object) -> bytes:

@@ -8,7 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from html import escape
+from typing import NamedTuple
 
+from spectrum import tables
 from spectrum.errors import LayerTypeError
 
 # What a module or parameter may be called. Names become lines of YAML, patterns, and text on a terminal: anything that
@@ -45,22 +48,54 @@ class WeightBatch:
     members: tuple[tuple[LayerWeight, int], ...]
 
 
+class Edge(NamedTuple):
+    """What lies where at the bulk edge.
+
+    above, below: how many singular values are over the edge, and how many, zeros aside, are not. gap: distance of the
+    nearest one to it, relative to the larger of the two. jump: by how much of itself the SNR falls when the edge goes
+    from 1 percent under to 1 percent over its place.
+    """
+
+    above: int
+    below: int
+    gap: float
+    jump: float
+
+
+class MatrixScore(NamedTuple):
+    """The score of one matrix; SNR NaN where it holds NaN or infinity."""
+
+    snr: float
+    edge: Edge
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSnr:
-    """The score of one layer; NaN where its weight holds NaN or infinity. `experts` lists a stack's, in order."""
+    """The score of one layer; NaN where its weight holds NaN or infinity.
+
+    experts: the scores of a stack's matrices, in order. edge: of a stack, all counts together, the smallest gap and
+    the median jump; None in scans of other tools.
+    """
 
     name: str
     layer_type: str
     snr: float
     experts: tuple[float, ...] | None = None
+    edge: Edge | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Shape and stored dtype of a model's parameter."""
+    """A model's parameter: its shape and stored dtype.
+
+    tied_to: the first parameter of the model that is the same, None where it is the first itself. module: the class
+    of torch.nn, or transformers' Conv1D, that the module which holds it is of; None for all others.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    tied_to: str | None = None
+    module: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +120,7 @@ class Provenance:
     layer_types: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ScanResult:
     """A model's scores: layers with a finite or infinite SNR, layers left out for NaN or infinity in their weight.
 
@@ -102,6 +137,25 @@ class ScanResult:
         """Layers of each type, types and layers in the order of `layers`."""
         return group_by_type(self.layers)
 
+    def __repr__(self) -> str:
+        return f"{self._title()}\n\n{tables.aligned(self._rows())}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._title())}</p>\n{tables.html(self._rows())}"
+
+    def _title(self) -> str:
+        of = f" ({self.provenance.model_class})" if self.provenance else ""
+        left_out = f"; {len(self.left_out)} left out for NaN or infinity" if self.left_out else ""
+        return f"Scan of {self.model}{of}: {tables.plural(len(self.layers), 'layer')}{left_out}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("layer type", "layers", "lowest SNR", "median SNR", "highest SNR")]
+        for layer_type, layers in self.by_type().items():
+            scores = [layer.snr for layer in layers]
+            numbers = (min(scores), statistics.median(scores), max(scores))
+            rows.append((layer_type, str(len(scores)), *(f"{number:.4g}" for number in numbers)))
+        return rows
+
 
 @dataclass(frozen=True, slots=True)
 class TypeSelection:
@@ -115,14 +169,6 @@ class TypeSelection:
     def selected(self) -> tuple[LayerSnr, ...]:
         """The selected layers, by descending SNR."""
         return self.ranked[: self.count]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The top `percent` (as the user typed it) of each layer type."""
-
-    percent: str
-    types: tuple[TypeSelection, ...]
 
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:
@@ -181,17 +227,27 @@ def group_by_type(layers: Iterable[LayerSnr]) -> dict[str, list[LayerSnr]]:
     return groups
 
 
-def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[tuple[str, int], float]) -> list[LayerSnr]:
+def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[tuple[str, int], MatrixScore]) -> list[LayerSnr]:
     """Scores of layers from those of matrices, by parameter and index: a stack's is the median of its matrices'."""
     layers = []
     for weight in weights:
-        values = [scores[weight.parameter, index] for index in range(weight.count)]
+        matrices = [scores[weight.parameter, index] for index in range(weight.count)]
         if weight.count == 1:
-            layers.append(LayerSnr(weight.name, weight.layer_type, values[0]))
+            layers.append(LayerSnr(weight.name, weight.layer_type, matrices[0].snr, None, matrices[0].edge))
         else:
+            values, edges = [matrix.snr for matrix in matrices], [matrix.edge for matrix in matrices]
             median = math.nan if any(map(math.isnan, values)) else statistics.median(values)
-            layers.append(LayerSnr(weight.name, weight.layer_type, median, tuple(values)))
+            layers.append(LayerSnr(weight.name, weight.layer_type, median, tuple(values), _together(edges)))
     return layers
+
+
+def _together(edges: Sequence[Edge]) -> Edge:
+    return Edge(
+        above=sum(edge.above for edge in edges),
+        below=sum(edge.below for edge in edges),
+        gap=min(edge.gap for edge in edges),
+        jump=statistics.median(edge.jump for edge in edges),
+    )
 
 
 def assemble(

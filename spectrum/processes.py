@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,10 +24,22 @@ _PATIENCE = timedelta(days=30)
 
 _T = TypeVar("_T")
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Do as a process by itself: those of a training script, say, have groups of their own, and other work."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def count() -> int:
     """How many processes scan together, by what the launcher tells each of them."""
-    return max(1, _environment("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    return max(1, _environment("WORLD_SIZE", 1)) if "RANK" in os.environ and not _alone.get() else 1
 
 
 def rank() -> int:

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from spectrum.layers import Selection, TypeSelection
+from spectrum import tables, training
+from spectrum.checking import Checked
+from spectrum.layers import Parameter, TypeSelection
+from spectrum.selection import Selection
+
+_BARS = "▁▂▃▄▅▆▇█"
+_NARROWEST, _WIDEST = 8, 40  # bars
+COLOURS = _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
-def summary_table(selection: Selection) -> str:
-    """A row per layer type: its layers, how many are selected, and the range of their SNR."""
-    header = ("layer type", "layers", "selected", "lowest SNR", "highest SNR")
-    rows = [(kind.layer_type, str(len(kind.ranked)), str(kind.count), *_range(kind)) for kind in selection.types]
-    layers = sum(len(kind.ranked) for kind in selection.types)
-    chosen = sum(kind.count for kind in selection.types)
-    return _aligned([header, *rows, ("total", str(layers), str(chosen), "", "")])
+def summary(selection: Selection, columns: int | None) -> str:
+    """The selection's table; behind it the scores of each type by depth, those selected in colour.
+
+    columns: of a terminal that has colour; None for plain text.
+    """
+    table = tables.aligned(selection.rows())
+    lines = table.splitlines()
+    width = max(map(len, lines)) + 2
+    if columns is None or columns - width < _NARROWEST:
+        return table
+    place = {layer.name: i for i, layer in enumerate(selection.result.layers)}
+    bars = ["by depth", *(_bars(kind, place, min(columns - width, _WIDEST)) for kind in selection.types)]
+    return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
+
+
+def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddings: Iterable[str], devices: int) -> str:
+    """How much trains, with and without embeddings, and the memory that it takes against training everything.
+
+    trained, embeddings: names of parameters. devices: how many share where training is sharded.
+    """
+    total = training.elements(parameters, parameters)
+    owners = {parameters[name].tied_to or name for name in embeddings if name in parameters}
+    rest = [name for name in trained if name in parameters and (parameters[name].tied_to or name) not in owners]
+    count, without = training.elements(trained, parameters), training.elements(rest, parameters)
+    text = f"{count:,} of {total:,} parameters train, {_percent(count, total)}"
+    if without < count:
+        text += f"; without input embedding and output head {_percent(without, total)}"
+        if 2 * without < count:
+            text += (
+                f",\nfor these two are {_percent(count - without, count)} of it (--no-embeddings leaves them frozen)"
+            )
+    elif owners:
+        extra = training.elements([*trained, *owners], parameters)
+        text += f"; with input embedding and output head {_percent(extra, total)}"
+    return f"{text}\n\n{_memory(trained, parameters, devices)}"
+
+
+def checked(found: Checked, title: str) -> str:
+    """What is wrong with a list, what else there is to know, and what each rule makes of it."""
+    header = ("rule", "entries that match", "parameters that train")
+    rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
+    told = [f"problem: {text}" for text in found.problems] + [f"note: {text}" for text in found.notes]
+    return "\n\n".join(filter(None, [title, "\n".join(told), tables.aligned([header, *rows])]))
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:
@@ -23,40 +68,44 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {path}" for label, path in paths)
 
 
-def duration(seconds: float) -> str:
-    """A time span for people: `0.8 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 layer`, `2 layers`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def listed(names: Sequence[str], limit: int = 5) -> str:
-    """Names in a line: the first few, and how many more."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def _range(kind: TypeSelection) -> tuple[str, str]:
-    if not kind.ranked:
-        return "", ""
-    return f"{kind.ranked[-1].snr:.4g}", f"{kind.ranked[0].snr:.4g}"
-
-
-def _aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    """Columns of text, the first flush left, numbers flush right."""
-    table = list(rows)
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
+def _memory(trained: Collection[str], parameters: Mapping[str, Parameter], devices: int) -> str:
+    shardings = (training.ALONE, *training.SHARDINGS)
+    header = ("", training.ALONE.name, *(f"{sharding.name} of {devices}" for sharding in training.SHARDINGS))
+    sizes = {
+        optimizer: [
+            tuple(training.memory(names, parameters, optimizer, sharding, devices) for names in (trained, parameters))
+            for sharding in shardings
+        ]
+        for optimizer in training.OPTIMIZERS
+    }
+    unit, scale = ("GiB", 30) if max(max(pair) for row in sizes.values() for pair in row) >= 1 << 30 else ("MiB", 20)
+    rows = [
+        (optimizer, *(f"{own / 2**scale:.3g} of {full / 2**scale:.3g}" for own, full in row))
+        for optimizer, row in sizes.items()
+    ]
+    return (
+        f"{unit} on each device for weights, gradients and optimizer states, of what training everything takes:\n"
+        f"{tables.aligned([header, *rows])}"
     )
-    return "\n".join(line.rstrip() for line in lines)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3g} percent"
+
+
+def _bars(kind: TypeSelection, place: Mapping[str, int], width: int) -> str:
+    """A type's scores in model order as bars on a logarithmic scale; of many layers, the mean of some at a time."""
+    selected = {layer.name for layer in kind.selected}
+    layers = sorted(kind.ranked, key=lambda layer: place[layer.name])
+    finite = [math.log(layer.snr) for layer in layers if 0 < layer.snr < math.inf]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    levels = [min(max(math.log(layer.snr), low), high) if layer.snr > 0 else low for layer in layers]
+    step = math.ceil(len(layers) / width)
+    drawn, colour = [], ""
+    for start in range(0, len(layers), step or 1):
+        mean = statistics.fmean(levels[start : start + step])
+        height = 0.5 if high == low else (mean - low) / (high - low)
+        wanted = _SELECTED if any(layer.name in selected for layer in layers[start : start + step]) else _OTHER
+        drawn.append(f"{'' if wanted == colour else _PLAIN + wanted}{_BARS[round(height * (len(_BARS) - 1))]}")
+        colour = wanted
+    return "".join([*drawn, _PLAIN])

@@ -11,12 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.layers import MODULE_PATH, LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _ABANDONED = 3600.0  # seconds: writing a file takes less
 
@@ -52,9 +52,9 @@ def sorted_path(output_dir: Path, model: str) -> Path:
     return output_dir / f"snr_results_{slug(model)}_sorted.json"
 
 
-def yaml_path(output_dir: Path, model: str, percent: str) -> Path:
-    """The list of unfrozen parameters."""
-    return output_dir / f"snr_results_{slug(model)}_unfrozenparameters_{percent}percent.yaml"
+def selection_path(output_dir: Path, model: str, form: str, percent: str, ending: str) -> Path:
+    """A selection in some form; Axolotl's is `unfrozenparameters`, `yaml`."""
+    return output_dir / f"snr_results_{slug(model)}_{form}_{percent}percent.{ending}"
 
 
 def lock_path(results_dir: Path, model: str) -> Path:
@@ -100,14 +100,26 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
     Reads the flat form, the nested form that is otherwise written to `_sorted.json`, and `Infinity` and `NaN`.
     Raises ResultsError for a file that is empty or malformed.
     """
-    path = scan_path(results_dir, model)
+    return _load(scan_path(results_dir, model), sidecar_path(results_dir, model), model)
+
+
+def load_file(path: Path) -> ScanResult:
+    """A scan by its file, which others may have made. Raises ResultsError as `load` does, and where there is none."""
+    found = _load(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
+    if found is None:
+        raise ResultsError(f"there is no scan {path}")
+    if not found.whole:
+        raise ResultsError(f"{path} and its sidecar do not belong together; copy both from where the scan was made")
+    return found.result
+
+
+def _load(path: Path, sidecar: Path, model: str) -> CachedScan | None:
     text = _read(path)
     if text is None:
         return None
     layers = _parse_scores(path, text)
     if not layers:
         raise _malformed(path, "it holds no layers")
-    sidecar = sidecar_path(results_dir, model)
     recorded = _read(sidecar)
     types = tuple(dict.fromkeys(layer.layer_type for layer in layers))
     finite = tuple(layer for layer in layers if not math.isnan(layer.snr))
@@ -117,6 +129,8 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
     meta = _parse(sidecar, recorded)
     try:
         provenance = _provenance(meta)
+        edges = {str(name): _edge(values) for name, values in meta.get("edges", {}).items()}
+        finite = tuple(replace(layer, edge=edges.get(layer.name)) for layer in finite)
         left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
         whole = meta["scores_sha256"] == _digest(text)
         model = str(meta["model"])
@@ -139,7 +153,9 @@ def save(results_dir: Path, result: ScanResult) -> Path:
             "scores_sha256": _digest(text),
             "scanned": result.scanned,
             "left_out": result.left_out,
+            "edges": {layer.name: layer.edge for layer in result.layers if layer.edge is not None},
             **asdict(result.provenance),
+            "parameters": {name: _known(parameter) for name, parameter in result.provenance.parameters.items()},
         }
         write_atomically(sidecar_path(results_dir, result.model), json.dumps(meta, indent=1) + "\n")
     path = scan_path(results_dir, result.model)
@@ -211,6 +227,10 @@ def _entry(layer: LayerSnr) -> dict[str, Any]:
     return entry
 
 
+def _known(parameter: Parameter) -> dict[str, Any]:
+    return {key: value for key, value in asdict(parameter).items() if value is not None}
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -245,22 +265,20 @@ def _parse_scores(path: Path, text: str) -> list[LayerSnr]:
             _layer(path, name, value.get("type"), value["snr"], value.get("experts")) for name, value in content.items()
         ]
     if all(isinstance(value, dict) and "snr" not in value for value in content.values()):
-        return [_layer(path, name, kind, snr, None) for kind, group in content.items() for name, snr in group.items()]
+        return [_layer(path, name, kind, snr) for kind, group in content.items() for name, snr in group.items()]
     bad = next(name for name, value in content.items() if not isinstance(value, dict) or "snr" not in value)
     raise _malformed(path, f"the entry {bad!r} has no SNR")
 
 
-def _layer(path: Path, name: str, layer_type: object, snr: object, experts: object) -> LayerSnr:
+def _layer(path: Path, name: str, layer_type: object, snr: object, experts: object = None) -> LayerSnr:
     for text in (name, layer_type):
         if not isinstance(text, str) or not MODULE_PATH.fullmatch(text):
             raise _malformed(path, f"{text!r}, at {name!r}, is no module path")
     assert isinstance(layer_type, str)
-    score = _number(path, name, snr)
-    if experts is None:
-        return LayerSnr(name, layer_type, score)
-    if not isinstance(experts, list):
+    if not isinstance(experts, list | None):
         raise _malformed(path, f"the experts of {name!r} are no list")
-    return LayerSnr(name, layer_type, score, tuple(_number(path, name, value) for value in experts))
+    values = None if experts is None else tuple(_number(path, name, value) for value in experts)
+    return LayerSnr(name, layer_type, _number(path, name, snr), values)
 
 
 def _number(path: Path, name: str, value: object) -> float:
@@ -283,11 +301,21 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         head=None if meta["head"] is None else _path(meta["head"]),
         embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
         parameters={
-            _path(name): Parameter(tuple(int(d) for d in entry["shape"]), str(entry["dtype"]))
+            _path(name): Parameter(
+                tuple(int(d) for d in entry["shape"]),
+                str(entry["dtype"]),
+                None if entry.get("tied_to") is None else _path(entry["tied_to"]),
+                _optional(entry.get("module")),
+            )
             for name, entry in meta["parameters"].items()
         },
         layer_types=_paths(meta["layer_types"]),
     )
+
+
+def _edge(values: Any) -> Edge:
+    above, below, gap, jump = values
+    return Edge(int(above), int(below), float(gap), float(jump))
 
 
 def _paths(values: object) -> tuple[str, ...]:

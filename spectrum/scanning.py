@@ -15,7 +15,7 @@ from spectrum import snr
 from spectrum.batching import batch_bytes
 from spectrum.devices import is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
 from spectrum.errors import DeviceError, first_line
-from spectrum.layers import LayerWeight, WeightBatch
+from spectrum.layers import Edge, LayerWeight, MatrixScore, WeightBatch
 
 Reader = Callable[[LayerWeight, int], torch.Tensor]
 _Read = tuple[WeightBatch, torch.Tensor]
@@ -57,14 +57,14 @@ def score(
     devices: Sequence[torch.device],
     warn: Callable[[str], None] = lambda message: None,
     processes: int = 1,
-) -> Generator[tuple[WeightBatch, list[float]], None, None]:
+) -> Generator[tuple[WeightBatch, list[MatrixScore]], None, None]:
     """Batches and their scores, in the order in which they are done.
 
     read: matrix `index` of a weight, (n, m). warn: told, from another thread, of what a device could not do and the
     CPU does. processes: how many do so on this machine. An exception of `read` or the kernel is raised here;
     DeviceError where the CPU has no memory for a matrix, or cannot decompose it.
     """
-    results: queue.Queue[tuple[WeightBatch, list[float]] | BaseException] = queue.Queue()
+    results: queue.Queue[tuple[WeightBatch, list[MatrixScore]] | BaseException] = queue.Queue()
     todo = iter(batches)
     taking = threading.Lock()
     stopped = threading.Event()
@@ -157,11 +157,11 @@ def _scores(
     members: Sequence[tuple[LayerWeight, int]],
     device: torch.device,
     warn: Callable[[str], None],
-) -> list[float]:
+) -> list[MatrixScore]:
     """Scores of a batch on a device; of halves of it, where it is too much; on the CPU, where a single matrix is."""
     try:
-        scores: list[float] = snr.score(stored.to(device, non_blocking=True)).tolist()
-        return scores
+        rows = torch.stack(snr.score(stored.to(device, non_blocking=True)), dim=1).tolist()
+        return [MatrixScore(ratio, Edge(int(above), int(below), gap, jump)) for ratio, above, below, gap, jump in rows]
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             problem = "cannot decompose"

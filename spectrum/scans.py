@@ -6,6 +6,7 @@ Asking and telling is left to whoever wants the scan. torch is not imported befo
 from __future__ import annotations
 
 import ctypes
+import difflib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
-from spectrum import hub, processes, report, results, shards
-from spectrum.errors import CheckpointError, ProcessError, ResultsError, SpectrumError, first_line
+from spectrum import hub, processes, results, shards, tables
+from spectrum.errors import CheckpointError, LayerTypeError, ProcessError, ResultsError, SpectrumError, first_line
 from spectrum.journal import Journal, Matrix, read
 from spectrum.layers import (
     LayerWeight,
+    MatrixScore,
     Provenance,
     ScanResult,
     WeightBatch,
@@ -36,12 +39,12 @@ if TYPE_CHECKING:
 
     from spectrum.checkpoint import Checkpoint
 
-# Raised by any change to the score that moves a digit: journals of other versions are not gone on with.
-SCORE_VERSION = 1
+# Raised by any change to the score that moves a digit or adds to it: journals of other versions are not gone on with.
+SCORE_VERSION = 2
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h
 
-Scored = Generator[tuple[WeightBatch, list[float]], None, None]
+Scored = Generator[tuple[WeightBatch, list[MatrixScore]], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,15 @@ class Request:
 class Attendant:
     """How a scan asks and tells.
 
-    note: takes a line for the user. ask: the batch size (None: as fits a budget) and the layer types to scan of a
-    checkpoint. progress: passes on the scores of these batches as they come.
+    note: takes a line for the user. warn: one that says what may make the result other than expected. ask: the batch
+    size (None: as fits a budget) and the layer types to scan of a checkpoint. progress: passes on the scores of these
+    batches as they come.
     """
 
     note: Callable[[str], None]
+    warn: Callable[[str], None]
     ask: Callable[[Request, Checkpoint], tuple[int | None, list[str]]]
     progress: Callable[[Scored, Sequence[WeightBatch]], Scored]
-
-    def warn(self, message: str) -> None:
-        """Say what may make the result other than expected."""
-        self.note(f"warning: {message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +105,87 @@ class Interrupted(KeyboardInterrupt):
     """The user, or the machine's keeper, ends a scan; the message says what of it is kept."""
 
 
-def obtain(request: Request, attendant: Attendant) -> Obtained:
-    """The scan, in the main process. Raises SpectrumError where it cannot be had, Interrupted in mid-scan."""
+@contextmanager
+def leading() -> Iterator[None]:
+    """What the main process obtains is done by all processes, which assist until this ends."""
     processes.join()
     try:
-        results.check_name(request.model)
-        obtained = _obtain(request, attendant)
-        if obtained.result.left_out:
-            attendant.warn(f"left out for NaN or infinity in their weights: {report.listed(obtained.result.left_out)}")
-        return obtained
+        yield
     finally:
         with suppress(ProcessError):  # one that is gone needs no dismissal
             processes.from_main(None)
         processes.leave()
+
+
+def obtain(request: Request, attendant: Attendant) -> Obtained:
+    """The scan, in the main process. Raises SpectrumError where it cannot be had, Interrupted in mid-scan."""
+    results.check_name(request.model)
+    obtained = _obtain(request, attendant)
+    _tell_left_out(obtained.result, attendant)
+    return obtained
+
+
+def singular_values(request: Request, layer: str, index: int | None) -> tuple[LayerWeight, int, np.ndarray]:
+    """A layer, which of its matrices, and the singular values of that, ascending.
+
+    index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
+    """
+    from spectrum.devices import devices_for
+    from spectrum.snr import singular_values
+
+    checkpoint = _open(request)
+    weights = {weight.name: weight for weight in checkpoint.weights}
+    if layer not in weights:
+        close = difflib.get_close_matches(layer, weights, 1)
+        raise LayerTypeError(f"{request.model} has no layer {layer!r}{f'; the nearest is {close[0]}' if close else ''}")
+    weight, number = weights[layer], index or 0
+    if number >= weight.count:
+        raise LayerTypeError(
+            f"{layer} has {tables.plural(weight.count, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
+        )
+    device = devices_for(request.device, _unheard, None)[0]
+    values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
+    return weight, number, values
+
+
+def of_model(
+    model: torch.nn.Module, layer_types: Sequence[str], batch_size: int | None, device: str, attendant: Attendant
+) -> ScanResult:
+    """The scan of a model that is in memory. Raises SpectrumError where it cannot be had."""
+    from accelerate.utils import extract_model_from_parallel
+
+    from spectrum.batching import plan
+    from spectrum.checkpoint import of_model
+    from spectrum.devices import batch_budget, devices_for
+    from spectrum.scanning import score
+
+    unwrapped = extract_model_from_parallel(model)
+    unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # of torch.compile
+    name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
+    checkpoint = of_model(unwrapped, name)
+    types = match_types(layer_types, checkpoint.provenance.layer_types)
+    weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
+    devices = devices_for(device, attendant.warn, None)
+    batches = plan(weights, batch_size, batch_budget(devices))
+    scores: dict[Matrix, MatrixScore] = {}
+    for batch, values in attendant.progress(score(batches, checkpoint.read, devices, attendant.warn), batches):
+        scores |= zip([(weight.parameter, i) for weight, i in batch.members], values, strict=True)
+    result = assemble(name, weights, layer_scores(weights, scores), checkpoint.provenance)
+    _check_any(result)
+    _tell_left_out(result, attendant)
+    return result
+
+
+def _check_any(result: ScanResult) -> None:
+    if not result.layers:
+        raise SpectrumError(f"every weight scanned holds NaN or infinity: {tables.listed(result.left_out)}")
+
+
+def _tell_left_out(result: ScanResult, attendant: Attendant) -> None:
+    if result.left_out:
+        attendant.warn(f"left out for NaN or infinity in their weights: {tables.listed(result.left_out)}")
 
 
 def assist(attendant: Attendant) -> None:
@@ -178,7 +247,7 @@ def _served(cached: ScanResult, request: Request, attendant: Attendant) -> Obtai
         attendant.note(
             "the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)"
         )
-    origin = f"{report.plural(len(cached.layers), 'layer')} of {request.model}, from the cached scan."
+    origin = f"{tables.plural(len(cached.layers), 'layer')} of {request.model}, from the cached scan."
     return Obtained(cached, wanted, results.scan_path(request.results_dir, request.model), origin)
 
 
@@ -221,19 +290,23 @@ def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
     result = assemble(job.request.model, weights, layer_scores(weights, scores), made)
     if not result.layers:
         _settle(job.request)
-        raise SpectrumError(f"every weight scanned holds NaN or infinity: {report.listed(result.left_out)}")
+    _check_any(result)
     origin = (
-        f"Scanned {report.plural(len(weights), 'layer')} of {result.model} ({made.model_class}) "
-        f"{where} in {report.duration(time.monotonic() - prepared.started)}."
+        f"Scanned {tables.plural(len(weights), 'layer')} of {result.model} ({made.model_class}) "
+        f"{where} in {tables.duration(time.monotonic() - prepared.started)}."
     )
     return Obtained(result, job.layer_types, results.scan_path(job.request.results_dir, result.model), origin)
+
+
+def _unheard(message: str) -> None:
+    """For a picture it does not matter which device makes it."""
 
 
 def _weights(checkpoint: Checkpoint, job: _Job) -> list[LayerWeight]:
     return [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
 
 
-def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[dict[Matrix, float], str]:
+def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[dict[Matrix, MatrixScore], str]:
     """The scores of all matrices of a job, of which this process computes its share, and where that was done."""
     from spectrum.batching import matrices, plan, share
     from spectrum.devices import batch_budget, devices_for
@@ -273,18 +346,18 @@ def _computed(
     devices: Sequence[torch.device],
     journal: Journal,
     attendant: Attendant,
-) -> list[tuple[Matrix, float]]:
+) -> list[tuple[Matrix, MatrixScore]]:
     """Scores of a process's own share, in the journal as soon as they are there."""
     from spectrum.scanning import score
 
-    new: list[tuple[Matrix, float]] = []
+    new: list[tuple[Matrix, MatrixScore]] = []
     told = False
     stream = score(batches, checkpoint.read, devices, attendant.warn, processes.local_count())
     shown = attendant.progress(stream, batches)
     try:
         for batch, values in shown:
             scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
-            journal.append([(*matrix, value) for matrix, value in scored])
+            journal.append(scored)
             new += scored
             if journal.problem is not None and not told:
                 told = True
@@ -321,9 +394,9 @@ def _journals_here(request: Request) -> list[Path]:
     return results.journals(request.results_dir, request.model) if processes.local_rank() == 0 else []
 
 
-def _other_journals(job: _Job, own: Path) -> dict[Matrix, float]:
+def _other_journals(job: _Job, own: Path) -> dict[Matrix, MatrixScore]:
     """What was found by processes of an earlier run, of which there may have been more."""
-    known: dict[Matrix, float] = {}
+    known: dict[Matrix, MatrixScore] = {}
     for path in _journals_here(job.request):
         if path != own:
             known |= read(path, job.identity)

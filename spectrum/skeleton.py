@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import transformers
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.pytorch_utils import Conv1D
 
 from spectrum.errors import CheckpointError, first_line
+from spectrum.layers import MODULE_PATH
 from spectrum.shards import other_than_a_model, read_limited
 
 # Axolotl's order: the multimodal class before the language model inside it.
@@ -103,7 +105,67 @@ def _at_most(modules: int) -> Iterator[None]:
         handle.remove()
 
 
-def rival_class(model: Any) -> str | None:
+def name_warnings(model: Any) -> Iterator[str]:
+    """What a user should know before relying on the names of a model's parameters."""
+    rival = _rival_class(model)
+    if rival:
+        yield (
+            f"names are those of {type(model).__name__}; a trainer that loads {rival} sees others: "
+            f"for that one, scan with --model-class {rival}"
+        )
+
+
+def head_and_embedding(model: Any) -> tuple[str | None, str | None]:
+    """Parameter names of the output head and of the input embedding, None where the model has none."""
+    return _weight_name(model, "get_output_embeddings"), _weight_name(model, "get_input_embeddings")
+
+
+def parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """All parameters of a model, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+
+
+def check_names(model: torch.nn.Module, where: object) -> None:
+    """Raises CheckpointError for a parameter whose name could not stand in a list."""
+    for name, _ in parameters(model):
+        if not MODULE_PATH.fullmatch(name):
+            raise CheckpointError(f"{where} has a parameter named {name!r}, which is no module path")
+
+
+def owned_parameters(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.nn.Module]]:
+    """The same, as the path of the module that holds one, the name that it has there, and the module."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for own, _ in module.named_parameters(recurse=False):
+            yield path, own, module
+
+
+def torch_class(module: torch.nn.Module) -> str | None:
+    """The class of torch.nn, or transformers' Conv1D, that a module is of: what adapters and optimizers go by."""
+    for kind in type(module).__mro__:
+        if kind is torch.nn.Module:
+            return None
+        if kind is Conv1D or kind.__module__.startswith("torch.nn.modules."):
+            return kind.__name__
+    return None
+
+
+def tied_groups(model: Any) -> Iterator[set[str]]:
+    """Names of parameters that are one and the same in the model."""
+    group_of: dict[str, set[str]] = {}
+    by_identity: dict[int, set[str]] = {}
+    for name, parameter in parameters(model):
+        group_of[name] = by_identity.setdefault(id(parameter), set())
+        group_of[name].add(name)
+    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
+            group_of[origin] |= group_of[target]
+            for name in group_of[target]:
+                group_of[name] = group_of[origin]
+    distinct = {id(group): group for group in group_of.values()}
+    yield from (group for group in distinct.values() if len(group) > 1)
+
+
+def _rival_class(model: Any) -> str | None:
     """The class under which another trainer would load the model with other parameter names; None if there is none.
 
     Axolotl prefers a multimodal class to the causal language model of the same config, and others do not.
@@ -126,11 +188,6 @@ def rival_class(model: Any) -> str | None:
         if {name for name, _ in rival.named_parameters()} != {name for name, _ in model.named_parameters()}:
             return type(rival).__name__
     return None
-
-
-def head_and_embedding(model: Any) -> tuple[str | None, str | None]:
-    """Parameter names of the output head and of the input embedding, None where the model has none."""
-    return _weight_name(model, "get_output_embeddings"), _weight_name(model, "get_input_embeddings")
 
 
 def _native_class(architectures: Sequence[str] | None) -> Any:

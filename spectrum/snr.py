@@ -8,6 +8,7 @@ that could miss ACCURACY are decomposed anew by a method that has no such loss.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
 
 # Largest relative error that an SNR may have, short of a singular value that sits on the bulk edge.
 ACCURACY = 1e-8
+
+# How far the edge is moved, either way, to see how much of a score hangs on where it lies.
+EDGE_STEP = 0.01
 
 _EPSILON = torch.finfo(torch.float64).eps
 
@@ -28,13 +32,49 @@ _GPU_TILE = 1024, 4096
 _MIN_FOLD = 256
 
 
-def score(weights: Tensor) -> Tensor:
-    """SNR of each matrix: `signal / noise / s_1`.
+class Scores(NamedTuple):
+    """What is known of each matrix: (batch,) float64 each. All but `snr` are as in `layers.Edge`."""
 
-    Shapes: (batch, n, m) of any floating dtype -> (batch,) float64, on the device of `weights`. Relative error at
-    most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
+    snr: Tensor
+    above: Tensor
+    below: Tensor
+    gap: Tensor
+    jump: Tensor
+
+
+def score(weights: Tensor) -> Scores:
+    """SNR of each matrix, `signal / noise / s_1`, and what lies at its bulk edge.
+
+    Shapes: (batch, n, m) of any floating dtype -> (batch,) float64, on the device of `weights`. Relative error of an
+    SNR at most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
+    values, scale, finite = _singular_values(weights, beta)
+    edge = bulk_edge(noise_scale(values), beta)
+    snr = signal_to_noise_ratio(values, edge, scale).masked_fill_(~finite, math.nan)
+    low, high = (signal_to_noise_ratio(values, edge * (1 + step), scale) for step in (EDGE_STEP, -EDGE_STEP))
+    over = values > edge[:, None]
+    return Scores(
+        snr=snr,
+        above=over.sum(1).double(),
+        below=((values > 0) & ~over).sum(1).double(),
+        gap=((values - edge[:, None]).abs() / torch.maximum(values, edge[:, None])).nan_to_num_(1.0).amin(1),
+        jump=torch.where(high > 0, (high - low) / high, 0.0),
+    )
+
+
+def singular_values(weights: Tensor) -> Tensor:
+    """Singular values of each matrix: (batch, n, m) of any floating dtype -> (batch, k) ascending float64.
+
+    NaN throughout where a matrix holds NaN or infinity.
+    """
+    beta = min(weights.shape[1:]) / max(weights.shape[1:])
+    values, scale, finite = _singular_values(weights, beta)
+    return (values / scale[:, None]).masked_fill_(~finite[:, None], math.nan)
+
+
+def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values, ascending, what they were multiplied by, and whether the matrix is finite."""
     exponent = _exponent(weights) if weights.dtype == torch.float64 else None
     gram = _gram(weights, exponent)
     finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # squares of what is not finite are not, either
@@ -45,8 +85,11 @@ def score(weights: Tensor) -> Tensor:
     uncertain = ~_is_certain(values, error, beta)
     for i in uncertain.nonzero().flatten().tolist():
         values[i] = _exact_singular_values(weights[i], None if exponent is None else exponent[i])
-    scale = 1.0 if exponent is None else torch.ldexp(torch.ones_like(values[:, 0]), -exponent)
-    return signal_to_noise_ratio(values, beta, scale).masked_fill_(~finite, math.nan)
+    # Values under the numerical rank's threshold are the rounding errors of zeros, and count as zeros.
+    largest = values[:, -1:]
+    values = values.where(values > largest * (max(weights.shape[1:]) * _EPSILON), 0)
+    ones = torch.ones_like(values[:, 0])
+    return values, ones if exponent is None else torch.ldexp(ones, -exponent), finite
 
 
 def noise_scale(values: Tensor) -> Tensor:
@@ -70,21 +113,18 @@ def bulk_edge(scale: Tensor, beta: float) -> Tensor:
     return scale * (1 + math.sqrt(beta))
 
 
-def signal_to_noise_ratio(values: Tensor, beta: float, scale: Tensor | float = 1.0) -> Tensor:
+def signal_to_noise_ratio(values: Tensor, edge: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """`signal / noise / s_1`, where signal sums the singular values over the bulk edge, noise the others.
 
-    Without noise it counts as 1, the reference's convention since April 2025. Values under the numerical rank's
-    threshold are the rounding errors of zeros, and count as zeros. Without signal, as for a matrix of zeros, 0.
-    Shapes: (batch, k) ascending float64 -> (batch,). scale: what the values were multiplied by, (batch,) or 1.
+    Without noise it counts as 1, the reference's convention since April 2025. Without signal, as for a matrix of
+    zeros, 0. Shapes: (batch, k) ascending float64, (batch,) -> (batch,). scale: what values and edge were multiplied
+    by, (batch,) or 1.
     """
-    largest = values[:, -1]
-    long_side = values.shape[1] / beta
-    values = values.where(values > largest[:, None] * (long_side * _EPSILON), 0)
-    edge = bulk_edge(noise_scale(values), beta)[:, None]
-    signal = values.where(values > edge, 0).sum(1)
-    noise = values.where(values <= edge, 0).sum(1)
+    over = values > edge[:, None]
+    signal = values.where(over, 0).sum(1)
+    noise = values.where(~over, 0).sum(1)
     # Signal over s_1 has no unit, so that only the division by noise, where there is some, takes the scale back out.
-    ratio = signal / largest
+    ratio = signal / values[:, -1]
     return torch.where(signal > 0, torch.where(noise > 0, ratio / noise * scale, ratio), 0)
 
 

@@ -1,39 +1,18 @@
-"""The list of parameters to leave trainable, as Axolotl reads it. Strings in, string out."""
+"""Which parameters a selection trains, and the list of these as Axolotl reads it. Strings in, string out."""
+
+from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from spectrum.layers import Provenance, ScanResult, Selection
+from spectrum.layers import Parameter, Provenance, ScanResult
 
 # What the reference always writes, and what models of unknown provenance get.
 LLAMA_HEAD = "lm_head.weight"
 LLAMA_EMBEDDING = "model.embed_tokens.weight"
 
-
-def unfrozen_entries(selection: Selection, result: ScanResult, *, embeddings: bool) -> dict[str, list[str]]:
-    """Entries of each layer type, by descending SNR.
-
-    An entry is a prefix pattern in every consumer. It is the layer's bare name, unless that would also match a
-    parameter of an unselected layer: then each of the layer's own parameters is an entry. Without `embeddings`, the
-    input embedding and the output head are never entries.
-    """
-    head, embedding = embedding_names(result.provenance)
-    excluded = set() if embeddings else {head, embedding}
-    if result.provenance is None:
-        names = [*(layer.name for layer in result.layers), *result.left_out]
-        parameters = sorted(f"{name}.weight" for name in names)
-    else:
-        parameters = sorted(result.provenance.parameters)
-    chosen = {
-        kind.layer_type: [layer.name for layer in kind.selected if f"{layer.name}.weight" not in excluded]
-        for kind in selection.types
-    }
-    intended = {own for names in chosen.values() for name in names for own in _own_parameters(name, parameters)}
-    return {
-        layer_type: [entry for name in names for entry in _entries(name, parameters, intended)]
-        for layer_type, names in chosen.items()
-    }
+Layers = Mapping[str, Sequence[str]]  # names of layers, by layer type
 
 
 def embedding_names(provenance: Provenance | None) -> tuple[str | None, str | None]:
@@ -43,7 +22,71 @@ def embedding_names(provenance: Provenance | None) -> tuple[str | None, str | No
     return provenance.head, provenance.embedding
 
 
-def render_axolotl(entries: dict[str, list[str]], embeddings: Iterable[str | None]) -> str:
+def is_embedding(layer: str, provenance: Provenance | None) -> bool:
+    """Whether a layer is the input embedding or the output head, or tied to one."""
+    parameter = f"{layer}.weight"
+    wanted = embedding_names(provenance)
+    if provenance is None:
+        return parameter in wanted
+    owners = {owner(name, provenance.parameters) for name in wanted if name is not None}
+    return owner(parameter, provenance.parameters) in owners
+
+
+def owner(name: str, parameters: Mapping[str, Parameter]) -> str:
+    """The parameter whose values one has: itself, or the one that it is tied to."""
+    known = parameters.get(name)
+    return name if known is None else known.tied_to or name
+
+
+def tied_parameters(provenance: Provenance | None) -> dict[str, str]:
+    """Parameters that are tied to another one, and to which."""
+    known = provenance.parameters.items() if provenance else ()
+    return {name: parameter.tied_to for name, parameter in known if parameter.tied_to is not None}
+
+
+def known_parameters(result: ScanResult) -> list[str]:
+    """Names of a model's parameters, sorted; its scored weights alone where no more is known."""
+    if result.provenance is None:
+        return sorted(f"{name}.weight" for name in [*(layer.name for layer in result.layers), *result.left_out])
+    return sorted(result.provenance.parameters)
+
+
+def own_parameters(name: str, parameters: Sequence[str]) -> list[str]:
+    """Parameters of a layer itself: a module's weight and bias, or a bare parameter and the bias beside it.
+
+    parameters: sorted.
+    """
+    matched = _with_prefix(name, parameters)
+    return [own for own in (f"{name}.weight", f"{name}.bias", name, f"{name}_bias") if own in matched]
+
+
+def unfrozen_entries(
+    layers: Layers, parameters: Sequence[str], tied: Mapping[str, str], embeddings: Iterable[str]
+) -> dict[str, list[str]]:
+    """Entries of each layer type.
+
+    An entry is a prefix pattern in every consumer. It is the layer's bare name, unless that would also match a
+    parameter of a layer that is not selected: then each of the layer's own parameters is an entry. One that is tied
+    to a parameter which no entry is for is followed by that, which is all that trainers see of it.
+    parameters: all of the model's, sorted. tied: those that are tied, and to what. embeddings: parameters that have
+    lines of their own.
+    """
+    intended = {own for names in layers.values() for name in names for own in own_parameters(name, parameters)}
+    covered = {*intended, *embeddings}
+    return {
+        layer_type: [
+            entry
+            for name in names
+            for entry in (
+                *_entries(name, parameters, intended),
+                *(tied[own] for own in own_parameters(name, parameters) if tied.get(own, own) not in covered),
+            )
+        ]
+        for layer_type, names in layers.items()
+    }
+
+
+def render_axolotl(entries: Layers, embeddings: Iterable[str | None]) -> str:
     """The YAML that Axolotl reads, byte for byte what the reference writes wherever both are defined."""
     lines = ["unfrozen_parameters:"]
     lines += [f"- ^{name}$" for name in embeddings if name is not None]
@@ -73,13 +116,7 @@ def _entries(name: str, parameters: Sequence[str], intended: Collection[str]) ->
     matched = _with_prefix(name, parameters)
     if all(parameter in intended for parameter in matched):
         return [name]
-    return _own_parameters(name, parameters) or [f"{name}.weight"]
-
-
-def _own_parameters(name: str, parameters: Sequence[str]) -> list[str]:
-    """Parameters of the layer itself: a module's weight and bias, or a bare parameter and the bias beside it."""
-    matched = _with_prefix(name, parameters)
-    return [own for own in (f"{name}.weight", f"{name}.bias", name, f"{name}_bias") if own in matched]
+    return own_parameters(name, parameters) or [f"{name}.weight"]
 
 
 def _with_prefix(prefix: str, parameters: Sequence[str]) -> list[str]:

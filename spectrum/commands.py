@@ -1,0 +1,171 @@
+"""What the command line can be asked for: a selection, a check, a picture of one layer. Arguments in, text out."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spectrum import comparison, confidence, formats, plots, report, results, scans, selection, tables
+from spectrum.errors import SelectionError, SpectrumError
+from spectrum.layers import ScanResult
+from spectrum.selection import Selection
+
+# A layer, and which of its matrices where it is a stack of them.
+_LAYER = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What to print; and what is wrong with what was looked at, if anything is."""
+
+    text: str
+    problem: str | None = None
+
+
+def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | None) -> Outcome:
+    """Scan a model, select, and write the list and what else is wanted. columns: of a terminal that has colour."""
+    if args.plot is not None:
+        plots.check(args.plot)
+    request = _request(args)
+    with scans.leading():
+        scan = scans.obtain(request, attendant)
+        other = None if args.compare is None else _other(args, request, attendant)
+    chosen = _chosen(args, scan)
+    _check_any(args, chosen, attendant)
+    for warning in confidence.warnings(chosen.types):
+        attendant.warn(warning)
+    render, name, ending = formats.FORMATS[args.format]
+    rendered = render(chosen)
+    for note in rendered.notes:
+        attendant.note(note)
+    compared = None if other is None else comparison.compare(chosen, _as(chosen, other))
+    sorted_file = results.save_sorted(args.output_dir, scan.result)
+    list_file = results.selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
+    results.write_atomically(list_file, rendered.text)
+    if args.plot is not None:
+        plots.heatmap(chosen, args.plot)
+    if args.quiet:
+        return Outcome(str(list_file))
+    label = "unfrozen parameters" if args.format == "axolotl" else args.format
+    paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
+    parts = [
+        scan.origin,
+        _by_share(args, chosen),
+        report.summary(chosen, columns),
+        "\n".join(confidence.notes(chosen.types)),
+        _plan(args, chosen),
+        "" if compared is None else comparison.described(compared),
+        report.written([*paths, *([] if args.plot is None else [("picture", args.plot)])]),
+    ]
+    return Outcome("\n\n".join(filter(None, parts)))
+
+
+def check(args: argparse.Namespace, attendant: scans.Attendant) -> Outcome:
+    """Compare a list with the names of the model that is to train."""
+    from spectrum import checking, consumers
+    from spectrum.outline import outline
+
+    read = consumers.read_list(args.check)
+    model = outline(
+        args.model_name,
+        revision=args.revision,
+        model_class=args.model_class,
+        trust_remote_code=args.trust_remote_code,
+    )
+    for warning in model.warnings:
+        attendant.warn(warning)
+    found = checking.check(read, model)
+    entries = tables.plural(len(read.entries), "entry", "entries")
+    title = f"{args.check}, {entries}, against {model.model_class} of {args.model_name}"
+    trained = found.trained[consumers.AXOLOTL]
+    embeddings = [name for name in (model.head, model.embedding) if name is not None]
+    parts = [report.checked(found, title)]
+    if trained:
+        parts.append(report.plan(trained, model.parameters, embeddings, args.gpus))
+    problem = None
+    if found.problems:
+        others = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
+        problem = f"{args.check}: {found.problems[0]}{others}"
+    return Outcome(str(args.check) if args.quiet else "\n\n".join(parts), problem)
+
+
+def plot_layer(args: argparse.Namespace) -> Outcome:
+    """Draw the singular values of one layer."""
+    layer, file = args.plot_spectrum
+    path = Path(file)
+    plots.check(path)
+    named = _LAYER.fullmatch(layer)
+    if named is None:
+        raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
+    weight, index, values = scans.singular_values(_request(args), named[1], None if named[2] is None else int(named[2]))
+    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
+    plots.spectrum_histogram(values, weight.matrix, title, args.model_name, path)
+    return Outcome(str(path))
+
+
+def _request(args: argparse.Namespace) -> scans.Request:
+    return scans.Request(
+        model=args.model_name,
+        results_dir=args.results_dir,
+        revision=args.revision,
+        model_class=args.model_class,
+        trust_remote_code=args.trust_remote_code,
+        layer_types=args.layer_types,
+        device=args.device,
+        rescan=args.rescan,
+        also_written=[args.output_dir, *([] if args.plot is None else [args.plot.parent])],
+    )
+
+
+def _other(args: argparse.Namespace, request: scans.Request, attendant: scans.Attendant) -> ScanResult:
+    """The scan to compare with: a file, or a model of its own."""
+    path = Path(args.compare)
+    if path.suffix == ".json":
+        return results.load_file(path)
+    wanted = replace(request, model=args.compare, revision=None, rescan=False)
+    return scans.obtain(wanted, attendant).result
+
+
+def _chosen(args: argparse.Namespace, scan: scans.Obtained) -> Selection:
+    embeddings = not args.no_embeddings
+    if args.top_params is not None:
+        return selection.top_params(scan.result, args.top_params, embeddings=embeddings, layer_types=scan.wanted)
+    return selection.top_percent(scan.result, args.top_percent, embeddings=embeddings, layer_types=scan.wanted)
+
+
+def _as(chosen: Selection, other: ScanResult) -> Selection:
+    """The same choice from another scan."""
+    types = [kind.layer_type for kind in chosen.types]
+    return selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=types)
+
+
+def _check_any(args: argparse.Namespace, chosen: Selection, attendant: scans.Attendant) -> None:
+    """Raises SpectrumError where nothing at all is selected."""
+    if any(chosen.layers().values()):
+        return
+    if any(kind.count for kind in chosen.types):
+        reason = "all that is selected is left frozen by --no-embeddings"
+    else:
+        reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"
+    if not chosen.embedding_parameters():
+        raise SpectrumError(f"nothing to train: {reason}")
+    attendant.warn(reason)
+
+
+def _by_share(args: argparse.Namespace, chosen: Selection) -> str:
+    if args.top_params is None:
+        return ""
+    return f"At most {args.top_params} percent of all parameters: --top-percent {chosen.percent}."
+
+
+def _plan(args: argparse.Namespace, chosen: Selection) -> str:
+    if args.format == "peft":  # what adapters take depends on their rank
+        return ""
+    made = chosen.result.provenance
+    if made is None:
+        return "This scan does not say how large parameters are, so not what training takes; --rescan finds out."
+    embeddings: Sequence[str | None] = (made.head, made.embedding)
+    return report.plan(chosen.trained(), made.parameters, [name for name in embeddings if name], args.gpus)

@@ -1,0 +1,93 @@
+"""A list of entries on disk, and how each of those who read it matches an entry with a parameter's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectrum.errors import SelectionError, first_line
+
+KEY = "unfrozen_parameters"
+
+_MAX_BYTES = 16 << 20
+
+# Axolotl's: rows of a parameter, at the end of an entry.
+_ROWS = re.compile(r"^(.+)\[([0-9]*)(?::([0-9]*))?\]$")
+
+Rule = Callable[[str], Callable[[str], bool]]  # an entry -> whether it matches a parameter's name
+
+
+@dataclass(frozen=True, slots=True)
+class EntryList:
+    """A YAML file with `unfrozen_parameters`.
+
+    lines: the same as a reader sees them that takes the text behind `- ` at the beginning of a line. settings: what
+    else the file holds, as a trainer's whole config does.
+    """
+
+    path: Path
+    entries: tuple[str, ...]
+    lines: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def read_list(path: Path) -> EntryList:
+    """The list in a file. Raises SelectionError where there is none, or an entry is no valid pattern."""
+    import yaml
+
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise SelectionError(f"{path} is larger than any list of parameters ({_MAX_BYTES >> 20} MiB)")
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise SelectionError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SelectionError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or KEY not in content:
+        raise SelectionError(f"{path} has no {KEY} at its top level")
+    entries = content[KEY]
+    if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+        raise SelectionError(f"{KEY} in {path} is not a list of names")
+    if not entries:
+        raise SelectionError(f"{KEY} in {path} is empty; trainers take that as no list at all, and train everything")
+    for entry in entries:
+        for rule in RULES.values():
+            try:
+                rule(entry)
+            except (re.error, OverflowError) as error:
+                raise SelectionError(f"{path}: {entry!r} is no regular expression: {first_line(error)}") from error
+    lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
+    return EntryList(path, tuple(entries), lines, {key: value for key, value in content.items() if key != KEY})
+
+
+def without_rows(entry: str) -> str:
+    """An entry for Axolotl without the range of rows that it may end in."""
+    ranged = _ROWS.match(entry)
+    return ranged[1] if ranged else entry
+
+
+def axolotl(entry: str) -> Callable[[str], bool]:
+    """Axolotl's rule: dots are dots unless a plus follows; else a regular expression, from the name's start."""
+    return regular_expression(re.sub(r"\.(?!\+)", r"\\.", without_rows(entry)))
+
+
+def regular_expression(entry: str) -> Callable[[str], bool]:
+    """Scripts on TRL: a regular expression, from the name's start."""
+    pattern = re.compile(entry)
+    return lambda name: pattern.match(name) is not None
+
+
+def substring(entry: str) -> Callable[[str], bool]:
+    """The reference's snippet and DistillKit: anywhere in the name."""
+    return lambda name: entry in name
+
+
+AXOLOTL = "Axolotl"
+REGULAR_EXPRESSION = "re.match, as scripts on TRL"
+SUBSTRING = "substring, as DistillKit"
+
+RULES: Mapping[str, Rule] = {AXOLOTL: axolotl, REGULAR_EXPRESSION: regular_expression, SUBSTRING: substring}

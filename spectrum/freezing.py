@@ -1,0 +1,151 @@
+"""A selection applied to a model in memory: `requires_grad` of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectrum import consumers, tables, unfrozen
+from spectrum.errors import SelectionError
+from spectrum.selection import Selection
+
+if TYPE_CHECKING:
+    import torch
+
+# Put around modules by FSDP, by activation checkpointing, by torch.compile.
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+
+# Before all names of a model, by DDP and DeepSpeed, by PEFT.
+_PREFIXES = ("module.", "base_model.model.")
+
+
+_ADVICE = "the model must be of the class that was scanned, and not be sharded yet"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unfrozen:
+    """What trains in a model: names of parameters, as the model has them, tied ones once; elements, of how many."""
+
+    names: tuple[str, ...]
+    trained: int
+    total: int
+
+    def __repr__(self) -> str:
+        names, share = tables.plural(len(self.names), "parameter"), 100 * self.trained / self.total
+        return f"{names} with {self.trained:,} of {self.total:,} elements train, {share:.3g} percent"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A parameter under the name that its model gives it unwrapped. adapter: PEFT's own, whose setting stays."""
+
+    name: str
+    value: torch.nn.Parameter
+    adapter: bool
+
+
+def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfrozen:
+    """Let exactly the selected parameters of a model train; return what trains then.
+
+    selection: or the path of a YAML file with `unfrozen_parameters`, whose entries are matched as Axolotl does. Names
+    are understood through the wrappers of PEFT, DDP, FSDP, DeepSpeed, torch.compile and activation checkpointing; what
+    PEFT has added keeps its setting. A tied parameter trains where any of its names is selected.
+    To be called before an optimizer is made. Raises SelectionError, with the model as it was, where an entry matches
+    nothing, or a parameter that cannot have gradients.
+    """
+    known = _known(model)
+    names = sorted({parameter.name for parameter in known})
+    wanted = (
+        _of_selection(model, selection, names)
+        if isinstance(selection, Selection)
+        else _of_list(model, selection, names)
+    )
+    trained = {id(parameter.value) for parameter in known if parameter.name in wanted}
+    for parameter in known:
+        if id(parameter.value) in trained and not parameter.value.is_floating_point():
+            raise SelectionError(
+                f"{parameter.name} is stored as {str(parameter.value.dtype).removeprefix('torch.')}, which has no "
+                "gradients: a quantized model takes adapters (--format peft)"
+            )
+    own = {id(parameter.value) for parameter in known if not parameter.adapter}
+    for value in model.parameters():
+        if id(value) in trained or id(value) in own:
+            value.requires_grad_(id(value) in trained)
+    return Unfrozen(
+        names=tuple(name for name, value in model.named_parameters() if value.requires_grad),
+        trained=sum(value.numel() for value in model.parameters() if value.requires_grad),
+        total=sum(value.numel() for value in model.parameters()),
+    )
+
+
+def _of_selection(model: torch.nn.Module, selection: Selection, names: Sequence[str]) -> set[str]:
+    of = {layer: unfrozen.own_parameters(layer, names) for own in selection.layers().values() for layer in own}
+    of |= {name: [name] if name in names else [] for name in selection.embedding_parameters()}
+    missing = [name for name, own in of.items() if not own]
+    if missing:
+        made = selection.result.provenance
+        of_class = f", a {made.model_class} under transformers {made.versions.get('transformers')}" if made else ""
+        raise SelectionError(
+            f"{type(model).__name__} has no {tables.listed(missing, 3)}, as {selection.result.model} has{of_class}; "
+            f"{_ADVICE}"
+        )
+    if not of:
+        raise SelectionError(f"{selection.percent} percent of {selection.result.model} selects nothing to train")
+    return {name for own in of.values() for name in own}
+
+
+def _of_list(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> set[str]:
+    read = consumers.read_list(Path(path))
+    wanted: set[str] = set()
+    for entry in read.entries:
+        if consumers.without_rows(entry) != entry:
+            raise SelectionError(f"{path}: {entry!r} is for some rows of a parameter, which only Axolotl can train")
+        matched = set(filter(consumers.axolotl(entry), names))
+        if not matched:
+            raise SelectionError(f"{path}: {entry!r} matches no parameter of this {type(model).__name__}; {_ADVICE}")
+        wanted |= matched
+    return wanted
+
+
+def _known(model: torch.nn.Module) -> list[_Known]:
+    values = {_unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in values):
+            values = {name.removeprefix(prefix): value for name, value in values.items()}
+    return list(_without_adapters(values))
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterable[_Known]:
+    """Parameters by the names that they have without PEFT.
+
+    A module that has an adapter is kept in it as its `base_layer`; of one that is trained as a whole, there is an
+    `original_module`, and a copy under `modules_to_save` that is used instead.
+    """
+    adapted = {name[: -len(tail)] for name in values for tail in _tails(name, ".base_layer")}
+    copied = {name[: -len(tail)] for name in values for tail in _tails(name, ".original_module")}
+    for name, value in values.items():
+        holder = next((path for path in _above(name) if path in copied), None)
+        if holder is not None:
+            kind, _, rest = name[len(holder) + 1 :].partition(".")
+            if kind == "modules_to_save":
+                yield _Known(f"{holder}.{rest.partition('.')[2]}", value, adapter=True)
+        elif all(name[len(path) + 1 :].startswith("base_layer.") for path in _above(name) if path in adapted):
+            yield _Known(name.replace(".base_layer", ""), value, adapter=False)
+
+
+def _tails(name: str, marker: str) -> list[str]:
+    """What stands in a name from each place on where a marker does."""
+    starts = [i for i in range(len(name)) if name.startswith(f"{marker}.", i)]
+    return [name[i:] for i in starts]
+
+
+def _above(name: str) -> list[str]:
+    """The paths of the modules that a parameter is in, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]

@@ -1,0 +1,94 @@
+"""Memory that training really takes for weights, gradients and optimizer states, against what the plan says.
+
+    python -m tests.benchmarks.training
+
+A Llama of 0.1 billion parameters on the CPU, all of it and the top 25 percent, for one step of each optimizer. Counted
+are the bytes of torch's tensors; beside them, what the process grew by. 8-bit AdamW needs bitsandbytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+from typing import Any
+
+import torch
+import transformers
+
+import spectrum
+from spectrum import training
+
+CONFIG: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 16000,
+}
+
+DTYPES = {
+    "AdamW, mixed precision": torch.float32,
+    "AdamW, pure bf16": torch.bfloat16,
+    "8-bit AdamW, bf16": torch.bfloat16,
+}
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) << 10
+
+
+def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
+    """Bytes planned, bytes of tensors, and growth of the process, of a model that trains its top percent."""
+    torch.manual_seed(0)
+    before = resident()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)).to(DTYPES[optimizer])
+    everything = percent == "100"
+    selection = spectrum.select(spectrum.scan(model, show_progress=False), percent, embeddings=everything)
+    spectrum.unfreeze(model, selection)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adam: Any = torch.optim.AdamW
+    if optimizer.startswith("8-bit"):
+        import bitsandbytes
+
+        adam = bitsandbytes.optim.AdamW8bit
+    stepper = adam(chosen)
+    tokens = torch.randint(0, CONFIG["vocab_size"], (1, 16))
+    with torch.autocast("cpu", torch.bfloat16, enabled=optimizer == "AdamW, mixed precision"):
+        loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    stepper.step()
+    tensors = [*model.parameters(), *(parameter.grad for parameter in chosen if parameter.grad is not None)]
+    # Steps are counted in scalars; bitsandbytes' table of 256 8-bit values is one for all.
+    states = {id(value): value for state in stepper.state.values() for value in state.values() if _is_state(value)}
+    measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
+    made = selection.result.provenance
+    assert made is not None
+    planned = training.memory(selection.trained(), made.parameters, optimizer, training.ALONE, 1)
+    return planned, measured, resident() - before
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() > 1
+
+
+def main() -> None:
+    """Print a row for each optimizer and share."""
+    print("| optimizer | trained | planned | tensors | process, with activations |")
+    print("|---|---|---|---|---|")
+    for optimizer in training.OPTIMIZERS:
+        if optimizer.startswith("8-bit") and importlib.util.find_spec("bitsandbytes") is None:
+            print(f"| {optimizer} | | | not measured: bitsandbytes is not installed | |")
+            continue
+        for percent, name in (("25", "top 25 percent, no embeddings"), ("100", "all")):
+            # A process for each: memory that one has freed would serve the next.
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                planned, measured, grown = pool.apply(trained, (optimizer, percent))
+            row = " | ".join(f"{size / 2**20:.0f} MiB" for size in (planned, measured, grown))
+            print(f"| {optimizer} | {name} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
