@@ -6,11 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum import consumers, tables
 from spectrum.consumers import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING, EntryList
-from spectrum.outline import Outline
+
+if TYPE_CHECKING:
+    from spectrum.outline import Outline
 
 # An entry that is a name and no pattern, but for what says that it is whole.
 _NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-import spectrum
 from spectrum import hub, loading, mapping, quantization, shards, skeleton
 from spectrum.errors import CheckpointError
 from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
+from spectrum.version import __version__
 
 _READABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -118,7 +118,7 @@ def _provenance(
         fingerprint=None,
         model_class=type(model).__name__,
         class_asked=None,
-        versions={name: version(name) for name in ("torch", "transformers")} | {"spectrum": spectrum.__version__},
+        versions={name: version(name) for name in ("torch", "transformers")} | {"spectrum": __version__},
         head=head,
         embedding=embedding,
         parameters=parameters,

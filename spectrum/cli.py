@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,11 +16,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-import spectrum
-from spectrum import commands, formats, processes, progress, report, scans, selection
+from spectrum import commands, formats, processes, progress, scans, selection, tables
 from spectrum.batching import parse_batch_size
 from spectrum.errors import ProcessError, SpectrumError
 from spectrum.layers import WeightBatch, match_types
+from spectrum.version import __version__
 
 if TYPE_CHECKING:
     from spectrum.checkpoint import Checkpoint
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 # 128 + the signal's number, as shells report it.
 INTERRUPTED = 130
 TERMINATED = 143
-
-
-_COLOUR = re.compile(f"({'|'.join(map(re.escape, report.COLOURS))})")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
         help="only check the unfrozen_parameters of a YAML file against the model's parameters",
     )
     p.add_argument("-q", "--quiet", action="store_true", help="print only the path of the file that is written")
-    p.add_argument("--version", action="version", version=f"spectrum {spectrum.__version__}")
+    p.add_argument("--version", action="version", version=f"spectrum {__version__}")
     return p
 
 
@@ -188,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
     if processes.rank() > 0:
         return 0
-    return _print(_visible(outcome.text)) or (_fail(outcome.problem) if outcome.problem else 0)
+    return _print(outcome.text) or (_fail(outcome.problem) if outcome.problem else 0)
 
 
 def _print(text: str) -> int:
@@ -280,25 +275,12 @@ def _note(message: str) -> None:
     who = f" (process {processes.rank()})" if processes.rank() else ""
     # The job goes on without whoever listened. A progress bar makes way.
     with suppress(BrokenPipeError), tqdm.external_write_mode(file=sys.stderr):
-        print(f"spectrum{who}: {_visible(message)}", file=sys.stderr, flush=True)
+        print(f"spectrum{who}: {tables.visible(message)}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str) -> int:
     _note(f"error: {' '.join(message.split())}")
     return 1
-
-
-def _visible(text: str) -> str:
-    """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
-    obeyed = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        piece
-        if piece in report.COLOURS
-        else "".join(
-            c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in piece
-        )
-        for piece in _COLOUR.split(text)
-    )
 
 
 def _hyphenated(argv: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What to print; and what is wrong with what was looked at, if anything is."""
+    """What to print, fit for a terminal; and what is wrong with what was looked at, if anything is."""
 
     text: str
     problem: str | None = None
@@ -48,18 +48,18 @@ def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | 
     if args.plot is not None:
         plots.heatmap(chosen, args.plot)
     if args.quiet:
-        return Outcome(str(list_file))
+        return Outcome(tables.visible(str(list_file)))
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
     paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
-    parts = [
-        scan.origin,
-        _by_share(args, chosen),
-        report.summary(chosen, columns),
+    before = [scan.origin, _by_share(args, chosen)]
+    after = [
         "\n".join(confidence.notes(chosen.types)),
         _plan(args, chosen),
         "" if compared is None else comparison.described(compared),
         report.written([*paths, *([] if args.plot is None else [("picture", args.plot)])]),
     ]
+    # The table alone may hold what a terminal obeys.
+    parts = [*map(tables.visible, before), report.summary(chosen, columns), *map(tables.visible, after)]
     return Outcome("\n\n".join(filter(None, parts)))
 
 
@@ -89,7 +89,7 @@ def check(args: argparse.Namespace, attendant: scans.Attendant) -> Outcome:
     if found.problems:
         others = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         problem = f"{args.check}: {found.problems[0]}{others}"
-    return Outcome(str(args.check) if args.quiet else "\n\n".join(parts), problem)
+    return Outcome(tables.visible(str(args.check) if args.quiet else "\n\n".join(parts)), problem)
 
 
 def plot_layer(args: argparse.Namespace) -> Outcome:
@@ -103,7 +103,7 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     weight, index, values = scans.singular_values(_request(args), named[1], None if named[2] is None else int(named[2]))
     title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
     plots.spectrum_histogram(values, weight.matrix, title, args.model_name, path)
-    return Outcome(str(path))
+    return Outcome(tables.visible(str(path)))
 
 
 def _request(args: argparse.Namespace) -> scans.Request:

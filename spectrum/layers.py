@@ -51,9 +51,9 @@ class WeightBatch:
 class Edge(NamedTuple):
     """What lies where at the bulk edge.
 
-    above, below: how many singular values are over the edge, and how many, zeros aside, are not. gap: distance of the
-    nearest one to it, relative to the larger of the two. jump: by how much of itself the SNR falls when the edge goes
-    from 1 percent under to 1 percent over its place.
+    above, below: how many singular values are over the edge, and how many, zeros aside, are not. gap: the smallest
+    distance of one to it, relative to the larger of the two. jump: by how much of its largest value the SNR varies when
+    the edge goes from 1 percent under its place to 1 percent over it.
     """
 
     above: int

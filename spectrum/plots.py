@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
-import secrets
 import statistics
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spectrum.errors import ResultsError, SpectrumError
+from spectrum.errors import SpectrumError
+from spectrum.results import write_atomically
 from spectrum.selection import Selection
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise SpectrumError("pictures need matplotlib: pip install 'spectrum-snr[plot]'") from error
+        raise SpectrumError("pictures need matplotlib: pip install matplotlib") from error
 
 
 def heatmap(selection: Selection, path: Path) -> None:
@@ -91,12 +90,13 @@ def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
     """Labels of rows and columns, and the cells. Experts that are modules of their own share a row."""
     groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}
     types: dict[str, set[str]] = {}
+    trained = {name for names in selection.layers().values() for name in names}
     for kind in selection.types:
         row = _EXPERT.sub(r"\1.*", kind.layer_type)
         types.setdefault(row, set()).add(kind.layer_type)
-        for rank, layer in enumerate(kind.ranked):
+        for layer in kind.ranked:
             index = next((part for part in layer.name.split(".") if part.isdigit()), _OUTSIDE)
-            groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, rank < kind.count))
+            groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in trained))
     # Numbers as text, shorter ones first, which is their order: a name may have more digits than int() takes.
     columns = sorted({i for group in groups.values() for i in group}, key=lambda i: (i != _OUTSIDE, len(i), i))
     cells = []
@@ -269,17 +269,4 @@ def _save(figure: Figure, path: Path) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     content = io.BytesIO()
     figure.savefig(content, format=kind, metadata=undated, dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
-    _write(path, content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    write_atomically(path, content.getvalue())

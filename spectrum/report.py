@@ -14,7 +14,7 @@ from spectrum.selection import Selection
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NARROWEST, _WIDEST = 8, 40  # bars
-COLOURS = _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
+_SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
 def summary(selection: Selection, columns: int | None) -> str:
@@ -45,9 +45,8 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
         if 2 * without < count:
-            text += (
-                f",\nfor these two are {_percent(count - without, count)} of it (--no-embeddings leaves them frozen)"
-            )
+            share = _percent(count - without, count)
+            text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
     elif owners:
         extra = training.elements([*trained, *owners], parameters)
         text += f"; with input embedding and output head {_percent(extra, total)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from spectrum import hub, processes, results, shards, tables
@@ -35,6 +35,7 @@ from spectrum.layers import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from spectrum.checkpoint import Checkpoint
@@ -145,7 +146,7 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
         )
     device = devices_for(request.device, _unheard, None)[0]
     values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
-    if not np.isfinite(values).all():
+    if not all(map(math.isfinite, values)):
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
     return weight, number, values
 

@@ -144,7 +144,7 @@ def torch_class(module: torch.nn.Module) -> str | None:
     for kind in type(module).__mro__:
         if kind is torch.nn.Module:
             return None
-        if kind is Conv1D or kind.__module__.startswith("torch.nn.modules."):
+        if kind is Conv1D or getattr(torch.nn, kind.__name__, None) is kind:
             return kind.__name__
     return None
 

@@ -49,10 +49,12 @@ def score(weights: Tensor) -> Scores:
     SNR at most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
-    values, scale, finite = _singular_values(weights, beta)
+    values, exponent, finite = _singular_values(weights, beta)
+    scale = 1.0 if exponent is None else torch.ldexp(torch.ones_like(values[:, 0]), -exponent)
     edge = bulk_edge(noise_scale(values), beta)
     snr = signal_to_noise_ratio(values, edge, scale).masked_fill_(~finite, math.nan)
-    low, high = (signal_to_noise_ratio(values, edge * (1 + step), scale) for step in (EDGE_STEP, -EDGE_STEP))
+    moved = [signal_to_noise_ratio(values, edge * (1 + step), scale) for step in (-EDGE_STEP, 0, EDGE_STEP)]
+    low, high = torch.stack(moved).aminmax(dim=0)
     over = values > edge[:, None]
     return Scores(
         snr=snr,
@@ -69,12 +71,15 @@ def singular_values(weights: Tensor) -> Tensor:
     NaN throughout where a matrix holds NaN or infinity.
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
-    values, scale, finite = _singular_values(weights, beta)
-    return (values / scale[:, None]).masked_fill_(~finite[:, None], math.nan)
+    values, exponent, finite = _singular_values(weights, beta)
+    if exponent is not None:  # in two steps, for the power of two itself may be out of range
+        half = exponent[:, None] // 2
+        values = torch.ldexp(torch.ldexp(values, half), exponent[:, None] - half)
+    return values.masked_fill_(~finite[:, None], math.nan)
 
 
-def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular values, ascending, what they were multiplied by, and whether the matrix is finite."""
+def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Singular values, ascending, the powers of two that they are divided by, and whether the matrix is finite."""
     exponent = _exponent(weights) if weights.dtype == torch.float64 else None
     gram = _gram(weights, exponent)
     finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # squares of what is not finite are not, either
@@ -88,8 +93,7 @@ def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor, Tens
     # Values under the numerical rank's threshold are the rounding errors of zeros, and count as zeros.
     largest = values[:, -1:]
     values = values.where(values > largest * (max(weights.shape[1:]) * _EPSILON), 0)
-    ones = torch.ones_like(values[:, 0])
-    return values, ones if exponent is None else torch.ldexp(ones, -exponent), finite
+    return values, exponent, finite
 
 
 def noise_scale(values: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Rows of text as a table, for terminals and for notebooks; numbers and counts in words. Standard library only."""
+"""Rows of text as a table, for terminals and for notebooks; counts and times in words. Standard library only."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 
@@ -45,7 +46,15 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
 
 def duration(seconds: float) -> str:
     """A time span for people: `0.8 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def visible(text: str) -> str:
+    """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
+    obeyed = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in text
+    )

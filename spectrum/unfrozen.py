@@ -24,12 +24,12 @@ def embedding_names(provenance: Provenance | None) -> tuple[str | None, str | No
 
 def is_embedding(layer: str, provenance: Provenance | None) -> bool:
     """Whether a layer is the input embedding or the output head, or tied to one."""
-    parameter = f"{layer}.weight"
-    wanted = embedding_names(provenance)
+    own = {layer, f"{layer}.weight"}
+    wanted = {name for name in embedding_names(provenance) if name is not None}
     if provenance is None:
-        return parameter in wanted
-    owners = {owner(name, provenance.parameters) for name in wanted if name is not None}
-    return owner(parameter, provenance.parameters) in owners
+        return not own.isdisjoint(wanted)
+    known = provenance.parameters
+    return not {owner(name, known) for name in own}.isdisjoint(owner(name, known) for name in wanted)
 
 
 def owner(name: str, parameters: Mapping[str, Parameter]) -> str:
@@ -73,17 +73,14 @@ def unfrozen_entries(
     """
     intended = {own for names in layers.values() for name in names for own in own_parameters(name, parameters)}
     covered = {*intended, *embeddings}
-    return {
-        layer_type: [
-            entry
-            for name in names
-            for entry in (
-                *_entries(name, parameters, intended),
-                *(tied[own] for own in own_parameters(name, parameters) if tied.get(own, own) not in covered),
-            )
-        ]
-        for layer_type, names in layers.items()
-    }
+    entries: dict[str, list[str]] = {}
+    for layer_type, names in layers.items():
+        entries[layer_type] = []
+        for name in names:
+            seen = [tied[own] for own in own_parameters(name, parameters) if tied.get(own, own) not in covered]
+            entries[layer_type] += [*_entries(name, parameters, intended), *seen]
+            covered.update(seen)
+    return entries
 
 
 def render_axolotl(entries: Layers, embeddings: Iterable[str | None]) -> str:

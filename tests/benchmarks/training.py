@@ -8,6 +8,7 @@ are the bytes of torch's tensors; beside them, what the process grew by. 8-bit A
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import multiprocessing
 from typing import Any
@@ -44,16 +45,16 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     """Bytes planned, bytes of tensors, and growth of the process, of a model that trains its top percent."""
     torch.manual_seed(0)
     before = resident()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)).to(DTYPES[optimizer])
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG))
+    model.to(DTYPES[optimizer])
     everything = percent == "100"
     selection = spectrum.select(spectrum.scan(model, show_progress=False), percent, embeddings=everything)
     spectrum.unfreeze(model, selection)
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adam: Any = torch.optim.AdamW
     if optimizer.startswith("8-bit"):
-        import bitsandbytes
-
-        adam = bitsandbytes.optim.AdamW8bit
+        optim: Any = importlib.import_module("bitsandbytes.optim")
+        adam = optim.AdamW8bit
     stepper = adam(chosen)
     tokens = torch.randint(0, CONFIG["vocab_size"], (1, 16))
     with torch.autocast("cpu", torch.bfloat16, enabled=optimizer == "AdamW, mixed precision"):
