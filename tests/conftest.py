@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 # Before anything imports torch: threads that wait for each other over tiny matrices take far longer than one alone,
@@ -13,6 +14,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests import command
 
 ROOT = Path(__file__).parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
@@ -43,15 +46,17 @@ def run_spectrum(tmp_path: Path) -> Spectrum:
     return run
 
 
+@pytest.fixture(name="run")
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., command.Finished]:
+    """Run the command in this process, in the working directory, which is an empty one."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return partial(command.run, Path())
+
+
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """The command failed as it should: its status, one line that has these words, no traceback, nothing on stdout."""
-    assert done.returncode == status, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("spectrum: error: ")]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    for word in words:
-        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+    """The command, in a process of its own, failed as `command.assert_refused` says."""
+    command.assert_refused(command.Finished(done.returncode, done.stdout, done.stderr), *words, status=status)
 
 
 def files_below(directory: Path) -> Sequence[str]:

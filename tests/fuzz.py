@@ -6,10 +6,8 @@ Whatever a file holds, the command ends with status 0 or 1, says why in one prin
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
-import os
 import re
 import resource
 import shutil
@@ -19,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,10 +27,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectrum.cli import main as spectrum_main
 from spectrum.layers import MODULE_PATH
-from spectrum.results import journal_path, scan_path, sidecar_path, yaml_path
+from spectrum.results import journal_path, scan_path, selection_path, sidecar_path
 from spectrum.unfrozen import render_axolotl
+from tests.command import Finished, run, tiny_llama
 
 SECONDS = 20  # for one input; what needs longer hangs
 MEMORY = 1 << 30  # for one input, in bytes of resident memory above what was there
@@ -174,44 +172,16 @@ def with_bytes(content: bytes, changes: Sequence[tuple[int, int]]) -> bytes:
 # A place to run in.
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended, and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
 class Arena:
     """A sound checkpoint, in one file and in shards, and a scan of it; put back as they were for each input."""
 
     def __init__(self, directory: Path) -> None:
-        import torch
-        import transformers
-
         self.model, self.sharded = directory / "model", directory / "sharded"
         self.results, self.output = directory / "results", directory / "output"
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=8,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=False,
-        )
-        with redirect_stderr(io.StringIO()):  # a progress bar
-            llama = transformers.LlamaForCausalLM(config)
-            llama.save_pretrained(self.model)
-            llama.save_pretrained(self.sharded, max_shard_size="1KB")
+        tiny_llama(self.model)
+        tiny_llama(self.sharded, shards_of="1KB")
         assert (self.sharded / INDEX).exists()
-        self._sound = {
-            path: path.read_bytes()
-            for checkpoint in (self.model, self.sharded)
-            for path in checkpoint.iterdir()
-            if path.name != "generation_config.json"
-        }
+        self._sound = {path: path.read_bytes() for path in [*self.model.iterdir(), *self.sharded.iterdir()]}
         done = self.run(self.model)
         assert done.status == 0, done.err
         files = (scan_path, sidecar_path)
@@ -232,14 +202,12 @@ class Arena:
     def run(self, model: Path, *more: str) -> Finished:
         """The command, in this process."""
         args = ["--model-name", str(model), "--results-dir", str(self.results), "--output-dir", str(self.output)]
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err), bounded():
-            status = spectrum_main([*args, *more])
-        return Finished(status, out.getvalue(), err.getvalue())
+        with bounded():
+            return run(Path(), *args, *more)
 
     def entries(self, model: Path) -> list[str]:
         """What a run has written for the trainer."""
-        written = yaml_path(self.output, str(model), "50").read_text()
+        written = selection_path(self.output, str(model), "unfrozenparameters", "50", "yaml").read_text()
         assert_well_formed(written)
         found: list[str] = yaml.safe_load(written)["unfrozen_parameters"] or []
         return found
@@ -396,10 +364,10 @@ def journal(arena: Arena, data: st.DataObject) -> None:
     from spectrum.checkpoint import open_checkpoint
     from spectrum.scans import _identity
 
-    clean = json.loads(arena.scan)
+    clean = _scores(arena.scan, arena.sidecar)
     checkpoint = open_checkpoint(str(arena.model))
     identity = json.dumps(_identity(checkpoint), separators=(",", ":"))
-    scores = [[w.parameter, 0, clean[w.name]["snr"]] for w in checkpoint.weights]
+    scores = [[w.parameter, 0, clean[w.name][0], clean[w.name][1:]] for w in checkpoint.weights]
     parameter_of = {w.name: w.parameter for w in checkpoint.weights}
     parts = data.draw(st.lists(st.lists(st.sampled_from(scores), max_size=4), max_size=4), "lines")
     lines = [identity, *(edited(json.dumps(part), data.draw(edits(most=2), "changes")) for part in parts)]
@@ -413,27 +381,35 @@ def journal(arena: Arena, data: st.DataObject) -> None:
     assert_decent(done)
     known = _loosely_read(content, identity.encode() + b"\n")
     if done.status == 0:
-        found = json.loads(scan_path(arena.results, str(arena.model)).read_text())
+        found = _scores(*(path(arena.results, str(arena.model)).read_text() for path in (scan_path, sidecar_path)))
     else:
         assert "NaN or infinity" in done.err
         found = {}
-    for name, entry in clean.items():
-        score = found[name]["snr"] if name in found else math.nan
+    for name, own in clean.items():
         listed = known.get(parameter_of[name], [])
-        close = math.isclose(score, entry["snr"], rel_tol=1e-9)
-        assert close or any(score == other or score != score != other != other for other in listed), (name, score)
+        if name not in found:
+            assert any(math.isnan(score[0]) for score in listed), name
+        elif not all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(found[name], own, strict=True)):
+            assert repr(found[name]) in map(repr, listed), (name, found[name])  # by which NaN is itself
     assert not list(arena.results.glob("*.jsonl"))
 
 
-def _loosely_read(content: bytes, head: bytes) -> dict[str, list[float]]:
+def _scores(scan: str, sidecar: str) -> dict[str, list[float]]:
+    """Each layer's SNR and what lies at its edge, from the files of a scan."""
+    edges = json.loads(sidecar)["edges"]
+    return {name: [entry["snr"], *edges[name]] for name, entry in json.loads(scan).items()}
+
+
+def _loosely_read(content: bytes, head: bytes) -> dict[str, list[list[float]]]:
     """Every score that some line of a journal with the right head could be said to hold."""
-    known: dict[str, list[float]] = {}
+    known: dict[str, list[list[float]]] = {}
     if not content.startswith(head):
         return known
     for line in content[len(head) :].split(b"\n"):
         try:
-            for name, _, score in json.loads(line):
-                known.setdefault(str(name), []).append(float(score))
+            for name, _, snr, (above, below, gap, jump) in json.loads(line):
+                score = [float(snr), int(above), int(below), float(gap), float(jump)]
+                known.setdefault(str(name), []).append(score)
         except (ValueError, TypeError, RecursionError, OverflowError):
             continue
     return known
@@ -495,7 +471,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each target (default: 2000)")
     args = parser.parse_args(argv)
-    os.environ.pop("SPECTRUM_DEBUG", None)
     size = 16 << 30  # what torch maps without using it is in this, too
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     failures = 0

@@ -29,8 +29,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+if TYPE_CHECKING:
+    from spectrum.layers import MatrixScore
 
 # Nothing of spectrum is imported up here: the scans that are killed in time are to be killed in their imports, too.
 
@@ -41,6 +44,7 @@ MODEL = "tiny_llama"
 CACHE = "cache"
 OUTPUT = "out"
 SCAN = f"{CACHE}/snr_results_tiny-llama.json"
+SIDECAR = f"{CACHE}/snr_results_tiny-llama.meta.json"
 JOURNAL = f"{CACHE}/snr_results_tiny-llama.journal-0.jsonl"
 COMMAND = [
     *("--model-name", MODEL, "--results-dir", CACHE, "--output-dir", OUTPUT),
@@ -360,13 +364,18 @@ def _in_journal(content: bytes, scenario: Scenario) -> tuple[int, list[str]]:
     """How many matrices a later run finds in a journal, and what is wrong with them."""
     if content == scenario.before.get(JOURNAL):
         return 0, []
-    scores = json.loads(scenario.end[SCAN])
+    scores, edges = json.loads(scenario.end[SCAN]), json.loads(scenario.end[SIDECAR])["edges"]
     known = journaled(content)
-    wrong = [name for name, score in known.items() if score != scores[name[0].removesuffix(".weight")]["snr"]]
+    layers = {name: name[0].removesuffix(".weight") for name in known}
+    wrong = [
+        name
+        for name, (snr, edge) in known.items()
+        if (snr, [*edge]) != (scores[layers[name]]["snr"], edges[layers[name]])
+    ]
     return len(known), [f"the journal has another score of {name}" for name in wrong]
 
 
-def journaled(content: bytes) -> dict[tuple[str, int], float]:
+def journaled(content: bytes) -> dict[tuple[str, int], MatrixScore]:
     """The scores in a journal, of whatever it is."""
     from spectrum import journal
 

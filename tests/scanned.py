@@ -9,7 +9,7 @@ import torch
 from spectrum import scanning
 from spectrum.batching import plan
 from spectrum.devices import batch_budget
-from spectrum.layers import LayerSnr, LayerWeight, layer_scores
+from spectrum.layers import LayerSnr, LayerWeight, MatrixScore, layer_scores
 
 
 def scan(
@@ -20,7 +20,7 @@ def scan(
     warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[LayerSnr]:
     """Layers, each as soon as all of its matrices are scored."""
-    scores: dict[tuple[str, int], float] = {}
+    scores: dict[tuple[str, int], MatrixScore] = {}
     left = list(weights)
     batches = plan(weights, batch_size, batch_budget(devices))
     for batch, values in scanning.score(batches, read, devices, warn):

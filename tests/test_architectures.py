@@ -17,7 +17,6 @@ from spectrum.checkpoint import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
 from spectrum.layers import LayerWeight, ScanResult, assemble
 from spectrum.selection import top_percent
-from spectrum.unfrozen import unfrozen_entries
 from tests.architectures import ARCHITECTURES, built
 from tests.oracle import oracle_snr
 from tests.scanned import scan
@@ -141,6 +140,26 @@ def test_the_provenance_names_every_parameter_and_the_class(checkpoint: Checkpoi
     assert {p.dtype for p in made.parameters.values()} == {"bfloat16"}  # as stored
 
 
+def test_the_provenance_says_which_parameters_are_tied(checkpoint: Checkpoint, model: Any) -> None:
+    made = checkpoint.provenance.parameters
+    owner = {name: own.tied_to or name for name, own in made.items()}
+    assert all(made[name].tied_to is None for name in owner.values())
+    identity = {name: id(model.get_parameter(name)) for name in made}
+    for a in made:
+        for b in made:
+            assert (owner[a] == owner[b]) == (identity[a] == identity[b]), (a, b)
+
+
+def test_the_provenance_says_which_modules_are_torchs_own(checkpoint: Checkpoint, model: Any) -> None:
+    for name, own in checkpoint.provenance.parameters.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        classes = [kind for kind in type(module).__mro__ if kind is not torch.nn.Module]
+        known = [
+            kind for kind in classes if getattr(torch.nn, kind.__name__, None) is kind or kind.__name__ == "Conv1D"
+        ]
+        assert own.module == (known[0].__name__ if known else None), name
+
+
 def test_head_and_embedding_are_the_models_own(checkpoint: Checkpoint, model: Any) -> None:
     assert checkpoint.provenance.head == name_of(model, "get_output_embeddings")
     assert checkpoint.provenance.embedding == name_of(model, "get_input_embeddings")
@@ -172,14 +191,15 @@ def test_types_carry_the_path_of_the_tower_where_suffixes_are_shared(result: Sca
 def test_the_entries_match_the_parameters_of_the_selected_modules_and_no_others(
     result: ScanResult, model: Any, percent: str, embeddings: bool
 ) -> None:
-    selection = top_percent(result, percent)
-    selected = {layer.name for kind in selection.types for layer in kind.selected}
+    chosen = top_percent(result, percent, embeddings=embeddings)
+    selected = {layer.name for kind in chosen.types for layer in kind.selected}
     if not embeddings:
-        ends = {name_of(model, getter) for getter in ("get_output_embeddings", "get_input_embeddings")}
-        selected -= {name for name in selected if f"{name}.weight" in ends}
-    entries = [
-        entry for group in unfrozen_entries(selection, result, embeddings=embeddings).values() for entry in group
-    ]
+        # Whatever shares its values with one of these would train them, too.
+        ends = {name_of(model, getter) for getter in ("get_output_embeddings", "get_input_embeddings")} - {None}
+        values = [model.get_parameter(name) for name in ends]
+        parameter_of = owners(model)
+        selected -= {name for name in selected if any(model.get_parameter(parameter_of[name]) is v for v in values)}
+    entries = [entry for group in chosen.entries().values() for entry in group]
     names = list(parameters(model))
     matched = {entry: {name for name in names if re.match(entry, name)} for entry in entries}
     assert all(matched.values()), matched

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import transformers
 import yaml
 
-from spectrum.cli import main
 from spectrum.errors import ResultsError
-from spectrum.results import check_name, scan_path, sidecar_path, sorted_path, write_atomically, yaml_path
-from tests.conftest import assert_refused, files_below
+from spectrum.results import check_name, scan_path, selection_path, sidecar_path, sorted_path, write_atomically
+from tests.command import Finished, assert_refused, tiny_llama
+from tests.conftest import files_below
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., Finished]
 Damage = Callable[[Path], object]
 
 INDEX = "model.safetensors.index.json"
@@ -33,18 +31,8 @@ UP_PROJ = "model.layers.1.mlp.up_proj"
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama in a few shards that scans in a moment: what every case here is a damaged copy of."""
     directory = tmp_path_factory.mktemp("sound") / "model"
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=False,
-    )
-    model = transformers.LlamaForCausalLM(config).bfloat16()
-    model.save_pretrained(directory, max_shard_size="6KB")
-    (directory / "generation_config.json").unlink()
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    tiny_llama(directory, "bfloat16", shards_of="6KB", **sizes)
     assert len(shards_of(directory)) >= 2
     return directory
 
@@ -52,21 +40,6 @@ def sound_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(sound_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound_model, tmp_path / "model"))
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, in an empty working directory."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv("SPECTRUM_DEBUG", raising=False)
-
-    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-        status = main([*map(str, args)])
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(args, status, out, err)
-
-    return run
 
 
 def shards_of(directory: Path) -> list[Path]:
@@ -81,13 +54,13 @@ def assert_refused_without_a_trace(run: Run, directory: Path, args: list[str | P
     before = content(directory)
     done = run(*args)
     assert_refused(done, *words)
-    assert "unexpected" not in done.stderr  # which is how a fault of the program's own is reported
+    assert "unexpected" not in done.err  # which is how a fault of the program's own is reported
     assert content(directory) == before
 
 
 def test_the_model_that_the_cases_damage_is_scanned(run: Run, model: Path) -> None:
     done = run("--model-name", model, "--results-dir", "results")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert len(files_below(Path())) == 4
 
 
@@ -349,8 +322,8 @@ def test_a_layer_with_nan_or_infinity_is_left_out_and_named(run: Run, model: Pat
     model.rename("model")
     for _ in ("scanned", "from the cache"):
         done = run("--model-name", "model", "--top-percent", "100", "--results-dir", ".", "--no-embeddings")
-        assert done.returncode == 0, done.stderr
-        (warning,) = [line for line in done.stderr.splitlines() if line.startswith("spectrum: warning: ")]
+        assert done.status == 0, done.err
+        (warning,) = [line for line in done.err.splitlines() if line.startswith("spectrum: warning: ")]
         assert warning.endswith(f": {layer}")
         flat = scores_of("model")
         ranked = json.loads(Path("snr_results_model_sorted.json").read_text())
@@ -366,8 +339,8 @@ def test_a_matrix_of_zeros_scores_zero_and_is_ranked_last(run: Run, model: Path)
     tensors(lambda state: state["model.layers.0.mlp.up_proj.weight"].zero_())(model)
     model.rename("model")
     done = run("--model-name", "model", "--results-dir", ".", "--output-dir", "out")
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
+    assert done.status == 0, done.err
+    assert "warning" not in done.err
     flat = scores_of("model")
     assert flat["model.layers.0.mlp.up_proj"]["snr"] == 0
     assert flat[UP_PROJ]["snr"] > 0
@@ -390,14 +363,14 @@ def test_without_an_architecture_that_transformers_knows_the_model_type_decides(
 ) -> None:
     damage(model)
     done = run("--model-name", model)
-    assert done.returncode == 0, done.stderr
-    assert "(LlamaForCausalLM)" in done.stdout
+    assert done.status == 0, done.err
+    assert "(LlamaForCausalLM)" in done.out
 
 
 def test_tensors_that_the_model_does_not_have_are_ignored(run: Run, model: Path) -> None:
     tensors(lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(model)
     done = run("--model-name", model)
-    assert (done.returncode, "warning" in done.stderr) == (0, False)
+    assert (done.status, "warning" in done.err) == (0, False)
 
 
 def test_a_name_too_long_to_name_files_by_is_refused(tmp_path: Path) -> None:
@@ -408,4 +381,4 @@ def test_a_name_too_long_to_name_files_by_is_refused(tmp_path: Path) -> None:
         (path(tmp_path, "x" * 180) for path in (scan_path, sidecar_path, sorted_path)), key=lambda path: len(path.name)
     )
     write_atomically(longest, "{}")
-    write_atomically(yaml_path(tmp_path, "x" * 180, "12.5"), "")
+    write_atomically(selection_path(tmp_path, "x" * 180, "unfrozenparameters", "12.5", "yaml"), "")

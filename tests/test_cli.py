@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +30,9 @@ import spectrum.scans
 from spectrum import prompts, results, snr
 from spectrum.cli import main
 from spectrum.errors import LayerTypeError
+from tests.command import Finished, run
 from tests.conftest import TINY_LLAMA, Spectrum, files_below
-from tests.oracle import oracle_snr
+from tests.oracle import oracle_edge, oracle_snr
 
 # The slug of `tiny_llama` has a hyphen.
 SCAN = "model_snr_results/snr_results_tiny-llama.json"
@@ -54,28 +54,6 @@ TYPES = [
     "self_attn.v_proj",
 ]
 EMBEDDINGS = ["^lm_head.weight$", "^model.embed_tokens.weight$"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended, and what it said."""
-
-    status: object
-    out: str
-    err: str
-
-
-def run(directory: Path, *args: str | Path) -> Finished:
-    """The command within this process, in a working directory, without a terminal."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(directory)
-        status: object
-        try:
-            status = main([*map(str, args)])
-        except SystemExit as stop:
-            status = stop.code
-    return Finished(status, out.getvalue(), err.getvalue())
 
 
 def scan(directory: Path, *args: str | Path) -> Finished:
@@ -293,7 +271,7 @@ def test_stdout_has_a_row_for_each_layer_type(first_scan: FirstScan) -> None:
         snrs = list(ranked[kind].values())
         (row,) = [row for row in rows if row[:1] == [kind]]
         assert row[1:3] == [str(len(snrs)), str(len(snrs) // 2)]
-        assert [float(cell) for cell in row[3:]] == pytest.approx([snrs[-1], snrs[0]], rel=1e-3)
+        assert [float(cell) for cell in row[3:5]] == pytest.approx([snrs[-1], snrs[0]], rel=1e-3)
     assert ["total", "75", "36"] in rows
 
 
@@ -311,6 +289,23 @@ def test_stderr_has_the_defaults_and_the_progress(first_scan: FirstScan) -> None
     assert re.search(r"100%.*75/75 weights", progress)
 
 
+def module_of(name: str) -> dict[str, str]:
+    """What the sidecar says of the module: Llama's norms are of no class of torch's."""
+    if name.endswith("norm"):
+        return {}
+    return {"module": "Embedding" if name == "model.embed_tokens" else "Linear"}
+
+
+def test_the_sidecar_says_what_lies_at_the_edge_of_each_weight(
+    first_scan: FirstScan, weights: dict[str, torch.Tensor]
+) -> None:
+    edges = content(first_scan.directory / SIDECAR)["edges"]
+    assert edges.keys() == weights.keys()
+    for name, weight in weights.items():
+        expected = oracle_edge(weight.double().numpy().reshape(-1, weight.shape[-1]))
+        assert edges[name] == pytest.approx(expected, rel=1e-8, abs=1e-10), name
+
+
 def test_the_sidecar_says_which_weights_were_scanned(first_scan: FirstScan, weights: dict[str, torch.Tensor]) -> None:
     made = content(first_scan.directory / SIDECAR)
     assert made["model"] == "tiny_llama"
@@ -322,7 +317,8 @@ def test_the_sidecar_says_which_weights_were_scanned(first_scan: FirstScan, weig
     }
     assert (made["head"], made["embedding"]) == ("lm_head.weight", "model.embed_tokens.weight")
     assert made["parameters"] == {
-        f"{name}.weight": {"shape": list(weight.shape), "dtype": "bfloat16"} for name, weight in weights.items()
+        f"{name}.weight": {"shape": list(weight.shape), "dtype": "bfloat16"} | module_of(name)
+        for name, weight in weights.items()
     }
     assert made["scanned"] == made["layer_types"] == TYPES
     assert (made["revision"], made["commit"], made["left_out"]) == (None, None, [])
@@ -377,7 +373,7 @@ def test_the_batch_size_reaches_the_kernel(size: str, fresh: Path, monkeypatch: 
     sizes: list[int] = []
     score = snr.score
 
-    def spy(batch: torch.Tensor) -> torch.Tensor:
+    def spy(batch: torch.Tensor) -> snr.Scores:
         sizes.append(len(batch))
         return score(batch)
 
@@ -591,11 +587,9 @@ def test_no_traceback_reaches_a_user_who_did_not_ask_for_it(
         raise failure
 
     monkeypatch.setattr(spectrum.checkpoint, "open_checkpoint", fail)
-    monkeypatch.delenv("SPECTRUM_DEBUG", raising=False)
     refused(run(fresh, "--model-name", "tiny_llama"), *words)
-    monkeypatch.setenv("SPECTRUM_DEBUG", "1")
     with pytest.raises(type(failure)) as caught:
-        run(fresh, "--model-name", "tiny_llama")
+        run(fresh, "--model-name", "tiny_llama", debug=True)
     assert caught.value is failure
 
 
@@ -667,11 +661,10 @@ def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(tmp_path: Path) -
 
 
 def test_an_interrupt_is_reported_below_the_progress_bar(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(batch: torch.Tensor) -> torch.Tensor:
+    def interrupt(batch: torch.Tensor) -> snr.Scores:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(snr, "score", interrupt)
-    monkeypatch.delenv("SPECTRUM_DEBUG", raising=False)
     before = files_below(fresh)
     done = run(fresh, "--model-name", "tiny_llama", "--yes")
     assert (done.status, done.out) == (130, "")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spectrum import journal, snr
-from spectrum.cli import main
+from tests import command
+from tests.command import Finished
 from tests.conftest import TINY_LLAMA
 from tests.test_cli import train_one_layer
 
@@ -41,26 +41,8 @@ REASONS = [errno.ENOSPC, errno.EACCES, errno.EIO]
 Files = dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended, and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-    def said(self, start: str) -> list[str]:
-        """The notes that begin so, wherever the progress bar has left the cursor."""
-        return re.findall(rf"spectrum: {re.escape(start)}.*", self.err)
-
-
 def run(directory: Path, *args: str) -> Finished:
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(directory)
-        patch.delenv("SPECTRUM_DEBUG", raising=False)
-        status = main([*ARGS, "--results-dir", "cache", "--output-dir", "lists", *args])
-    return Finished(status, out.getvalue(), err.getvalue())
+    return command.run(directory, *ARGS, "--results-dir", "cache", "--output-dir", "lists", *args)
 
 
 def written(directory: Path) -> Files:
@@ -363,7 +345,7 @@ def test_a_directory_that_takes_no_file_is_found_before_the_scan(
     assert_goes_on(directory, models, said="Scanned 9 layers")
 
 
-def never(weights: torch.Tensor) -> torch.Tensor:
+def never(weights: torch.Tensor) -> snr.Scores:
     raise AssertionError("a matrix was scored")
 
 
@@ -492,7 +474,7 @@ def at_call(patch: pytest.MonkeyPatch, number: int, act: Any) -> None:
     """Do something when a matrix is to be scored the n-th time."""
     score, calls = snr.score, iter(range(1, 100))
 
-    def acting(weights: torch.Tensor) -> torch.Tensor:
+    def acting(weights: torch.Tensor) -> snr.Scores:
         if next(calls) == number:
             act()
         return score(weights)

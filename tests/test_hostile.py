@@ -25,8 +25,9 @@ import yaml
 
 from spectrum.cli import main
 from spectrum.results import scan_path, sidecar_path
+from tests.command import Finished, tiny_llama
 from tests.conftest import ROOT, files_below
-from tests.fuzz import YAML_TRAPS, Finished, assert_decent, assert_printable
+from tests.fuzz import YAML_TRAPS, assert_decent, assert_printable
 
 INDEX = "model.safetensors.index.json"
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
@@ -43,37 +44,12 @@ SECONDS = 12  # of the processor's time
 @pytest.fixture(scope="module")
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of one layer in one file: what every case here is made from."""
-    directory = tmp_path_factory.mktemp("sound") / "model"
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=False,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(directory)
-    return directory
+    return tiny_llama(tmp_path_factory.mktemp("sound") / "model")
 
 
 @pytest.fixture
 def model(sound_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound_model, tmp_path / "model"))
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, in an empty working directory."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv("SPECTRUM_DEBUG", raising=False)
-
-    def run(*args: str | Path) -> Finished:
-        status = main([*map(str, args)])
-        return Finished(status, *capsys.readouterr())
-
-    return run
 
 
 def assert_refused(done: Finished, *words: str) -> None:

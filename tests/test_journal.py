@@ -8,7 +8,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum.journal import Journal, Matrix, read
+from spectrum.layers import Edge, MatrixScore
 
 IDENTITY: dict[str, Any] = {"weights": "0f3a", "class": "LlamaForCausalLM", "score": 1, "versions": {"torch": "2.13.0"}}
 HEAD = json.dumps(IDENTITY, separators=(",", ":")).encode() + b"\n"
 
-SCORES = [("model.layers.0.mlp.up_proj.weight", 0, 2.946), ("lm_head.weight", 0, 0.1106), ("experts", 17, 1 / 3)]
+Score = tuple[Matrix, MatrixScore]
 
-Score = tuple[str, int, float]
+EDGE = Edge(3, 60, 0.25, 0.5)
+
+
+def score(name: str, index: int, snr: float, edge: Edge = EDGE) -> Score:
+    return (name, index), MatrixScore(snr, edge)
+
+
+SCORES = [
+    score("model.layers.0.mlp.up_proj.weight", 0, 2.946, Edge(5, 59, 0.0125, 0.1)),
+    score("lm_head.weight", 0, 0.1106, Edge(0, 8, 1 / 7, 0.0)),
+    score("experts", 17, 1 / 3, Edge(64, 0, 1e-9, 1.0)),
+]
 
 
 def write(path: Path, *lines: Sequence[Score], identity: dict[str, Any] = IDENTITY) -> Journal:
@@ -35,8 +47,14 @@ def write(path: Path, *lines: Sequence[Score], identity: dict[str, Any] = IDENTI
     return journal
 
 
-def known(scores: Iterable[Score]) -> dict[Matrix, float]:
-    return {(name, index): score for name, index, score in scores}
+def line(*entries: str) -> bytes:
+    """A line of a journal, of entries as JSON; `written_as` makes sound ones."""
+    return f"[{','.join(entries)}]\n".encode()
+
+
+def written_as(name: str, index: int, snr: float) -> str:
+    """How a score with the usual edge stands in a journal."""
+    return f'["{name}",{index},{snr},[3,60,0.25,0.5]]'
 
 
 @pytest.fixture
@@ -47,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_appended_is_known_to_the_next_journal_and_to_read(path: Path) -> None:
     assert write(path, SCORES[:2], SCORES[2:]).known == {}
     again = Journal(path, IDENTITY)
-    assert again.known == read(path, IDENTITY) == known(SCORES)
+    assert again.known == read(path, IDENTITY) == dict(SCORES)
     assert again.problem is None
 
 
@@ -55,20 +73,21 @@ def test_what_is_appended_is_there_before_the_journal_is_closed(path: Path) -> N
     journal = Journal(path, IDENTITY)
     for i in range(1, 4):
         journal.append(SCORES[i - 1 : i])
-        assert read(path, IDENTITY) == known(SCORES[:i])
+        assert read(path, IDENTITY) == dict(SCORES[:i])
     journal.close()
 
 
 def test_a_journal_that_is_gone_on_with_keeps_what_it_had(path: Path) -> None:
     for i in range(3):
-        assert write(path, SCORES[i : i + 1]).known == known(SCORES[:i])
-    assert read(path, IDENTITY) == known(SCORES)
+        assert write(path, SCORES[i : i + 1]).known == dict(SCORES[:i])
+    assert read(path, IDENTITY) == dict(SCORES)
     assert path.read_bytes().count(HEAD) == 1
 
 
 def test_the_last_of_two_scores_counts(path: Path) -> None:
-    write(path, [("w", 0, 1.0)], [("w", 0, 2.0), ("w", 1, 3.0)])
-    assert read(path, IDENTITY) == {("w", 0): 2.0, ("w", 1): 3.0}
+    last = score("w", 0, 2.0, Edge(1, 2, 0.5, 0.25))
+    write(path, [score("w", 0, 1.0)], [last, score("w", 1, 3.0)])
+    assert read(path, IDENTITY) == dict([last, score("w", 1, 3.0)])
 
 
 def test_what_is_cut_off_is_dropped_and_the_rest_is_gone_on_with(path: Path) -> None:
@@ -79,11 +98,11 @@ def test_what_is_cut_off_is_dropped_and_the_rest_is_gone_on_with(path: Path) -> 
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         lines = sum(end <= cut for end in ends[1:])
-        assert read(path, IDENTITY) == known(SCORES[:lines]), cut
-        assert write(path, [("next", 0, 0.5)]).known == known(SCORES[:lines]), cut
+        assert read(path, IDENTITY) == dict(SCORES[:lines]), cut
+        assert write(path, [score("next", 0, 0.5)]).known == dict(SCORES[:lines]), cut
         start = whole[: ends[lines]]
-        assert path.read_bytes() == start + b'[["next",0,0.5]]\n', cut
-        assert read(path, IDENTITY) == known([*SCORES[:lines], ("next", 0, 0.5)]), cut
+        assert path.read_bytes() == start + line(written_as("next", 0, 0.5)), cut
+        assert read(path, IDENTITY) == dict([*SCORES[:lines], score("next", 0, 0.5)]), cut
 
 
 def test_a_cut_journal_is_left_alone_until_there_is_a_score(path: Path) -> None:
@@ -98,10 +117,10 @@ def test_nothing_after_a_damaged_line_is_used(path: Path) -> None:
     write(path, *([score] for score in SCORES))
     head, first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(head + first + b"\0" * (len(second) - 1) + b"\n" + third)
-    assert read(path, IDENTITY) == known(SCORES[:1])
+    assert read(path, IDENTITY) == dict(SCORES[:1])
     write(path, SCORES[1:])
     assert path.read_bytes().startswith(head + first + b"[[")
-    assert read(path, IDENTITY) == known(SCORES)
+    assert read(path, IDENTITY) == dict(SCORES)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +144,8 @@ def test_the_journal_of_something_else_is_not_used_and_overwritten_at_the_first_
     assert read(path, other) == {}
     assert write(path, identity=other).known == {}
     assert path.read_bytes() == before
-    write(path, [("w", 0, 1.5)], identity=other)
-    assert read(path, other) == {("w", 0): 1.5}
+    write(path, [score("w", 0, 1.5)], identity=other)
+    assert read(path, other) == dict([score("w", 0, 1.5)])
     assert read(path, IDENTITY) == {}
 
 
@@ -165,12 +184,12 @@ DAMAGED = [
 @pytest.mark.parametrize("content", DAMAGED, ids=[f"{content[:12]!r}" for content in DAMAGED])
 def test_what_is_no_journal_is_overwritten(content: bytes, path: Path) -> None:
     path.parent.mkdir()
-    path.write_bytes(content + b'[["w",0,1.0]]\n')
+    path.write_bytes(content + line(written_as("w", 0, 1.0)))
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
     assert (journal.known, journal.problem) == ({}, None)
     assert path.read_bytes().startswith(HEAD + b"[[")
-    assert read(path, IDENTITY) == known(SCORES)
+    assert read(path, IDENTITY) == dict(SCORES)
 
 
 NO_SCORES = [
@@ -185,30 +204,52 @@ NO_SCORES = [
     b"[[]]",
     b'[["w"]]',
     b'[["w",0]]',
+    b'[["w",0,1.0]]',  # as journals were before they had edges
     b'[["w",0,1.0,2.0]]',
-    b'[["w",null,1.0]]',
-    b'[["w",0,null]]',
-    b'[["w",0,[1.0]]]',
-    b'[["w",{},1.0]]',
-    b'[["w",Infinity,1.0]]',
-    b'[["w",NaN,1.0]]',
-    b'[["w",0,1' + b"0" * 400 + b"]]",
-    b'[["w",0,1.0],["w",1,nul]]',
-    b'[["w",0,1.0]] [["w",1,1.0]]',
+    b'[["w",0,1.0,3,60,0.25,0.5]]',
+    b'[["w",0,1.0,[3,60,0.25,0.5],1.0]]',
+    b'[["w",0,1.0,null]]',
+    b'[["w",0,1.0,[]]]',
+    b'[["w",0,1.0,[3,60,0.25]]]',
+    b'[["w",0,1.0,[3,60,0.25,0.5,0.5]]]',
+    b'[["w",0,1.0,[null,60,0.25,0.5]]]',
+    b'[["w",0,1.0,[Infinity,60,0.25,0.5]]]',
+    b'[["w",0,1.0,[3,NaN,0.25,0.5]]]',
+    b'[["w",0,1.0,[3,60,null,0.5]]]',
+    b'[["w",0,1.0,[3,60,0.25,{}]]]',
+    b'[["w",null,1.0,[3,60,0.25,0.5]]]',
+    b'[["w",0,null,[3,60,0.25,0.5]]]',
+    b'[["w",0,[1.0],[3,60,0.25,0.5]]]',
+    b'[["w",{},1.0,[3,60,0.25,0.5]]]',
+    b'[["w",Infinity,1.0,[3,60,0.25,0.5]]]',
+    b'[["w",NaN,1.0,[3,60,0.25,0.5]]]',
+    b'[["w",0,1' + b"0" * 400 + b",[3,60,0.25,0.5]]]",
+    b'[["w",0,1.0,[3,60,0.25,0.5]],["w",1,nul,[3,60,0.25,0.5]]]',
+    b'[["w",0,1.0,[3,60,0.25,0.5]]] [["w",1,1.0,[3,60,0.25,0.5]]]',
     b"[" * 200_000,
     b"",
 ]
 
 
-@pytest.mark.parametrize("line", NO_SCORES, ids=[f"{line[:30]!r}" for line in NO_SCORES])
-def test_a_line_that_holds_no_scores_ends_the_journal(line: bytes, path: Path) -> None:
+@pytest.mark.parametrize("bad", NO_SCORES, ids=[f"{bad[:40]!r}" for bad in NO_SCORES])
+def test_a_line_that_holds_no_scores_ends_the_journal(bad: bytes, path: Path) -> None:
     write(path, SCORES[:1])
     start = path.read_bytes()
-    path.write_bytes(start + line + b'\n[["w",0,1.0]]\n')
-    assert read(path, IDENTITY) == known(SCORES[:1])
-    assert write(path, SCORES[1:2]).known == known(SCORES[:1])
+    path.write_bytes(start + bad + b"\n" + line(written_as("w", 0, 1.0)))
+    assert read(path, IDENTITY) == dict(SCORES[:1])
+    assert write(path, SCORES[1:2]).known == dict(SCORES[:1])
     assert path.read_bytes().startswith(start + b"[[")
-    assert read(path, IDENTITY) == known(SCORES[:2])
+    assert read(path, IDENTITY) == dict(SCORES[:2])
+
+
+def test_a_journal_from_before_edges_were_in_it_gives_nothing_and_is_gone_on_with(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(HEAD + b'[["first",0,0.25]]\n[["second",0,0.5],["second",1,0.75]]\n')
+    assert read(path, IDENTITY) == {}
+    journal = write(path, SCORES)
+    assert (journal.known, journal.problem) == ({}, None)
+    assert read(path, IDENTITY) == dict(SCORES)
+    assert b"first" not in path.read_bytes()
 
 
 json_values = st.recursive(
@@ -224,16 +265,17 @@ def test_garbage_raises_nothing_and_what_is_added_to_it_is_known(
     tmp_path_factory: pytest.TempPathFactory, begun: bool, parts: list[bytes]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "garbage.jsonl"
-    start = HEAD + b'[["first",0,0.25]]\n' if begun else b""
+    start = HEAD + line(written_as("first", 0, 0.25)) if begun else b""
     path.write_bytes(start + b"".join(parts))
     before = read(path, IDENTITY)
-    assert all(type(n) is str and type(i) is int and type(score) is float for (n, i), score in before.items())
+    for (name, index), (snr, edge) in before.items():
+        assert [type(value) for value in (name, index, snr, *edge)] == [str, int, float, int, int, float, float]
     if begun:
         assert ("first", 0) in before
-    journal = write(path, [("added", 1, 0.5)])
+    journal = write(path, [score("added", 1, 0.5)])
     assert journal.problem is None
     assert repr(journal.known) == repr(before)  # NaN is not equal to itself
-    assert repr(read(path, IDENTITY)) == repr(before | {("added", 1): 0.5})
+    assert repr(read(path, IDENTITY)) == repr(before | dict([score("added", 1, 0.5)]))
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))
@@ -247,42 +289,45 @@ def test_bytes_written_over_a_journal_raise_nothing_and_leave_what_was_before_th
     path.write_bytes(whole[:at] + noise + whole[at + len(noise) :])
     untouched = max(0, whole[:at].count(b"\n") - 1)
     found = read(path, IDENTITY)
-    for (name, index), score in known(SCORES[:untouched]).items():
-        assert found[name, index] == score
-    write(path, [("added", 1, 0.5)])
-    assert read(path, IDENTITY)["added", 1] == 0.5
+    for matrix, known in SCORES[:untouched]:
+        assert found[matrix] == known
+    write(path, [score("added", 1, 0.5)])
+    assert read(path, IDENTITY)["added", 1] == MatrixScore(0.5, EDGE)
 
 
 # Numbers and names.
 
 
 @pytest.mark.parametrize(
-    "score",
+    "number",
     [0.0, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1 + 0.2, math.inf, -math.inf, math.nan],
 )
-def test_extreme_scores_come_back_as_they_were(score: float, path: Path) -> None:
-    write(path, [("w", 0, score)])
-    assert struct.pack("d", read(path, IDENTITY)["w", 0]) == struct.pack("d", score)
+def test_extreme_scores_come_back_as_they_were(number: float, path: Path) -> None:
+    write(path, [score("w", 0, number, Edge(0, 1 << 62, number, number))])
+    snr, edge = read(path, IDENTITY)["w", 0]
+    assert struct.pack("3d", snr, edge.gap, edge.jump) == struct.pack("3d", number, number, number)
+    assert edge[:2] == (0, 1 << 62)
+
+
+counts = st.integers(0, 1 << 40)
 
 
 @given(
     st.dictionaries(
-        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 1 << 40)), st.floats(), min_size=1
+        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), counts),
+        st.builds(MatrixScore, st.floats(), st.builds(Edge, counts, counts, st.floats(), st.floats())),
+        min_size=1,
     )
 )
 def test_all_scores_come_back_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, scores: dict[Matrix, float]
+    tmp_path_factory: pytest.TempPathFactory, scores: dict[Matrix, MatrixScore]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "numbers.jsonl"
     path.unlink(missing_ok=True)
-    write(path, [(name, index, score) for (name, index), score in scores.items()])
-    found = read(path, IDENTITY)
-    assert found.keys() == scores.keys()
-    # NaNs differ in bits that nothing reads.
-    assert {m: struct.pack("d", s) for m, s in found.items() if not math.isnan(s)} == {
-        m: struct.pack("d", s) for m, s in scores.items() if not math.isnan(s)
-    }
-    assert {m for m, s in found.items() if math.isnan(s)} == {m for m, s in scores.items() if math.isnan(s)}
+    write(path, list(scores.items()))
+    # A float's repr tells it from every other one, zeros of either sign too, but for the bits of NaNs, which nothing
+    # reads.
+    assert repr(read(path, IDENTITY)) == repr(scores)
 
 
 # Failures to write and to read.
@@ -312,7 +357,7 @@ class FullDisk:
         monkeypatch.setattr(Path, "open", opened)
 
 
-LINE = b'[["w",0,1.0]]\n'
+LINE = line(written_as("w", 0, 1.0))
 
 
 @pytest.mark.parametrize("room", [len(HEAD), len(HEAD) + 5, len(HEAD + LINE), len(HEAD + LINE) + 5])
@@ -323,16 +368,16 @@ def test_a_disk_that_fills_up_is_a_problem_and_leaves_what_was_there(
     journal = Journal(path, IDENTITY)
     lines = (room - len(HEAD)) // len(LINE)
     for i in range(lines):
-        journal.append([("w", i, 1.0)])
+        journal.append([score("w", i, 1.0)])
         assert journal.problem is None
-    journal.append([("w", lines, 1.0)])
+    journal.append([score("w", lines, 1.0)])
     assert journal.problem
     problem, refused, left = journal.problem, disk.refused, path.read_bytes()
     disk.room = 1000  # it has made up its mind: half a line may be there
-    journal.append([("w", 9, 1.0)])
+    journal.append([score("w", 9, 1.0)])
     journal.close()
     assert (journal.problem, disk.refused, path.read_bytes()) == (problem, refused, left)
-    assert read(path, IDENTITY) == {("w", i): 1.0 for i in range(lines)}
+    assert read(path, IDENTITY) == dict(score("w", i, 1.0) for i in range(lines))
 
 
 @pytest.mark.parametrize("room", [0, 5])
@@ -423,7 +468,7 @@ def test_what_is_appended_is_flushed_to_the_disk_every_two_seconds(path: Path, m
     appended: list[tuple[float, int]] = []
     for i in range(100):
         clock.now += 0.25
-        journal.append([("w", i, 1.0)])
+        journal.append([score("w", i, 1.0)])
         appended.append((clock.now, path.stat().st_size))
     assert 0 < len(flushed) <= 13  # not at each, which would take longer than the scores
     for when, size in appended[:-9]:
@@ -440,7 +485,7 @@ def test_a_slow_scan_flushes_every_score(path: Path, monkeypatch: pytest.MonkeyP
     sizes = []
     for i in range(5):
         clock.now += 60
-        journal.append([("w", i, 1.0)])
+        journal.append([score("w", i, 1.0)])
         sizes.append(path.stat().st_size)
     assert flushed == sizes
     journal.close()

@@ -9,13 +9,16 @@ import pytest
 
 from spectrum.errors import LayerTypeError
 from spectrum.layers import (
+    Edge,
     LayerSnr,
     LayerWeight,
+    MatrixScore,
     Parameter,
     Provenance,
     ScanResult,
     assemble,
     display_order,
+    layer_scores,
     layer_types,
     match_types,
     merge,
@@ -175,6 +178,64 @@ def test_merge_forgets_that_a_layer_was_left_out_once_it_has_a_score() -> None:
     old = ScanResult("m", (score("h.0.mlp.up", 1.0),), ("h.1.mlp.up",), ("mlp.up",), PROVENANCE)
     new = ScanResult("m", (score("h.0.mlp.up", 1.0), score("h.1.mlp.up", 2.0)), (), ("mlp.up",), PROVENANCE)
     assert merge(old, new).left_out == ()
+
+
+def matrix_scores(*snrs: float) -> dict[tuple[str, int], MatrixScore]:
+    """Scores of a stack's matrices, each with an edge of its own."""
+    edges = [Edge(1, 9, 0.5, 0.1), Edge(2, 7, 0.125, 0.4), Edge(4, 6, 0.25, 0.2), Edge(8, 0, 1.0, 0.0)]
+    return {("w", i): MatrixScore(snr, edge) for i, (snr, edge) in enumerate(zip(snrs, edges, strict=False))}
+
+
+def stack(count: int) -> LayerWeight:
+    return LayerWeight("h.0.experts", "experts", "w", (count, 4, 4), (4, 4), count, "float32")
+
+
+def test_a_layer_of_one_matrix_has_its_score_and_edge() -> None:
+    (layer,) = layer_scores([stack(1)], matrix_scores(2.5))
+    assert layer == LayerSnr("h.0.experts", "experts", 2.5, None, Edge(1, 9, 0.5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("snrs", "median", "edge"),
+    [
+        ((3.0, 1.0), 2.0, Edge(3, 16, 0.125, 0.25)),
+        ((3.0, 1.0, 2.0), 2.0, Edge(7, 22, 0.125, 0.2)),
+        ((3.0, 1.0, 2.0, 7.0), 2.5, Edge(15, 22, 0.125, 0.15)),
+    ],
+    ids=str,
+)
+def test_a_stack_has_the_median_of_scores_and_jumps_all_counts_and_the_smallest_gap(
+    snrs: tuple[float, ...], median: float, edge: Edge
+) -> None:
+    (layer,) = layer_scores([stack(len(snrs))], matrix_scores(*snrs))
+    assert (layer.snr, layer.experts) == (median, snrs)
+    assert layer.edge == pytest.approx(edge)
+
+
+def test_tied_weights_have_one_score_under_each_name() -> None:
+    weights = [replace(stack(1), name="a"), replace(stack(1), name="b")]
+    first, second = layer_scores(weights, matrix_scores(2.5))
+    assert replace(first, name="b") == second
+
+
+def test_a_scan_is_shown_with_a_row_for_each_type() -> None:
+    layers = (score("h.0.up", 1.0), score("h.1.up", 4.0), score("h.2.up", 2.5), score("lm_head", inf))
+    scan = ScanResult("org/<b>m</b>", layers, ("h.3.up", "h.4.up"), ("up", "lm_head"), PROVENANCE)
+    assert repr(scan) == (
+        "Scan of org/<b>m</b> (LlamaForCausalLM): 4 layers; 2 left out for NaN or infinity\n"
+        "\n"
+        "layer type  layers  lowest SNR  median SNR  highest SNR\n"
+        "up               3           1         2.5            4\n"
+        "lm_head          1         inf         inf          inf"
+    )
+    shown = scan._repr_html_()
+    assert (
+        "<p>Scan of org/&lt;b&gt;m&lt;/b&gt; (LlamaForCausalLM): 4 layers; 2 left out for NaN or infinity</p>" in shown
+    )
+    assert "<b>" not in shown
+    assert shown.count("<tr>") == 3
+    one = replace(scan, layers=layers[:1], left_out=(), provenance=None)
+    assert repr(one).startswith("Scan of org/<b>m</b>: 1 layer\n\n")
 
 
 def test_by_type_keeps_the_order_of_the_layers() -> None:

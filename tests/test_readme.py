@@ -33,7 +33,8 @@ def test_every_long_option_in_the_text_exists() -> None:
     of_launchers = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--ntasks-per-node"}
     of_launchers |= {"--multi_gpu", "--num_processes"}
     of_our_tests = {"--moments", "--runs", "--examples"}
-    foreign = underscored | of_launchers | of_our_tests
+    of_ms_swift = {"--model", "--tuner_type"}
+    foreign = underscored | of_launchers | of_ms_swift | of_our_tests
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)) - foreign <= ours
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum.errors import ResultsError
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.layers import Edge, LayerSnr, Parameter, Provenance, ScanResult
 from spectrum.results import (
     CachedScan,
     check_writable,
@@ -24,11 +24,11 @@ from spectrum.results import (
     save,
     save_sorted,
     scan_path,
+    selection_path,
     sidecar_path,
     slug,
     sorted_path,
     write_atomically,
-    yaml_path,
 )
 from tests.conftest import files_below
 from tests.test_layers import PROVENANCE
@@ -66,7 +66,10 @@ def test_paths_are_those_of_the_reference() -> None:
     assert scan_path(d, "org/m_1") == d / "snr_results_org-m-1.json"
     assert sidecar_path(d, "org/m_1") == d / "snr_results_org-m-1.meta.json"
     assert sorted_path(d, "org/m_1") == d / "snr_results_org-m-1_sorted.json"
-    assert yaml_path(d, "org/m_1", "12.50") == d / "snr_results_org-m-1_unfrozenparameters_12.50percent.yaml"
+    assert (
+        selection_path(d, "org/m_1", "unfrozenparameters", "12.50", "yaml")
+        == d / "snr_results_org-m-1_unfrozenparameters_12.50percent.yaml"
+    )
 
 
 def test_no_scan_is_none(tmp_path: Path) -> None:
@@ -195,8 +198,10 @@ def test_a_cache_without_permission_is_refused_by_name(tmp_path: Path) -> None:
 
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]{0,8}", fullmatch=True)
 SNRS = st.floats(min_value=0, allow_nan=False)
+COUNTS = st.integers(0, 1 << 40)
+EDGES = st.builds(Edge, COUNTS, COUNTS, SNRS, st.floats(allow_nan=False))
 LAYERS = st.lists(
-    st.builds(LayerSnr, NAMES, NAMES, SNRS, st.none() | st.lists(SNRS, max_size=3).map(tuple)),
+    st.builds(LayerSnr, NAMES, NAMES, SNRS, st.none() | st.lists(SNRS, max_size=3).map(tuple), st.none() | EDGES),
     min_size=1,
     max_size=6,
     unique_by=lambda layer: layer.name,
@@ -213,7 +218,14 @@ PROVENANCES = st.builds(
     head=st.none() | NAMES,
     embedding=st.none() | NAMES,
     parameters=st.dictionaries(
-        NAMES, st.builds(Parameter, st.lists(st.integers(0, 9)).map(tuple), st.sampled_from(["float32", "bfloat16"]))
+        NAMES,
+        st.builds(
+            Parameter,
+            st.lists(st.integers(0, 9)).map(tuple),
+            st.sampled_from(["float32", "bfloat16"]),
+            st.none() | NAMES,
+            st.none() | st.sampled_from(["Linear", "Embedding", "Conv1D"]),
+        ),
     ),
     layer_types=st.lists(NAMES, max_size=3).map(tuple),
 )
@@ -230,12 +242,13 @@ def test_what_was_saved_is_loaded(
     save(directory, result)
     if made is None:
         # The scores have no room for more.
-        result = replace(result, left_out=(), scanned=types)
+        alone = tuple(replace(layer, edge=None) for layer in layers)
+        result = replace(result, layers=alone, left_out=(), scanned=types)
     assert load(directory, "org/m") == CachedScan(result, whole=True)
 
 
 def test_the_scan_is_a_flat_object_of_scores_and_types(tmp_path: Path) -> None:
-    stack = LayerSnr("h.0.experts.up", "experts.up", 1.5, (1.0, 2.0))
+    stack = LayerSnr("h.0.experts.up", "experts.up", 1.5, (1.0, 2.0), Edge(3, 60, 0.25, 0.5))
     path = save(tmp_path / "new" / "directory", replace(RESULT, layers=(*RESULT.layers, stack)))
     assert path == tmp_path / "new" / "directory" / FILE
     # In this order, which is that of the YAML's types.
@@ -264,6 +277,65 @@ def test_the_sidecar_records_what_the_contract_lists(tmp_path: Path) -> None:
     )
 
 
+# Two layers, of which one is tied to the other, as they are recorded.
+RECORDED = replace(
+    RESULT,
+    layers=(
+        LayerSnr("h.0.up", "up", 0.5, None, Edge(3, 60, 0.25, 0.5)),
+        LayerSnr("h.1.up", "up", 2.0, None, Edge(0, 8, 1e-9, 0.0)),
+    ),
+    provenance=replace(
+        PROVENANCE,
+        parameters={
+            "h.0.up.weight": Parameter((8, 4), "bfloat16", module="Linear"),
+            "h.1.up.weight": Parameter((8, 4), "bfloat16", "h.0.up.weight", "Linear"),
+            "norm.weight": Parameter((4,), "float32"),
+        },
+    ),
+)
+
+
+def test_the_sidecar_records_edges_and_of_parameters_what_there_is_to_say(tmp_path: Path) -> None:
+    save(tmp_path, RECORDED)
+    meta = json.loads((tmp_path / SIDECAR).read_text())
+    assert meta["edges"] == {"h.0.up": [3, 60, 0.25, 0.5], "h.1.up": [0, 8, 1e-9, 0.0]}
+    assert meta["parameters"] == {
+        "h.0.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "module": "Linear"},
+        "h.1.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "tied_to": "h.0.up.weight", "module": "Linear"},
+        "norm.weight": {"shape": [4], "dtype": "float32"},
+    }
+    assert load(tmp_path, "org/m") == CachedScan(RECORDED, whole=True)
+
+
+def test_what_lies_at_the_edges_changes_nothing_of_the_scan_itself(tmp_path: Path) -> None:
+    scan = save(tmp_path, RESULT).read_bytes()
+    assert save(tmp_path, RECORDED).read_bytes() == scan
+
+
+def test_a_sidecar_from_before_edges_ties_and_modules_were_recorded_is_read(tmp_path: Path) -> None:
+    save(tmp_path, RECORDED)
+    meta = json.loads((tmp_path / SIDECAR).read_text())
+    del meta["edges"]
+    for parameter in meta["parameters"].values():
+        parameter.pop("tied_to", None)
+        parameter.pop("module", None)
+    (tmp_path / SIDECAR).write_text(json.dumps(meta))
+    assert RECORDED.provenance is not None
+    bare = {name: Parameter(own.shape, own.dtype) for name, own in RECORDED.provenance.parameters.items()}
+    expected = replace(RESULT, provenance=replace(RECORDED.provenance, parameters=bare))
+    assert load(tmp_path, "org/m") == CachedScan(expected, whole=True)
+
+
+def test_the_edges_of_some_layers_are_read_and_those_of_none_ignored(tmp_path: Path) -> None:
+    save(tmp_path, RECORDED)
+    meta = json.loads((tmp_path / SIDECAR).read_text())
+    meta["edges"]["h.9.up"] = meta["edges"].pop("h.1.up")
+    (tmp_path / SIDECAR).write_text(json.dumps(meta))
+    cached = load(tmp_path, "org/m")
+    assert cached is not None
+    assert [layer.edge for layer in cached.result.layers] == [Edge(3, 60, 0.25, 0.5), None]
+
+
 def test_the_sorted_scores_descend_within_each_type_and_ties_keep_model_order(tmp_path: Path) -> None:
     scores = [("h.2.up", 1.0), ("h.3.up", inf), ("h.10.up", 1.0), ("h.0.down", 0.5), ("h.0.up", 1.0), ("h.4.up", 2.0)]
     layers = tuple(LayerSnr(name, name.split(".")[-1], snr) for name, snr in scores)
@@ -290,6 +362,17 @@ def test_a_sidecar_of_other_scores_does_not_belong(tmp_path: Path) -> None:
         {"parameters": {"lm_head.weight": {"shape": "wide", "dtype": "bfloat16"}}},
         {"parameters": {"lm_head.weight": {"shape": [inf], "dtype": "bfloat16"}}},
         {"parameters": {"lm_head.weight": [8, 4]}},
+        {"parameters": {"lm_head.weight": {"shape": [8, 4], "dtype": "bfloat16", "tied_to": 3}}},
+        {"parameters": {"lm_head.weight": {"shape": [8, 4], "dtype": "bfloat16", "tied_to": "a$\n- ^b"}}},
+        {"edges": ["h.0.up"]},
+        {"edges": None},
+        {"edges": {"h.0.up": None}},
+        {"edges": {"h.0.up": 3}},
+        {"edges": {"h.0.up": [3, 60, 0.25]}},
+        {"edges": {"h.0.up": [3, 60, 0.25, 0.5, 0.5]}},
+        {"edges": {"h.0.up": [3, "many", 0.25, 0.5]}},
+        {"edges": {"h.0.up": [inf, 60, 0.25, 0.5]}},
+        {"edges": {"h.0.up": [3, 60, None, 0.5]}},
         {"versions": None},
         {"layer_types": 3},
         {"scanned": None},

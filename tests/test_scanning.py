@@ -65,7 +65,7 @@ def spy_on_score(
     shapes: list[tuple[int, ...]] = []
     score = snr.score
 
-    def spy(batch: torch.Tensor) -> torch.Tensor:
+    def spy(batch: torch.Tensor) -> snr.Scores:
         shapes.append(tuple(batch.shape))
         before(batch)
         return score(batch)
@@ -176,7 +176,7 @@ def test_an_exception_on_one_device_stops_the_others() -> None:
 def test_an_exception_of_the_kernel_surfaces_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     failure = RuntimeError("did not converge")
 
-    def failing(batch: torch.Tensor) -> torch.Tensor:
+    def failing(batch: torch.Tensor) -> snr.Scores:
         raise failure
 
     monkeypatch.setattr(snr, "score", failing)
@@ -245,7 +245,7 @@ class Starved:
         self.sizes: list[int] = []
         score = snr.score
 
-        def starved(batch: torch.Tensor) -> torch.Tensor:
+        def starved(batch: torch.Tensor) -> snr.Scores:
             self.sizes.append(len(batch))
             if len(batch) > most:
                 raise failure
@@ -294,7 +294,7 @@ def test_what_is_too_much_for_a_device_goes_to_the_cpu_with_a_warning(monkeypatc
     gpu = torch.device("meta")
     score = snr.score
 
-    def on(batch: torch.Tensor) -> torch.Tensor:
+    def on(batch: torch.Tensor) -> snr.Scores:
         if batch.device == gpu:
             raise OUT_OF_MEMORY
         return score(batch)
@@ -362,7 +362,7 @@ def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 1)
     monkeypatch.setattr(scanning, "lanes", lambda device: 3)
 
-    def failing(batch: torch.Tensor) -> torch.Tensor:
+    def failing(batch: torch.Tensor) -> snr.Scores:
         raise RuntimeError("did not converge")
 
     monkeypatch.setattr(snr, "score", failing)

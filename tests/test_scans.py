@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-import spectrum
-from spectrum import results, scans, snr
+from spectrum import checkpoint, cli, results, scans, snr
 from spectrum.checkpoint import Checkpoint
-from spectrum.cli import main
 from spectrum.errors import ResultsError
 from spectrum.journal import Journal
 from spectrum.layers import LayerWeight
+from tests import command
+from tests.command import Finished
 from tests.conftest import ROOT, TINY_LLAMA, files_below
 from tests.crowd import crowd
 from tests.test_cli import train_one_layer
@@ -46,22 +46,9 @@ MATRICES = 75  # of the sample checkpoint
 HANG = 240.0  # seconds that nothing here takes, short of a test that would never end
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended, and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
 def run(directory: Path, *args: str, model: str = "model", err: io.StringIO | None = None) -> Finished:
-    out, err = io.StringIO(), err or io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(directory)
-        patch.delenv("SPECTRUM_DEBUG", raising=False)
-        status = main(["--model-name", model, "--yes", "--device", "cpu", "--batch-size", "1", *args])
-    return Finished(status, out.getvalue(), err.getvalue())
+    always = ("--model-name", model, "--yes", "--device", "cpu", "--batch-size", "1")
+    return command.run(directory, *always, *args, err=err)
 
 
 @dataclass(frozen=True)
@@ -111,7 +98,7 @@ def journal(directory: Path, process: int = 0) -> Path:
 
 def cut_short(directory: Path, after: int, *args: str) -> Finished:
     """A scan that is interrupted when so many matrices more are scored."""
-    progress = spectrum.cli._with_progress
+    progress = cli._with_progress
 
     def interrupting(scored: scans.Scored, batches: Any, *, quiet: bool) -> scans.Scored:
         for number, one in enumerate(progress(scored, batches, quiet=quiet)):
@@ -235,26 +222,17 @@ def test_rescan_waits_too_and_then_scans(scanned: Scanned, fresh: Path, reads: C
     assert sum(reads.values()) == MATRICES
 
 
-def test_whoever_waits_for_a_scan_of_other_types_keeps_it_and_adds_its_own(fresh: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "meanwhile"), [(None, "mlp.*"), ("mlp.*", "*norm")], ids=["nothing before", "types before"]
+)
+def test_whoever_waits_while_other_types_are_scanned_keeps_them_and_adds_its_own(
+    before: str | None, meanwhile: str, fresh: Path, tmp_path: Path
+) -> None:
     # As it would, had it begun a moment later.
+    if before is not None:
+        assert run(fresh, "--layer-types", before).status == 0
     shutil.copytree(fresh, tmp_path / "first")
-    assert run(tmp_path / "first", "--layer-types", "mlp.*").status == 0
-
-    def save() -> None:
-        for path in (SCAN, SIDECAR):
-            shutil.copy(tmp_path / "first" / path, fresh / path)
-
-    with another_run(fresh, save) as err:
-        assert run(fresh, "--layer-types", "self_attn.*", err=err).status == 0
-    assert run(tmp_path / "first", "--layer-types", "self_attn.*").status == 0
-    assert WAITING in err.getvalue()
-    assert written(fresh) == written(tmp_path / "first")
-
-
-def test_whoever_adds_types_to_a_scan_that_meanwhile_got_others_adds_to_these(fresh: Path, tmp_path: Path) -> None:
-    assert run(fresh, "--layer-types", "mlp.*").status == 0
-    shutil.copytree(fresh, tmp_path / "first")
-    assert run(tmp_path / "first", "--layer-types", "*norm").status == 0
+    assert run(tmp_path / "first", "--layer-types", meanwhile).status == 0
 
     def save() -> None:
         for path in (SCAN, SIDECAR):
@@ -469,7 +447,7 @@ def test_a_journal_of_all_types_serves_a_scan_of_some(scanned: Scanned, fresh: P
 
 
 def other_version(fresh: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(spectrum, "__version__", "0.0.0")
+    patch.setattr(checkpoint, "__version__", "0.0.0")
 
 
 def other_score(fresh: Path, patch: pytest.MonkeyPatch) -> None:
@@ -568,7 +546,7 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
     ended, waited = threading.Event(), threading.Event()
     score, calls = snr.score, itertools.count()
 
-    def endless(batch: torch.Tensor) -> torch.Tensor:
+    def endless(batch: torch.Tensor) -> snr.Scores:
         if next(calls) and not ended.wait(HANG):
             waited.set()
         return score(batch)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from spectrum import snr
 from tests.conftest import TINY_LLAMA
-from tests.oracle import oracle_snr
+from tests.oracle import oracle_edge, oracle_snr
 
 Matrix = NDArray[np.float64]
 
@@ -32,7 +32,14 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def score(matrix: Matrix | torch.Tensor, device: str = "cpu") -> float:
-    return float(snr.score(torch.as_tensor(matrix).to(device)[None]).item())
+    return float(snr.score(torch.as_tensor(matrix).to(device)[None]).snr.item())
+
+
+def edge_of(matrix: Matrix | torch.Tensor, device: str = "cpu") -> tuple[float, float, float, float]:
+    """What lies at the bulk edge: above, below, gap, jump."""
+    _, *edge = (float(value.item()) for value in snr.score(torch.as_tensor(matrix).to(device)[None]))
+    above, below, gap, jump = edge
+    return above, below, gap, jump
 
 
 def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
@@ -80,7 +87,7 @@ def test_the_score_is_that_of_a_float64_svd_of_the_stored_weight(
 ) -> None:
     stored = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(8)])).to(dtype)
     expected = [oracle_snr(matrix.double().numpy()) for matrix in stored]
-    assert snr.score(stored.to(device)).tolist() == pytest.approx(expected, rel=1e-8)
+    assert snr.score(stored.to(device)).snr.tolist() == pytest.approx(expected, rel=1e-8)
 
 
 def test_embeddings_are_scored_as_any_matrix(device: str) -> None:
@@ -162,7 +169,7 @@ def test_either_way_to_the_singular_values_gives_the_score(
     monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
     calls = exact_calls(monkeypatch)
     batch = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(2)]))
-    assert snr.score(batch).tolist() == pytest.approx([oracle_snr(matrix) for matrix in batch.numpy()], rel=1e-8)
+    assert snr.score(batch).snr.tolist() == pytest.approx([oracle_snr(matrix) for matrix in batch.numpy()], rel=1e-8)
     assert len(calls) == (0 if certain else 2)
 
 
@@ -183,7 +190,7 @@ def test_a_score_does_not_depend_on_the_rest_of_its_batch(device: str) -> None:
     stack = np.stack([make(24, 60) * 10.0**i for i, make in enumerate(SPECTRA.values())])
     alone = [score(matrix, device) for matrix in stack]
     order = np.random.default_rng(0).permutation(len(stack))
-    together = snr.score(torch.from_numpy(stack[order]).to(device)).tolist()
+    together = snr.score(torch.from_numpy(stack[order]).to(device)).snr.tolist()
     # A GPU's matrix product rounds differently by the size of its batch.
     assert together == pytest.approx([alone[i] for i in order], rel=0 if device == "cpu" else 1e-12, abs=0)
 
@@ -213,7 +220,7 @@ def test_nan_and_infinity_leave_the_rest_of_the_batch_alone(intruder: float, dty
     stored = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(4)])).to(dtype)
     expected = [oracle_snr(matrix.double().numpy()) for matrix in stored]
     stored[0, 0, 0] = stored[2, 5, 8] = intruder
-    scores = snr.score(stored.to(device)).tolist()
+    scores = snr.score(stored.to(device)).snr.tolist()
     assert [math.isnan(value) for value in scores] == [True, False, True, False]
     assert scores[1::2] == pytest.approx(expected[1::2], rel=1e-8)
     assert math.isnan(score(stored[0], device))
@@ -242,7 +249,7 @@ def test_an_orthogonal_matrix_has_no_noise(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_one_row_scores_exactly_one(dtype: torch.dtype, device: str) -> None:
     rows = torch.from_numpy(np.stack([gaussian(1, 96, seed) * 10.0 ** (seed % 7 - 3) for seed in range(50)]))
-    assert snr.score(rows.to(dtype).to(device)).tolist() == [1.0] * 50
+    assert snr.score(rows.to(dtype).to(device)).snr.tolist() == [1.0] * 50
 
 
 @pytest.mark.parametrize(("n", "m"), [(1000, 1000), (700, 1000)], ids=str)
@@ -259,7 +266,7 @@ def test_pure_noise_scores_what_the_marchenko_pastur_law_says(n: int, m: int) ->
     signal, noise = ((grid * density)[side].sum() for side in (grid > edge, grid <= edge))
     expected = signal / noise / (high * math.sqrt(m))
     scores = snr.score(torch.from_numpy(np.stack([gaussian(n, m, seed) for seed in range(2)])))
-    assert scores.tolist() == pytest.approx([expected] * 2, rel=0.02)
+    assert scores.snr.tolist() == pytest.approx([expected] * 2, rel=0.02)
 
 
 def stored_weights() -> dict[str, torch.Tensor]:
@@ -298,10 +305,12 @@ def best(scores: Mapping[str, float], count: int) -> list[str]:
 
 def test_a_singular_value_on_the_edge_is_noise() -> None:
     # The quartiles are 1 and 5; what is added between 5 and 9 moves neither.
-    edge = float(snr.bulk_edge(snr.noise_scale(torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, 6, 9]]).double()), 1))
-    assert edge == pytest.approx(4 / 1.349 * 2)
-    values = torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, edge, 9]], dtype=torch.float64)
-    assert snr.signal_to_noise_ratio(values, 1).item() == pytest.approx(9 / (17 + edge) / 9, rel=1e-12)
+    edge = snr.bulk_edge(snr.noise_scale(torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, 6, 9]]).double()), 1)
+    on_edge = float(edge)
+    assert on_edge == pytest.approx(4 / 1.349 * 2)
+    values = torch.tensor([[1.0, 1, 1, 2, 3, 4, 5, on_edge, 9]], dtype=torch.float64)
+    assert snr.bulk_edge(snr.noise_scale(values), 1).item() == on_edge
+    assert snr.signal_to_noise_ratio(values, edge).item() == pytest.approx(9 / (17 + on_edge) / 9, rel=1e-12)
 
 
 def test_the_bulk_edge_needs_an_aspect_ratio() -> None:
@@ -314,7 +323,164 @@ def test_the_bulk_edge_needs_an_aspect_ratio() -> None:
 def test_float64_entries_of_any_size_neither_overflow_nor_vanish(exponent: int) -> None:
     weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = oracle_snr(weight.numpy())
-    scaled = snr.score(torch.ldexp(weight, torch.tensor(exponent))[None]).item()
+    scaled = snr.score(torch.ldexp(weight, torch.tensor(exponent))[None]).snr.item()
     assert scaled == pytest.approx(expected * 2.0**-exponent, rel=1e-8, abs=0)
     even = torch.ldexp(torch.eye(8, dtype=torch.float64), torch.tensor(exponent))
-    assert snr.score(even[None]).item() == 8  # no noise, which counts as 1: signal over s_1 has no unit
+    assert snr.score(even[None]).snr.item() == 8  # no noise, which counts as 1: signal over s_1 has no unit
+
+
+# What lies at the bulk edge.
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_lies_at_the_edge_is_as_by_a_float64_svd(shape: tuple[int, int], dtype: torch.dtype, device: str) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(8)])).to(dtype)
+    _, *found = snr.score(stored.to(device))
+    assert all(values.dtype == torch.float64 and values.device == found[0].device for values in found)
+    for i, edge in enumerate(torch.stack(found, dim=1).tolist()):
+        expected = oracle_edge(stored[i].double().numpy())
+        assert edge[:2] == list(expected[:2])
+        assert edge[2:] == pytest.approx(expected[2:], rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("k", "m"), [(16, 16), (48, 200), (120, 130)])
+def test_the_edge_of_any_spectrum_is_as_by_a_float64_svd(spectrum: str, k: int, m: int, device: str) -> None:
+    matrix = SPECTRA[spectrum](k, m)
+    # The last values of this one are lost in the rounding of the first.
+    rank = sum(np.geomspace(1, 1e-14, k) > m * np.finfo(float).eps) if spectrum == "1e0 to 1e-14" else None
+    expected = oracle_edge(matrix, rank)
+    edge = edge_of(matrix, device)
+    # Which side of that threshold the value next to it is on, rounding decides.
+    assert edge[1] == pytest.approx(expected[1], abs=0 if rank is None else 1)
+    assert (edge[0], *edge[2:]) == pytest.approx((expected[0], *expected[2:]), rel=1e-7, abs=1e-10)
+    assert edge[0] + edge[1] == k or rank is not None
+
+
+def test_values_within_a_percent_of_the_edge_make_the_jump(device: str) -> None:
+    # Between quartiles of 1 and 5 the edge of a square matrix lies at 8 / 1.349, and what is added beyond 5 moves
+    # neither. By hand: what the sums on either side are when a value half a percent off the edge changes sides.
+    edge = 8 / 1.349
+    for near in (edge * 0.995, edge * 1.005):
+        values = np.array([9.0, near, 5, 4, 3, 2, 1, 1, 1])
+        above, below, gap, jump = edge_of(of_spectrum(values, 9), device)
+        assert (above, below) == ((2, 7) if near > edge else (1, 8))
+        assert gap == pytest.approx(abs(near - edge) / max(near, edge), rel=1e-8)
+        under, over = (9 + near) / 17 / 9, 9 / (17 + near) / 9
+        assert jump == pytest.approx((under - over) / under, rel=1e-10)
+    # Two percent off it, a value stays where it is.
+    above, below, gap, jump = edge_of(of_spectrum(np.array([9.0, edge * 0.98, 5, 4, 3, 2, 1, 1, 1]), 9), device)
+    assert (above, below, jump) == (1, 8, 0)
+    assert gap == pytest.approx(0.02, rel=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 5, 8])
+def test_zeros_of_a_low_rank_are_counted_on_neither_side(shape: tuple[int, int], rank: int, device: str) -> None:
+    matrix = gaussian(shape[0], rank) @ gaussian(rank, shape[1], seed=1)
+    edge = edge_of(matrix, device)
+    assert edge == pytest.approx(oracle_edge(matrix, rank), rel=1e-8, abs=1e-10)
+    assert edge[0] + edge[1] == rank
+
+
+def test_the_one_value_of_a_row_is_over_the_edge(device: str) -> None:
+    for row in (gaussian(1, 96), gaussian(96, 1), gaussian(1, 1)):
+        assert edge_of(row, device) == (1, 0, 1, 0)
+
+
+def test_a_matrix_of_zeros_has_nothing_on_either_side(device: str) -> None:
+    for shape in [(1, 1), (1, 5), (6, 4)]:
+        assert edge_of(np.zeros(shape), device) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("intruder", [math.nan, math.inf, -math.inf])
+def test_the_edge_of_what_is_not_finite_is_that_of_zeros(intruder: float, device: str) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(3)]))
+    expected = [oracle_edge(matrix.numpy()) for matrix in stored]
+    stored[1, 5, 8] = intruder
+    _, *edges = snr.score(stored.to(device))
+    found = torch.stack(edges, dim=1).tolist()
+    assert found[1] == [0, 0, 1, 0]
+    assert found[0] == pytest.approx(expected[0], rel=1e-8)
+    assert found[2] == pytest.approx(expected[2], rel=1e-8)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("factor", [1e-200, 1e-3, -2.0, 1e5, 1e200])
+def test_what_lies_at_the_edge_does_not_depend_on_the_scale(spectrum: str, factor: float) -> None:
+    matrix = SPECTRA[spectrum](24, 60)
+    above, below, *rest = edge_of(matrix)
+    scaled_above, scaled_below, *scaled_rest = edge_of(matrix * factor)
+    assert scaled_above == above
+    # On which side of the threshold of zeros the last value of this one is, rounding decides.
+    assert scaled_below == pytest.approx(below, abs=1 if spectrum == "1e0 to 1e-14" else 0)
+    assert scaled_rest == pytest.approx(rest, rel=1e-7, abs=1e-10)
+
+
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+def test_either_way_to_the_singular_values_gives_the_edge(certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
+    for shape in [*SHAPES, (530, 540)]:
+        matrix = gaussian(*shape)
+        assert edge_of(matrix) == pytest.approx(oracle_edge(matrix), rel=1e-8, abs=1e-10)
+
+
+# Singular values themselves.
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_singular_values_are_those_of_a_float64_svd_of_the_stored_weight(
+    shape: tuple[int, int], dtype: torch.dtype, device: str
+) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(*shape, seed) for seed in range(4)])).to(dtype)
+    found = snr.singular_values(stored.to(device))
+    assert (found.shape, found.dtype) == ((4, min(shape)), torch.float64)
+    for values, matrix in zip(found.cpu().numpy(), stored, strict=True):
+        expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False)[::-1]
+        assert values == pytest.approx(expected, rel=1e-8, abs=1e-9 * expected[-1])
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_singular_values_of_any_spectrum_are_those_of_a_float64_svd(spectrum: str, device: str) -> None:
+    for k, m in [(48, 200), (120, 130)]:
+        matrix = SPECTRA[spectrum](k, m)
+        expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
+        values = snr.singular_values(torch.from_numpy(matrix).to(device)[None])[0].cpu().numpy()
+        tolerance = (1e-8 if spectrum in ORDINARY else 1e-13) * expected[-1]
+        assert values == pytest.approx(expected, rel=1e-8, abs=tolerance)
+        assert (values[1:] >= values[:-1]).all()
+
+
+@pytest.mark.parametrize("exponent", [-1000, -300, 0, 300, 1015])
+@pytest.mark.parametrize("spectrum", ["random", "1e0 to 1e-9"])
+def test_singular_values_of_float64_entries_of_any_size(spectrum: str, exponent: int) -> None:
+    matrix = SPECTRA[spectrum](20, 30)
+    expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
+    scaled = snr.singular_values(torch.ldexp(torch.from_numpy(matrix), torch.tensor(exponent))[None])[0]
+    # Back at the scale of the others, by way of one that floats have.
+    back = np.ldexp(np.ldexp(scaled.numpy(), -exponent // 2), -exponent - -exponent // 2)
+    assert back == pytest.approx(expected, rel=1e-8, abs=1e-13 * expected[-1])
+
+
+def test_zeros_among_singular_values_are_zeros(device: str) -> None:
+    matrix = gaussian(20, 3) @ gaussian(3, 50, seed=1)
+    values = snr.singular_values(torch.from_numpy(matrix).to(device)[None])[0].tolist()
+    assert values[:-3] == [0.0] * 17
+    assert values[-3:] == pytest.approx(np.linalg.svd(matrix, compute_uv=False)[2::-1], rel=1e-10)
+
+
+def test_singular_values_of_what_is_not_finite_are_nan_and_no_others(device: str) -> None:
+    stored = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(3)]))
+    stored[1, 2, 3] = math.inf
+    found = snr.singular_values(stored.to(device))
+    assert found.isnan().all(1).tolist() == [False, True, False]
+    assert found.isnan().any(1).tolist() == [False, True, False]
+
+
+def test_the_score_is_what_its_definition_makes_of_the_singular_values() -> None:
+    matrix = torch.from_numpy(with_outliers(48, 200))[None]
+    values = snr.singular_values(matrix)
+    edge = snr.bulk_edge(snr.noise_scale(values), 48 / 200)
+    assert snr.signal_to_noise_ratio(values, edge).item() == pytest.approx(snr.score(matrix).snr.item(), rel=1e-12)

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult, Selection, group_by_type, layer_types
-from spectrum.selection import top_percent
-from spectrum.unfrozen import embedding_names, render_axolotl, unfrozen_entries
+from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult, group_by_type, layer_types
+from spectrum.selection import Selection, top_percent
+from spectrum.unfrozen import known_parameters, render_axolotl, unfrozen_entries
 from tests.test_layers import PROVENANCE
 
 LLAMA = ("lm_head.weight", "model.embed_tokens.weight")
@@ -29,15 +29,14 @@ def scan(scores: dict[str, float], made: Provenance | None = None, left_out: Ite
     return ScanResult("m", layers, tuple(left_out), tuple(group_by_type(layers)), made)
 
 
-def text(selection: Selection, result: ScanResult, *, embeddings: bool = True) -> str:
+def text(chosen: Selection) -> str:
     """The file as the command writes it."""
-    entries = unfrozen_entries(selection, result, embeddings=embeddings)
-    return render_axolotl(entries, embedding_names(result.provenance) if embeddings else ())
+    return render_axolotl(chosen.entries(), chosen.embedding_parameters())
 
 
 def entries_of(result: ScanResult, percent: str, *, embeddings: bool = True) -> list[str]:
     """All names but those of head and embedding."""
-    by_type = unfrozen_entries(top_percent(result, percent), result, embeddings=embeddings)
+    by_type = top_percent(result, percent, embeddings=embeddings).entries()
     return [entry for names in by_type.values() for entry in names]
 
 
@@ -53,7 +52,7 @@ def test_the_file_byte_for_byte() -> None:
             "model.layers.1.mlp.up_proj": 0.1,
         }
     )
-    assert text(top_percent(result, "75"), result) == (
+    assert text(top_percent(result, "75")) == (
         "unfrozen_parameters:\n"
         "- ^lm_head.weight$\n"
         "- ^model.embed_tokens.weight$\n"
@@ -85,18 +84,17 @@ def test_the_file_byte_for_byte() -> None:
 def test_the_first_lines_name_the_models_own_head_and_embedding(made: Provenance | None, lines: list[str]) -> None:
     result = scan({"h.0.mlp": 1.0}, made)
     expected = ["unfrozen_parameters:", *lines, "# mlp layers", "- h.0.mlp"]
-    assert text(top_percent(result, "100"), result) == "\n".join(expected) + "\n"
+    assert text(top_percent(result, "100")) == "\n".join(expected) + "\n"
 
 
 @pytest.mark.parametrize("made", [None, provenance([*LLAMA, "h.0.mlp.weight", "lm_head.bias"])], ids=["bare", "known"])
 def test_without_embeddings_neither_is_named_even_if_selected(made: Provenance | None) -> None:
     result = scan({"lm_head": 3.0, "model.embed_tokens": 2.0, "h.0.mlp": 1.0}, made)
-    everything = top_percent(result, "100")
-    assert text(everything, result, embeddings=False) == (
+    assert text(top_percent(result, "100", embeddings=False)) == (
         "unfrozen_parameters:\n# lm_head layers\n# model.embed_tokens layers\n# mlp layers\n- h.0.mlp\n"
     )
     # A head that is wanted, and selected, has both lines, as the reference writes them.
-    assert text(everything, result).splitlines()[1:5] == [
+    assert text(top_percent(result, "100")).splitlines()[1:5] == [
         "- ^lm_head.weight$",
         "- ^model.embed_tokens.weight$",
         "# lm_head layers",
@@ -174,9 +172,26 @@ def test_a_prefix_of_unselected_parameters_is_spelt_out(
     best = max(scores, key=lambda name: scores[name])
     result = scan(scores, made)
     # Only the best layer is selected, of whichever type it is.
-    ranked = replace(result, layers=tuple(layer for layer in result.layers if layer.name == best))
-    entries = unfrozen_entries(top_percent(ranked, "100"), result, embeddings=True)
+    entries = unfrozen_entries({layer_types([best])[best]: [best]}, known_parameters(result), {}, ())
     assert entries == {layer_types([best])[best]: expected}
+
+
+@pytest.mark.parametrize(
+    ("layers", "embeddings", "expected"),
+    [
+        # Trainers see the values of both under the one name that owns them.
+        pytest.param(["h.1.up"], (), ["h.1.up", "h.0.up.weight"], id="the owner is not selected"),
+        pytest.param(["h.1.up", "h.0.up"], (), ["h.1.up", "h.0.up"], id="the owner is selected too"),
+        pytest.param(["h.0.up"], (), ["h.0.up"], id="the owner alone"),
+        pytest.param(["h.1.up"], ["h.0.up.weight"], ["h.1.up"], id="the owner has a line of its own"),
+    ],
+)
+def test_a_tied_layer_is_followed_by_the_parameter_that_has_its_values(
+    layers: list[str], embeddings: Iterable[str], expected: list[str]
+) -> None:
+    parameters = ["h.0.up.weight", "h.1.up.bias", "h.1.up.weight"]
+    tied = {"h.1.up.weight": "h.0.up.weight"}
+    assert unfrozen_entries({"up": layers}, parameters, tied, embeddings) == {"up": expected}
 
 
 @pytest.mark.parametrize("parameters", [None, ["h.0.gate.weight", "h.0.gate_proj.weight"]], ids=["bare", "known"])
@@ -231,11 +246,12 @@ def test_consumers_unfreeze_exactly_what_was_selected(tree: dict[str, list[str]]
     head, embedding = (name if name in parameters or not known else None for name in LLAMA)
     made = provenance(parameters, head, embedding) if known else None
     result = scan({path: data.draw(st.floats(0, 1), path) for path in tree}, made)
-    selection = top_percent(result, data.draw(st.sampled_from(["1", "50", "70", "100"]), "percent"))
+    percent = data.draw(st.sampled_from(["1", "50", "70", "100"]), "percent")
+    chosen = top_percent(result, percent, embeddings=embeddings)
 
-    written = text(selection, result, embeddings=embeddings)
+    written = text(chosen)
 
-    intended = {own for kind in selection.types for layer in kind.selected for own in tree[layer.name]}
+    intended = {own for kind in chosen.types for layer in kind.selected for own in tree[layer.name]}
     for name in LLAMA:
         path = name.removesuffix(".weight")
         if embeddings:
