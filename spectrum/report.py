@@ -37,10 +37,10 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
 
     trained, embeddings: names of parameters. devices: how many share where training is sharded.
     """
-    total = training.elements(parameters, parameters)
+    everything, sizes = training.sizes(parameters, parameters), training.sizes(trained, parameters)
     owners = {parameters[name].tied_to or name for name in embeddings if name in parameters}
     rest = [name for name in trained if name in parameters and (parameters[name].tied_to or name) not in owners]
-    count, without = training.elements(trained, parameters), training.elements(rest, parameters)
+    total, count, without = sum(everything), sum(sizes), sum(training.sizes(rest, parameters))
     text = f"{count:,} of {total:,} parameters train, {_percent(count, total)}"
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
@@ -48,9 +48,9 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
             share = _percent(count - without, count)
             text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
     elif owners:
-        extra = training.elements([*trained, *owners], parameters)
+        extra = sum(training.sizes([*trained, *owners], parameters))
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(trained, parameters, devices)}"
+    return f"{text}\n\n{_memory(sizes, everything, devices)}"
 
 
 def checked(found: Checked, title: str) -> str:
@@ -67,25 +67,28 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {path}" for label, path in paths)
 
 
-def _memory(trained: Collection[str], parameters: Mapping[str, Parameter], devices: int) -> str:
-    shardings = (training.ALONE, *training.SHARDINGS)
+def _memory(trained: Sequence[int], everything: Sequence[int], devices: int) -> str:
     header = ("", training.ALONE.name, *(f"{sharding.name} of {devices}" for sharding in training.SHARDINGS))
     sizes = {
         optimizer: [
-            tuple(training.memory(names, parameters, optimizer, sharding, devices) for names in (trained, parameters))
-            for sharding in shardings
+            tuple(training.memory(sizes, everything, optimizer, sharding, devices) for sizes in (trained, everything))
+            for sharding in (training.ALONE, *training.SHARDINGS)
         ]
         for optimizer in training.OPTIMIZERS
     }
     unit, scale = ("GiB", 30) if max(max(pair) for row in sizes.values() for pair in row) >= 1 << 30 else ("MiB", 20)
     rows = [
-        (optimizer, *(f"{own / 2**scale:.3g} of {full / 2**scale:.3g}" for own, full in row))
+        (optimizer, *(f"{_figure(own / 2**scale)} of {_figure(full / 2**scale)}" for own, full in row))
         for optimizer, row in sizes.items()
     ]
     return (
         f"{unit} on each device for weights, gradients and optimizer states, of what training everything takes:\n"
         f"{tables.aligned([header, *rows])}"
     )
+
+
+def _figure(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 
 def _percent(part: int, whole: int) -> str:

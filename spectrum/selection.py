@@ -134,13 +134,13 @@ def top_params(
             f"the cached scan of {result.model} does not say how large its parameters are; scan again with --rescan"
         )
     parameters = result.provenance.parameters
-    total = training.elements(parameters, parameters)
+    total = sum(training.sizes(parameters, parameters))
     choose = partial(top_percent, result, embeddings=embeddings, layer_types=layer_types)
     counts = {len(kind.ranked) for kind in choose("100").types}
     steps = sorted({Fraction(100 * selected, layers) for layers in counts for selected in range(1, layers + 1)})
 
     def trained(step: int) -> int:
-        return training.elements(choose(_shortest(steps, step)).trained(), parameters)
+        return sum(training.sizes(choose(_shortest(steps, step)).trained(), parameters))
 
     low, high = 0, len(steps)  # the first step that is too much lies in [low, high]
     while low < high:

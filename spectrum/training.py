@@ -6,7 +6,7 @@ Activations and what a framework keeps for itself come on top.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from spectrum.layers import Parameter
@@ -56,19 +56,20 @@ OPTIMIZERS: Mapping[str, tuple[Recipe, Recipe]] = {
 }
 
 
-def elements(names: Collection[str], parameters: Mapping[str, Parameter]) -> int:
-    """How many elements parameters have, tied ones counted once. Names that the model does not have count nothing."""
-    return sum(_sizes(names, parameters))
+def sizes(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[int]:
+    """Elements of each of these parameters, tied ones once; names that the model does not have are left out."""
+    owners = dict.fromkeys(parameters[name].tied_to or name for name in names if name in parameters)
+    return [math.prod(parameters[name].shape) for name in owners]
 
 
-def memory(
-    names: Collection[str], parameters: Mapping[str, Parameter], optimizer: str, sharding: Sharding, devices: int
-) -> int:
-    """Bytes on each of so many devices for all weights, and gradients and optimizer states of the named ones."""
+def memory(trained: Iterable[int], everything: Iterable[int], optimizer: str, sharding: Sharding, devices: int) -> int:
+    """Bytes on each of so many devices for all weights, and gradients and optimizer states of the trained ones.
+
+    trained, everything: sizes of parameters.
+    """
     recipe = OPTIMIZERS[optimizer][sharding.deepspeed]
-    trained = _sizes(names, parameters)
-    weights = recipe.weight * elements(parameters, parameters)
-    rest = recipe.gradient * sum(trained) + sum(_state(size, recipe) for size in trained)
+    weights = recipe.weight * sum(everything)
+    rest = sum(recipe.gradient * size + _state(size, recipe) for size in trained)
     return math.ceil(weights / (devices if sharding.weights else 1) + rest / (devices if sharding.rest else 1))
 
 
@@ -76,8 +77,3 @@ def _state(size: int, recipe: Recipe) -> int:
     if recipe.eight_bit and size >= _SMALLEST_8BIT:
         return 2 * (size + 4 * math.ceil(size / _BLOCK))
     return recipe.state * size
-
-
-def _sizes(names: Collection[str], parameters: Mapping[str, Parameter]) -> list[int]:
-    owners = dict.fromkeys(parameters[name].tied_to or name for name in names if name in parameters)
-    return [math.prod(parameters[name].shape) for name in owners]

@@ -30,6 +30,11 @@ def parameters(**more: Parameter) -> dict[str, Parameter]:
     }
 
 
+def needed(names: Iterable[str], known: dict[str, Parameter], optimizer: str, sharding: Sharding, devices: int) -> int:
+    """Bytes on a device to train the named ones of these parameters."""
+    return training.memory(training.sizes(names, known), training.sizes(known, known), optimizer, sharding, devices)
+
+
 TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
 
 
@@ -51,13 +56,13 @@ TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
     ids=str,
 )
 def test_elements_are_counted_once(names: list[str], expected: int) -> None:
-    assert training.elements(names, parameters()) == expected
+    assert sum(training.sizes(names, parameters())) == expected
 
 
 def test_parameters_of_any_number_of_dimensions_have_elements() -> None:
     shapes = {"stack": Parameter((4, 5, 6), "bfloat16"), "scalar": Parameter((), "float32")}
     more = parameters(**shapes, none=Parameter((0, 8), "bfloat16"))
-    assert training.elements(["stack", "scalar", "none"], more) == 121
+    assert sum(training.sizes(["stack", "scalar", "none"], more)) == 121
 
 
 # By hand. All: 9996 elements; trained: 4996. Of those, 4096 are of a parameter that is large enough for 8-bit states of
@@ -87,19 +92,19 @@ STATE_8BIT = 2 * (4096 + 64) + 900 * 8
     ],
 )
 def test_memory_is_what_one_reckons_by_hand(optimizer: str, sharding: str, devices: int, expected: int) -> None:
-    assert training.memory(TRAINED, parameters(), optimizer, SHARDING[sharding], devices) == expected
+    assert needed(TRAINED, parameters(), optimizer, SHARDING[sharding], devices) == expected
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("sharding", [ALONE, *SHARDINGS], ids=lambda sharding: sharding.name)
 def test_what_does_not_train_takes_its_weights_alone(optimizer: str, sharding: Sharding) -> None:
     weight = OPTIMIZERS[optimizer][sharding.deepspeed].weight
-    nothing = training.memory([], parameters(), optimizer, sharding, 4)
+    nothing = needed([], parameters(), optimizer, sharding, 4)
     assert nothing == 9996 * weight // (4 if sharding.weights else 1)
     # Names of the same values, and of none, change nothing.
-    named = training.memory(TRAINED, parameters(), optimizer, sharding, 4)
+    named = needed(TRAINED, parameters(), optimizer, sharding, 4)
     assert named > nothing
-    assert training.memory([*TRAINED, "embed.weight", "x"], parameters(), optimizer, sharding, 4) == named
+    assert needed([*TRAINED, "embed.weight", "x"], parameters(), optimizer, sharding, 4) == named
 
 
 # A parameter of 8-bit states has one more scale for each block begun; one that is too small has none.
@@ -108,7 +113,7 @@ def test_what_does_not_train_takes_its_weights_alone(optimizer: str, sharding: S
 )
 def test_states_of_8_bits_begin_at_4096_elements(elements: int, state: int) -> None:
     one = {"w": Parameter((elements,), "bfloat16")}
-    assert training.memory(["w"], one, EIGHT_BIT, ALONE, 1) == elements * (2 + 2) + state
+    assert needed(["w"], one, EIGHT_BIT, ALONE, 1) == elements * (2 + 2) + state
 
 
 # As it really is.
@@ -175,7 +180,7 @@ def reckoned(model: Tiny, optimizer: str) -> int:
         known[name] = Parameter(tuple(value.shape), "bfloat16", tied_to=None if first == name else first)
     assert any(parameter.tied_to for parameter in known.values())
     names = [name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad]
-    return training.memory(names, known, optimizer, ALONE, 1)
+    return needed(names, known, optimizer, ALONE, 1)
 
 
 @pytest.mark.parametrize("freeze", FREEZE)

@@ -67,7 +67,8 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
     made = selection.result.provenance
     assert made is not None
-    planned = training.memory(selection.trained(), made.parameters, optimizer, training.ALONE, 1)
+    sizes, every = (training.sizes(names, made.parameters) for names in (selection.trained(), made.parameters))
+    planned = training.memory(sizes, every, optimizer, training.ALONE, 1)
     return planned, measured, resident() - before
 
 
