@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from spectrum import processes, progress, scans, selection
 from spectrum.batching import parse_batch_size
 from spectrum.errors import SpectrumError
 from spectrum.freezing import Unfrozen, unfreeze
-from spectrum.layers import ScanResult, WeightBatch, group_by_type, match_types
+from spectrum.layers import ScanResult, WeightBatch, match_types
 from spectrum.selection import Selection
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _logger = logging.getLogger("spectrum")
 
 def scan(
     model: str | Path | torch.nn.Module,
-    layer_types: Sequence[str] | None = None,
+    layer_types: str | Sequence[str] | None = None,
     *,
     results_dir: str | Path = "model_snr_results",
     batch_size: int | str = "auto",
@@ -46,34 +48,39 @@ def scan(
     or a model in memory, which is scanned as it is now, and not cached. layer_types: types or shell patterns, None for
     all, or all that the cache has. The other arguments are the command's options.
     What may make the result other than expected is a UserWarning; what is merely told goes to the logger `spectrum`.
-    Raises SpectrumError, with a line that says what to do. Where several processes call it, as under torchrun, one
-    scans and those beside it use its cache.
+    Raises SpectrumError, with a line that says what to do. Of several processes that call it with a name, as under
+    torchrun, one scans and those beside it use its cache; a model in memory is scanned by each.
     """
+    if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
+        raise ValueError(f"a name, a path or a model is expected, not {model!r}")
     size = parse_batch_size(str(batch_size))
+    wanted = [layer_types] if isinstance(layer_types, str) else layer_types or None
+    _tqdm()  # first, since what follows imports it too, and lets its advice through
     attendant = scans.Attendant(
         note=_logger.info, warn=_warn, ask=partial(_answers, size), progress=_with_bar if show_progress else _bare
     )
     with processes.alone():
         if not isinstance(model, str | Path):
-            return scans.of_model(model, layer_types or ["all"], size, device, attendant)
+            return scans.of_model(model, wanted or ["all"], size, device, attendant)
         request = scans.Request(
-            model=str(model),
+            model=str(model).rstrip("/") or "/",
             results_dir=Path(results_dir),
             revision=revision,
             model_class=model_class,
             trust_remote_code=trust_remote_code,
-            layer_types=layer_types,
+            layer_types=wanted,
             device=device,
             rescan=rescan,
             also_written=(),
         )
         obtained = scans.obtain(request, attendant)
-    wanted, result = obtained.wanted, obtained.result
-    if wanted is None:
+    result = obtained.result
+    if obtained.wanted is None:
         return result
-    groups = group_by_type(result.layers)
-    kept = tuple(name for name in result.scanned if name in wanted)
-    return replace(result, layers=tuple(layer for name in kept for layer in groups.get(name, ())), scanned=kept)
+    scanned = tuple(name for name in result.scanned if name in obtained.wanted)
+    layers = tuple(layer for layer in result.layers if layer.layer_type in scanned)
+    others = tuple(layer.name for layer in result.layers if layer.layer_type not in scanned)
+    return replace(result, layers=layers, scanned=scanned, others=others)
 
 
 def select(
@@ -90,15 +97,34 @@ def select(
     Raises ValueError for a percentage outside (0, 100], and where both are given; SelectionError where nothing is
     small enough.
     """
+    if not isinstance(result, ScanResult):
+        raise ValueError(f"what scan() returns is expected, not {result!r}")
     if top_params is not None:
         if top_percent is not None:
             raise ValueError("give top_percent or top_params, not both")
-        return selection.top_params(result, str(top_params), embeddings=embeddings)
-    return selection.top_percent(result, str(50 if top_percent is None else top_percent), embeddings=embeddings)
+        return selection.top_params(result, _typed(top_params), embeddings=embeddings)
+    chosen = selection.top_percent(result, _typed(50 if top_percent is None else top_percent), embeddings=embeddings)
+    if not any(chosen.layers().values()):
+        _warn(f"{chosen.percent} percent of no layer type is a whole layer")
+    return chosen
+
+
+def _typed(percent: float | str) -> str:
+    """A percentage as one types it, which floats do not always show themselves."""
+    if isinstance(percent, str):
+        return percent
+    try:
+        exact = f"{Decimal(str(percent)):f}"
+    except InvalidOperation:
+        return str(percent)  # which is refused
+    return exact if len(exact) <= selection.LONGEST_PERCENT else f"{percent:.17f}".rstrip("0")
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=2)
+    frame, depth = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, UserWarning, stacklevel=depth)  # where the caller's code is
 
 
 def _answers(batch_size: int | None, request: scans.Request, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
@@ -110,16 +136,20 @@ def _bare(scored: scans.Scored, batches: Sequence[WeightBatch]) -> scans.Scored:
 
 
 def _with_bar(scored: scans.Scored, batches: Sequence[WeightBatch]) -> scans.Scored:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the notebook's bar is new, or ipywidgets not installed
-        from tqdm.auto import tqdm
-
     def bar(**arguments: Any) -> Any:
         try:
-            return tqdm(**arguments)
+            return _tqdm()(**arguments)
         except ImportError:  # in a notebook without ipywidgets
-            from tqdm import tqdm as plain
+            from tqdm import tqdm
 
-            return plain(**arguments)
+            return tqdm(**arguments)
 
     return progress.shown(scored, batches, bar)
+
+
+def _tqdm() -> Any:
+    """The bar that fits where this runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the notebook's is new, or ipywidgets not installed
+        from tqdm.auto import tqdm
+    return tqdm

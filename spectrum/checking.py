@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 # An entry that is a name and no pattern, but for what says that it is whole.
 _NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)
 
-_EXACT = re.compile(r"\^.*\$")
+_TOLD = 5
+
+# What Axolotl's freeze_mm_modules goes by.
+_MULTIMODAL = {
+    *("vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual"),
+    *("audio_tower", "audio_model", "embed_audio"),
+}
+
+_PLAIN = re.compile(r"[\w.\-/]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,49 +50,76 @@ def check(read: EntryList, model: Outline) -> Checked:
         name: {entry: frozenset(filter(rule(entry), seen)) for entry in read.entries} for name, rule in RULES.items()
     }
     trained = {rule: frozenset().union(*of.values()) for rule, of in matched.items()}
-    problems: list[str] = []
-    notes: list[str] = []
-    for entry, names in matched[AXOLOTL].items():
-        if names:
-            problems += _beyond(entry, names, model)
-        elif through := _tied(entry, model):
-            if through in trained[AXOLOTL]:
-                notes.append(f"{entry} is tied to {through}, and trains through that")
-            else:
-                problems.append(f"{entry} is tied to {through}, which is all that trainers see; write ^{through}$")
-        else:
-            problems.append(f"{entry} matches nothing{_instead(entry, seen)}")
+    of_axolotl = matched[AXOLOTL]
+    problems = [
+        *_unmatched(of_axolotl, trained[AXOLOTL], model),
+        *(text for entry, names in of_axolotl.items() for text in _beyond(entry, names, model)),
+        *(text for entry, names in of_axolotl.items() for text in _rows(entry, names, model)),
+    ]
+    notes = list(_through(of_axolotl, trained[AXOLOTL], model))
+    notes += [
+        f"{entry} is the name of no module, and matches as their beginning {tables.listed(sorted(names), 2)}"
+        for entry, names in of_axolotl.items()
+        if names and _PLAIN.fullmatch(entry) and not _is_known(entry, model)
+    ]
     if not trained[AXOLOTL]:
         problems.append("nothing trains")
     elif len(trained[AXOLOTL]) == len(seen):
         notes.append("every parameter trains")
-    differing = list(_differences(matched, trained))
+    differences = _differences(matched, trained)
     if read.settings:  # a trainer's config, which no other reads
-        problems += _settings(read)
-        notes += differing
+        problems += _settings(read, sorted(trained[AXOLOTL]))
+        notes += differences
     else:
-        problems += differing
-        if read.lines != read.entries:
-            problems.append(
-                f"readers of lines that begin with '- ' see {tables.plural(len(read.lines), 'entry', 'entries')}, not "
-                f"{len(read.entries)}: write each in a line of its own at the left, without quotes and comments"
-                if len(read.lines) != len(read.entries)
-                else "readers of lines that begin with '- ' see other entries: write them without quotes and comments"
-            )
-    exact = [entry for entry in read.entries if _EXACT.fullmatch(entry) and matched[AXOLOTL][entry]]
-    if exact:
-        notes.append(f"{SUBSTRING}: {tables.listed(exact)} match nothing there, so what they name stays frozen")
+        problems += [*differences, *_lines(read)]
+    patterns = [entry for entry, names in of_axolotl.items() if names and not _PLAIN.fullmatch(entry)]
+    if patterns:
+        notes.append(f"{SUBSTRING}: nothing matches what is more than a name, {tables.listed(patterns)}")
     if any(consumers.without_rows(entry) != entry for entry in read.entries):
         notes.append("entries for some rows: the others' gradients are zero, but weight decay moves them")
-    return Checked(
-        trained, {rule: sum(map(bool, of.values())) for rule, of in matched.items()}, *map(tuple, (problems, notes))
-    )
+    matching = {rule: sum(map(bool, of.values())) for rule, of in matched.items()}
+    return Checked(trained, matching, tuple(problems), tuple(notes))
+
+
+def _unmatched(matched: Mapping[str, frozenset[str]], trained: frozenset[str], model: Outline) -> Iterator[str]:
+    """Entries that match nothing that trainers see. Of a list for another model, these are all: a few are told."""
+    nothing = []
+    for entry in (entry for entry, names in matched.items() if not names):
+        through = _tied(entry, model)
+        if through is None:
+            nothing.append(entry)
+        elif through not in trained:
+            yield f"{entry} is tied to {through}, which is all that trainers see; write ^{through}$"
+    for entry in nothing[:_TOLD]:
+        close = _nearest(entry, model)
+        yield f"{entry} matches nothing{f'; the nearest name is {close}' if close else ''}"
+    if len(nothing) > _TOLD:
+        rest = tables.plural(len(nothing) - _TOLD, "more entry matches", "more entries match")
+        yield f"{rest} nothing; is the list for another model, or another class of this one (--model-class)?"
+
+
+def _through(matched: Mapping[str, frozenset[str]], trained: frozenset[str], model: Outline) -> Iterator[str]:
+    """Entries that do what they say through the parameter that theirs is tied to."""
+    for entry in (entry for entry, names in matched.items() if not names):
+        through = _tied(entry, model)
+        if through in trained:
+            yield f"{entry} is tied to {through}, and trains through that"
+
+
+def _lines(read: EntryList) -> Iterator[str]:
+    """What readers of lines see otherwise than readers of YAML."""
+    advice = "write each in a line of its own, at the left, without quotes and comments"
+    if len(read.lines) != len(read.entries):
+        seen = tables.plural(len(read.lines), "entry", "entries")
+        yield f"readers of lines that begin with '- ' see {seen}, not {len(read.entries)}: {advice}"
+    elif read.lines != read.entries:
+        yield f"readers of lines that begin with '- ' see other entries: {advice}"
 
 
 def _beyond(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
     """What an entry matches that is not in the module, or is not the parameter, that it names."""
     named = _NAME.fullmatch(consumers.without_rows(entry))
-    if named is None or (named[1] not in model.modules and named[1] not in model.parameters):
+    if named is None or not _is_known(named[1], model):
         return  # a pattern, which may match whatever it does
     others = sorted(name for name in names if name != named[1] and not name.startswith(f"{named[1]}."))
     # The bias beside a bare parameter belongs to it.
@@ -99,6 +134,24 @@ def _beyond(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
         yield f"{entry} also matches {tables.listed(others, 2)}; {instead}"
 
 
+def _is_known(name: str, model: Outline) -> bool:
+    return name in model.modules or name in model.parameters
+
+
+def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
+    """Rows that a parameter does not have, which Axolotl refuses."""
+    rows = consumers.rows(entry)
+    if rows is None:
+        return
+    start, end = rows
+    if end is not None and start >= end:
+        yield f"{entry} is for no row, which Axolotl refuses"
+        return
+    short = [name for name in sorted(names) if max(start + 1, end or 0) > (model.parameters[name].shape or (0,))[0]]
+    if short:
+        yield f"{entry} is for rows that {tables.listed(short, 2)} does not have, which Axolotl refuses"
+
+
 def _tied(entry: str, model: Outline) -> str | None:
     """The parameter that an entry's is tied to, where it names one that trainers do not see."""
     matches = consumers.axolotl(entry)
@@ -108,52 +161,67 @@ def _tied(entry: str, model: Outline) -> str | None:
     return None
 
 
-def _instead(entry: str, seen: Iterable[str]) -> str:
-    close = difflib.get_close_matches(entry.strip("^$"), list(seen), 1, 0.8)
-    return f"; the nearest parameter is {close[0]}" if close else ""
+def _nearest(entry: str, model: Outline) -> str | None:
+    names = [*model.parameters]
+    modules = {name.removesuffix(end) for name in names for end in (".weight", ".bias") if name.endswith(end)}
+    return next(iter(difflib.get_close_matches(entry.strip("^$"), [*names, *sorted(modules)], 1, 0.8)), None)
 
 
 def _differences(
     matched: Mapping[str, Mapping[str, frozenset[str]]], trained: Mapping[str, frozenset[str]]
 ) -> Iterator[str]:
-    """Where another rule trains other parameters than Axolotl's, but for `^...$`, which no substring is."""
+    """Where another rule trains other parameters than Axolotl's, but for patterns, which no substring is."""
     for rule in (REGULAR_EXPRESSION, SUBSTRING):
         expected = trained[AXOLOTL]
         if rule == SUBSTRING:
-            kept = [names for entry, names in matched[AXOLOTL].items() if not _EXACT.fullmatch(entry)]
+            kept = [names for entry, names in matched[AXOLOTL].items() if _PLAIN.fullmatch(entry)]
             expected = frozenset().union(*kept)
         for more, verb in ((trained[rule] - expected, "trains"), (expected - trained[rule], "does not train")):
             if more:
                 yield f"{rule}: {verb} {tables.listed(sorted(more), 2)}, unlike Axolotl"
 
 
-def _settings(read: EntryList) -> Iterator[str]:
+def _settings(read: EntryList, trained: Iterable[str]) -> Iterator[str]:
     """What else in a config of Axolotl's keeps its list from doing what it says."""
     settings = read.settings
-    if settings.get("adapter"):
-        yield f"adapter: {settings['adapter']} is set: with the list, its own parameters are frozen too; leave it unset"
+    if adapter := settings.get("adapter"):
+        name = f": {adapter}" if isinstance(adapter, str) else ""
+        yield f"adapter{name} is set: with the list, its own parameters are frozen too; leave it unset"
+    for quantized in ("load_in_4bit", "load_in_8bit"):
+        if settings.get(quantized) is True and not settings.get("adapter"):
+            yield f"{quantized} is set: quantized weights take adapters, and do not train"
     plugins = settings.get("plugins")
-    if isinstance(plugins, list) and any("SpectrumPlugin" in str(plugin) for plugin in plugins):
+    if isinstance(plugins, list) and any(isinstance(each, str) and "SpectrumPlugin" in each for each in plugins):
         yield "SpectrumPlugin is among the plugins, and replaces this list with its own; remove one of the two"
-    checkpointing = settings.get("gradient_checkpointing_kwargs")
-    if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
+    if _within(settings.get("gradient_checkpointing_kwargs"), "use_reentrant"):
         yield "gradient_checkpointing_kwargs: use_reentrant must be false where parameters are frozen"
+    if settings.get("freeze_mm_modules") is True:
+        frozen = [name for name in trained if not _MULTIMODAL.isdisjoint(name.split("."))]
+        if frozen:
+            yield f"freeze_mm_modules freezes again {tables.listed(frozen, 2)}; leave it unset, or the entries out"
     fsdp = _fsdp(settings)
-    if fsdp is not None and not fsdp.get("use_orig_params") and str(fsdp.get("fsdp_version", 1)) != "2":
+    if fsdp is not None and not fsdp.get("use_orig_params") and fsdp.get("version") not in (2, "2"):
         yield "FSDP 1 needs use_orig_params: true in fsdp_config to mix frozen and trainable parameters"
-    if "zero3" in str(settings.get("deepspeed", "")) and any(
-        consumers.without_rows(entry) != entry for entry in read.entries
-    ):
+    if _is_zero3(settings.get("deepspeed")) and any(consumers.without_rows(entry) != entry for entry in read.entries):
         yield "DeepSpeed ZeRO-3 shards parameters, so it takes names and no ranges of rows"
 
 
 def _fsdp(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A config's settings of FSDP, however they are spelt; None where it has none."""
     config = settings.get("fsdp_config")
     if not settings.get("fsdp") and not config:
         return None
-    found = (
-        {str(key).removeprefix("fsdp_"): value for key, value in (config or {}).items()}
-        if isinstance(config, dict)
-        else {}
-    )
-    return {"fsdp_version": found.get("version", settings.get("fsdp_version", 1)), **found}
+    own = config if isinstance(config, dict) else {}
+    spelt = {str(key): value for key, value in own.items() if isinstance(key, str)}
+    return {"version": settings.get("fsdp_version"), **{key.removeprefix("fsdp_"): spelt[key] for key in spelt}}
+
+
+def _is_zero3(deepspeed: object) -> bool:
+    """DeepSpeed's settings are in a file, that usually says which stage it is for, or in the config itself."""
+    if isinstance(deepspeed, str):
+        return "zero3" in deepspeed
+    return _within(_within(deepspeed, "zero_optimization"), "stage") in (3, "3")
+
+
+def _within(settings: object, key: str) -> Any:
+    return settings.get(key) if isinstance(settings, dict) else None

@@ -26,8 +26,8 @@ _QUANTIZATION_KEY = re.compile(
 )
 
 
-# In the names that parameters have under adapters, FSDP and activation checkpointing.
-_OF_WRAPPERS = ("base_layer", "_fsdp_wrapped_module", "_flat_param", "_checkpoint_wrapped_module")
+# In the names that parameters have under adapters, FSDP, activation checkpointing and torch.compile.
+_OF_WRAPPERS = ("base_layer", "_fsdp_wrapped_module", "_flat_param", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
     for parameter, value in skeleton.parameters(model):
         if any(part in _OF_WRAPPERS for part in parameter.split(".")):
             raise CheckpointError(f"{name} is wrapped, at {parameter}; scan it before it is, or by its name or path")
-        if value.is_meta or type(value.data) is not torch.Tensor:
+        # Sharded ones are DTensors, or empty until they are needed.
+        if value.is_meta or type(value.data) is not torch.Tensor or hasattr(value, "ds_id"):
             raise CheckpointError(f"{name} does not have {parameter} as a whole in memory; scan it by its name or path")
     values = loading.Loaded(dict(skeleton.parameters(model)))
     storage = _storage(Path(name), model, values)

@@ -30,6 +30,9 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
+_FORMAT = "axolotl"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -44,14 +47,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="Long options take hyphens or underscores. See also https://arxiv.org/abs/2406.06623.",
         allow_abbrev=False,
     )
-    p.add_argument(
-        "--model-name", required=True, metavar="NAME_OR_PATH", help="local directory, or Hugging Face repo id"
-    )
+    p.add_argument("--model-name", type=_name, metavar="NAME_OR_PATH", help="local directory, or Hugging Face repo id")
     share = p.add_mutually_exclusive_group()
     share.add_argument(
         "--top-percent",
         type=_percent,
-        default="50",
         metavar="P",
         help="percent of each layer type to leave trainable, 0 < P <= 100 (default: 50)",
     )
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         choices=formats.FORMATS,
-        default="axolotl",
+        default=_FORMAT,
         help="for Axolotl and scripts, as parameter names, for ms-swift, for PEFT, as JSON (default: axolotl)",
     )
     p.add_argument(
@@ -116,7 +116,9 @@ def parser() -> argparse.ArgumentParser:
         help="devices that training is sharded over, where its memory is estimated (default: 8)",
     )
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw all scores and the selection (.png, .svg, .pdf)")
-    p.add_argument("--compare", metavar="OTHER", help="also select from another model, or a scan's file, and compare")
+    p.add_argument(
+        "--compare", type=_name, metavar="OTHER", help="also select from another model, or a scan's file, and compare"
+    )
     instead = p.add_mutually_exclusive_group()
     instead.add_argument(
         "--plot-spectrum",
@@ -160,7 +162,13 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status. No exception leaves, unless SPECTRUM_DEBUG=1."""
-    args = parser().parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
+    grammar = parser()
+    args = grammar.parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
+    if args.model_name is None:  # after whatever else is wrong, such as its misspelling
+        grammar.error("the following arguments are required: --model-name")
+    mode = "--check" if args.check else "--plot-spectrum" if args.plot_spectrum else None
+    if mode and (args.top_percent or args.top_params or args.plot or args.compare or args.format != _FORMAT):
+        grammar.error(f"{mode} selects nothing: leave out --top-percent, --top-params, --format, --plot and --compare")
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
         outcome = _run(args)
@@ -181,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
-    if processes.rank() > 0:
-        return 0
+    if processes.rank() > 0 or not outcome.text:
+        return _fail(outcome.problem) if outcome.problem else 0
     return _print(outcome.text) or (_fail(outcome.problem) if outcome.problem else 0)
 
 
@@ -242,6 +250,8 @@ def _answers(args: argparse.Namespace, request: scans.Request, checkpoint: Check
         return batch_size, types
     # A stream that was closed before the start is None.
     terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    # A notebook's cell is a terminal to whatever it runs, but takes no keys.
+    terminal = terminal and "JPY_PARENT_PID" not in os.environ
     if args.yes or not terminal:
         if not args.quiet:
             _note(f"{'--yes' if args.yes else 'no terminal to ask on'}: {', '.join(unanswered)}")
@@ -292,6 +302,11 @@ def _hyphenated(argv: Sequence[str]) -> list[str]:
     return tokens
 
 
+def _name(text: str) -> str:
+    """A model's name without the slash that shells complete a directory's with."""
+    return text.rstrip("/") or text[:1]
+
+
 def _percent(text: str) -> str:
     try:
         return selection.parse_percent(text)
@@ -300,7 +315,7 @@ def _percent(text: str) -> str:
 
 
 def _gpus(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) <= 1_000_000):
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError(f"a number of devices is expected, such as 8, not {text!r}")
     return int(text)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from spectrum import comparison, confidence, formats, plots, report, results, scans, selection, tables
 from spectrum.errors import SelectionError, SpectrumError
-from spectrum.layers import ScanResult
 from spectrum.selection import Selection
 
+_DEFAULT_PERCENT = "50"
+
 # A layer, and which of its matrices where it is a stack of them.
-_LAYER = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?", re.ASCII)
+_LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +28,49 @@ class Outcome:
 
 def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | None) -> Outcome:
     """Scan a model, select, and write the list and what else is wanted. columns: of a terminal that has colour."""
-    if args.plot is not None:
-        plots.check(args.plot)
     request = _request(args)
-    with scans.leading():
+    with scans.leading():  # whatever goes wrong from here on, the other processes are told
+        if args.plot is not None:
+            plots.check(args.plot)
+        other = results.load_file(Path(args.compare)) if _is_file(args.compare) else None
         scan = scans.obtain(request, attendant)
-        other = None if args.compare is None else _other(args, request, attendant)
+        if args.compare is not None and other is None:
+            wanted = replace(request, model=args.compare, revision=None, rescan=False)
+            other = scans.obtain(wanted, attendant).result
     chosen = _chosen(args, scan)
     _check_any(args, chosen, attendant)
     for warning in confidence.warnings(chosen.types):
         attendant.warn(warning)
     render, name, ending = formats.FORMATS[args.format]
     rendered = render(chosen)
-    for note in rendered.notes:
+    for note in () if args.quiet else rendered.notes:
         attendant.note(note)
-    compared = None if other is None else comparison.compare(chosen, _as(chosen, other))
     sorted_file = results.save_sorted(args.output_dir, scan.result)
     list_file = results.selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
     results.write_atomically(list_file, rendered.text)
     if args.plot is not None:
         plots.heatmap(chosen, args.plot)
+    problem, compared = None, ""
+    if other is not None:
+        alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=scan.wanted)
+        try:
+            compared = comparison.described(comparison.compare(chosen, alike))
+        except SelectionError as error:  # what was asked for besides is done
+            problem = str(error)
     if args.quiet:
-        return Outcome(tables.visible(str(list_file)))
+        return Outcome(tables.visible(str(list_file)), problem)
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
     paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
     before = [scan.origin, _by_share(args, chosen)]
     after = [
         "\n".join(confidence.notes(chosen.types)),
         _plan(args, chosen),
-        "" if compared is None else comparison.described(compared),
+        compared,
         report.written([*paths, *([] if args.plot is None else [("picture", args.plot)])]),
     ]
     # The table alone may hold what a terminal obeys.
     parts = [*map(tables.visible, before), report.summary(chosen, columns), *map(tables.visible, after)]
-    return Outcome("\n\n".join(filter(None, parts)))
+    return Outcome("\n\n".join(filter(None, parts)), problem)
 
 
 def check(args: argparse.Namespace, attendant: scans.Attendant) -> Outcome:
@@ -89,7 +99,7 @@ def check(args: argparse.Namespace, attendant: scans.Attendant) -> Outcome:
     if found.problems:
         others = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         problem = f"{args.check}: {found.problems[0]}{others}"
-    return Outcome(tables.visible(str(args.check) if args.quiet else "\n\n".join(parts)), problem)
+    return Outcome("" if args.quiet else tables.visible("\n\n".join(parts)), problem)
 
 
 def plot_layer(args: argparse.Namespace) -> Outcome:
@@ -97,6 +107,7 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     layer, file = args.plot_spectrum
     path = Path(file)
     plots.check(path)
+    results.check_writable([path.parent])
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
@@ -120,26 +131,17 @@ def _request(args: argparse.Namespace) -> scans.Request:
     )
 
 
-def _other(args: argparse.Namespace, request: scans.Request, attendant: scans.Attendant) -> ScanResult:
-    """The scan to compare with: a file, or a model of its own."""
-    path = Path(args.compare)
-    if path.suffix == ".json":
-        return results.load_file(path)
-    wanted = replace(request, model=args.compare, revision=None, rescan=False)
-    return scans.obtain(wanted, attendant).result
+def _is_file(compared: str | None) -> bool:
+    """Whether what to compare with is a scan's file; else it is a model of its own."""
+    return compared is not None and compared.endswith(".json")
 
 
 def _chosen(args: argparse.Namespace, scan: scans.Obtained) -> Selection:
     embeddings = not args.no_embeddings
     if args.top_params is not None:
         return selection.top_params(scan.result, args.top_params, embeddings=embeddings, layer_types=scan.wanted)
-    return selection.top_percent(scan.result, args.top_percent, embeddings=embeddings, layer_types=scan.wanted)
-
-
-def _as(chosen: Selection, other: ScanResult) -> Selection:
-    """The same choice from another scan."""
-    types = [kind.layer_type for kind in chosen.types]
-    return selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=types)
+    percent = args.top_percent or _DEFAULT_PERCENT
+    return selection.top_percent(scan.result, percent, embeddings=embeddings, layer_types=scan.wanted)
 
 
 def _check_any(args: argparse.Namespace, chosen: Selection, attendant: scans.Attendant) -> None:

@@ -40,6 +40,7 @@ class Comparison:
 def compare(first: Selection, second: Selection) -> Comparison:
     """Compare two selections, type by type. Raises SelectionError where they have no layer in common."""
     others = {kind.layer_type: kind for kind in second.types}
+    trained = first.layers(), second.layers()
     compared = []
     for kind in first.types:
         other = others.pop(kind.layer_type, None)
@@ -50,14 +51,14 @@ def compare(first: Selection, second: Selection) -> Comparison:
         common = [name for name in here if name in there]
         if not common:
             continue
-        selected, selected_there = ({layer.name for layer in each.selected} for each in (kind, other))
+        chosen, chosen_there = (each.get(kind.layer_type, []) for each in trained)
         compared.append(
             TypeComparison(
                 layer_type=kind.layer_type,
                 layers=len(common),
                 correlation=rank_correlation([here[name] for name in common], [there[name] for name in common]),
-                enter=tuple(layer.name for layer in other.selected if layer.name not in selected),
-                leave=tuple(layer.name for layer in kind.selected if layer.name not in selected_there),
+                enter=tuple(name for name in chosen_there if name not in chosen),
+                leave=tuple(name for name in chosen if name not in chosen_there),
             )
         )
     if not compared:
@@ -86,7 +87,7 @@ def described(comparison: Comparison) -> str:
         (
             each.layer_type,
             str(each.layers),
-            "" if each.correlation is None else f"{each.correlation:.3f}",
+            "" if each.correlation is None else f"{round(each.correlation, 3) + 0.0:.3f}",
             str(len(each.enter)),
             str(len(each.leave)),
         )
@@ -103,10 +104,10 @@ def described(comparison: Comparison) -> str:
     if entering or leaving:
         lines += ["", *(f"+ {name}" for name in entering), *(f"- {name}" for name in leaving)]
     else:
-        lines += ["", "the selection is the same"]
-    for only, scan in ((comparison.only_first, comparison.first), (comparison.only_second, comparison.second)):
-        if only:
-            lines += [f"only in {scan.result.model}: {tables.listed(only)}"]
+        lines += ["", "of these types, both select the same layers"]
+    sides = ((comparison.only_first, comparison.first), (comparison.only_second, comparison.second))
+    only = [f"only in {scan.result.model}: {tables.listed(types)}" for types, scan in sides if types]
+    lines += ["", *only] if only else []
     return "\n".join(lines)
 
 

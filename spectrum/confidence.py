@@ -20,7 +20,7 @@ def margin(kind: TypeSelection) -> float | None:
     if not 0 < kind.count < len(kind.ranked):
         return None
     last, first = kind.ranked[kind.count - 1].snr, kind.ranked[kind.count].snr
-    return 0.0 if last == first else 1 - first / last
+    return 0.0 if last == first else 1 - first / last if last > 0 else 1.0
 
 
 def cut(kind: TypeSelection) -> str:
@@ -30,7 +30,7 @@ def cut(kind: TypeSelection) -> str:
         return ""
     if distance == 0:
         return "model order" if _is_constant(kind) else "tie"
-    return f"{100 * distance:.2g} %"
+    return f"{float(f'{100 * distance:.2g}'):g} %"
 
 
 def notes(types: Sequence[TypeSelection]) -> list[str]:
@@ -47,12 +47,12 @@ def notes(types: Sequence[TypeSelection]) -> list[str]:
             "so many layers have the score that the cut goes through: the first of them in the model are selected",
         ),
         (
-            [layer.name for layer in layers if 0 in (layer.snr, *(layer.experts or ()))],
+            [_without_signal(layer) for layer in layers if 0 in (layer.snr, *(layer.experts or ()))],
             "no signal, for no singular value is over the bulk edge",
         ),
         (
             [layer.name for layer in layers if _is_without_noise(layer)],
-            "no noise, for no singular value is under the bulk edge: it counts as 1, so the score does not compare",
+            "no noise, for no singular value is under the bulk edge: these scores do not compare with others",
         ),
         (
             [layer.name for layer in layers if layer.edge is not None and layer.edge.jump > CROWDED],
@@ -86,6 +86,12 @@ def _is_constant(kind: TypeSelection) -> bool:
 
 def _tied(kind: TypeSelection) -> int:
     return sum(layer.snr == kind.ranked[kind.count].snr for layer in kind.ranked)
+
+
+def _without_signal(layer: LayerSnr) -> str:
+    if layer.experts is None:
+        return layer.name
+    return f"{layer.experts.count(0)} of {len(layer.experts)} in {layer.name}"
 
 
 def _is_without_noise(layer: LayerSnr) -> bool:

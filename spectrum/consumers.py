@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ from spectrum.errors import SelectionError, first_line
 
 KEY = "unfrozen_parameters"
 
-_MAX_BYTES = 16 << 20
+_PART, _MOST_PARTS = 1 << 16, 64  # bytes that are read at a time, and how often
+
+_MOST_MERGED = 10_000  # keys that one mapping takes over from others, which YAML lets multiply
 
 # Axolotl's: rows of a parameter, at the end of an entry.
-_ROWS = re.compile(r"^(.+)\[([0-9]*)(?::([0-9]*))?\]$")
+_ROWS = re.compile(r"^(.+)\[([0-9]{0,18})(?::([0-9]{0,18}))?\]$")
 
 Rule = Callable[[str], Callable[[str], bool]]  # an entry -> whether it matches a parameter's name
 
@@ -38,27 +43,39 @@ def read_list(path: Path) -> EntryList:
     """The list in a file. Raises SelectionError where there is none, or an entry is no valid pattern."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            if len(node.value) > _MOST_MERGED:
+                raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
+
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise SelectionError(f"{path} is larger than any list of parameters ({_MAX_BYTES >> 20} MiB)")
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        with path.open("rb") as file:
+            parts = list(islice(iter(partial(file.read, _PART), b""), _MOST_PARTS + 1))
+        if len(parts) > _MOST_PARTS:
+            raise SelectionError(f"{path} is larger than any list of parameters ({_PART * _MOST_PARTS >> 20} MiB)")
+        text = b"".join(parts).decode()
+        content = yaml.load(text, Loader)
     except OSError as error:
         raise SelectionError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise SelectionError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or KEY not in content:
-        raise SelectionError(f"{path} has no {KEY} at its top level")
+        hint = f"; put its list under `{KEY}:`" if isinstance(content, list) else ""
+        raise SelectionError(f"{path} has no {KEY} at its top level{hint}")
     entries = content[KEY]
-    if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+    if not isinstance(entries, list):
         raise SelectionError(f"{KEY} in {path} is not a list of names")
+    for place, entry in enumerate(entries, 1):
+        if not isinstance(entry, str) or not entry:
+            raise SelectionError(f"{KEY} in {path} is not a list of names: entry {place} is {type(entry).__name__}")
     if not entries:
         raise SelectionError(f"{KEY} in {path} is empty; trainers take that as no list at all, and train everything")
     for entry in entries:
         for rule in RULES.values():
             try:
                 rule(entry)
-            except (re.error, OverflowError) as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise SelectionError(f"{path}: {entry!r} is no regular expression: {first_line(error)}") from error
     lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
     return EntryList(path, tuple(entries), lines, {key: value for key, value in content.items() if key != KEY})
@@ -70,6 +87,15 @@ def without_rows(entry: str) -> str:
     return ranged[1] if ranged else entry
 
 
+def rows(entry: str) -> tuple[int, int | None] | None:
+    """The rows that an entry for Axolotl is for, from one to before another, or to the last; None for all."""
+    ranged = _ROWS.match(entry)
+    if ranged is None or not (ranged[2] or ranged[3]):
+        return None
+    start = int(ranged[2] or 0)
+    return start, start + 1 if ranged[3] is None else int(ranged[3]) if ranged[3] else None
+
+
 def axolotl(entry: str) -> Callable[[str], bool]:
     """Axolotl's rule: dots are dots unless a plus follows; else a regular expression, from the name's start."""
     return regular_expression(re.sub(r"\.(?!\+)", r"\\.", without_rows(entry)))
@@ -77,7 +103,9 @@ def axolotl(entry: str) -> Callable[[str], bool]:
 
 def regular_expression(entry: str) -> Callable[[str], bool]:
     """Scripts on TRL: a regular expression, from the name's start."""
-    pattern = re.compile(entry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a later Python will take otherwise
+        pattern = re.compile(entry)
     return lambda name: pattern.match(name) is not None
 
 

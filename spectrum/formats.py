@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from spectrum import tables, unfrozen
 from spectrum.errors import SelectionError
-from spectrum.layers import Parameter
+from spectrum.layers import Parameter, Provenance
 from spectrum.selection import Selection
 
-# Modules that PEFT's LoRA adapts. Norms and routers of their own classes it does not.
+# Modules that PEFT's LoRA adapts. Norms and routers of their own classes it does not, nor what computes from the
+# weights of its modules instead of by these: attention in one piece, state spaces.
 _ADAPTED = frozenset({"Linear", "Embedding", "Conv1D", "Conv1d", "Conv2d", "Conv3d"})
+_STATE_SPACES = ("Mamba", "FalconMamba", "FalconH1", "NemotronH")
+_OF_STATE_SPACES = ("conv1d", "out_proj")
+
+# Names of experts' matrices in models of transformers 4. In a model with fused experts PEFT takes any module that is
+# called so for all experts of all layers; as parameters they are what they are.
+_OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ def peft(selection: Selection) -> Rendered:
 
     Matrices that no module of a class that LoRA knows holds, such as fused experts, are `target_parameters`. A name
     matches wherever another one ends with it; where that is so, the modules are a regular expression instead.
+    Raises SelectionError where no selected layer takes an adapter, or a parameter cannot be told from another one.
     """
     made = selection.result.provenance
     if made is None:
@@ -54,26 +63,44 @@ def peft(selection: Selection) -> Rendered:
             f"the cached scan of {selection.result.model} does not say which layers take adapters; "
             "scan again with --rescan"
         )
-    modules, parameters, left = [], [], []
-    for layer, own in selection.parameters().items():
-        first = made.parameters[own[0]]
-        if own[0] == f"{layer}.weight" and first.module in _ADAPTED:
-            modules.append(layer)
-        elif len(first.shape) in (2, 3) and first.module not in _ADAPTED:
-            parameters.append(own[0])
-        else:
-            left.append(layer)
+    targets = {layer: _adapter(layer, own[0], made) for layer, own in selection.parameters().items()}
+    modules = [layer for layer, kind in targets.items() if kind == "module"]
+    parameters = [own[0] for layer, own in selection.parameters().items() if targets[layer] == "parameter"]
+    left = [layer for layer, kind in targets.items() if kind is None]
     if not modules and not parameters:
         raise SelectionError("no selected layer takes an adapter")
-    arguments: dict[str, Any] = {"target_modules": _target(modules, made.parameters)}
+    if all(known.module is None for known in made.parameters.values()):
+        raise SelectionError(f"the cached scan of {selection.result.model} is of an older version; use --rescan")
+    for parameter in _ends(made.parameters).intersection(parameters):
+        for other in made.parameters:
+            if other.endswith(f".{parameter}") and other not in parameters:
+                raise SelectionError(f"PEFT cannot adapt {parameter} without {other}, which ends with that name")
+    paths = _ends({name.rpartition(".")[0] for name in made.parameters})
+    target = modules if paths.isdisjoint(modules) else "|".join(map(re.escape, modules))
+    arguments: dict[str, Any] = {"target_modules": target}
     if parameters:
         arguments["target_parameters"] = parameters
-    note = f"adapters are for matrices; selected, and left out: {tables.listed(left, 3)}"
-    return Rendered(_yaml(arguments), (note,) if left else ())
+    notes = [f"no adapter fits {tables.listed(left, 3)}, so they are left out"] if left else []
+    if selection.embedding_parameters():
+        notes.append("input embedding and output head get no adapter unless they are selected as layers")
+    return Rendered(_yaml(arguments), tuple(notes))
+
+
+def _adapter(layer: str, parameter: str, made: Provenance) -> str | None:
+    """Whether PEFT is to adapt a layer as a `module` or as a `parameter`; None where it cannot."""
+    first, name = made.parameters.get(parameter), layer.rpartition(".")[2]
+    if first is None:  # merged from another tool's scan
+        return None
+    in_one_piece = f"{layer.rpartition('.')[0]}.in_proj_weight" in made.parameters  # torch's MultiheadAttention
+    if in_one_piece or (made.model_class.startswith(_STATE_SPACES) and name in _OF_STATE_SPACES):
+        return None
+    if first.module in _ADAPTED:
+        return "parameter" if name in _OF_EXPERTS and _has_fused_experts(made) else "module"
+    return "parameter" if first.module is None and len(first.shape) in (2, 3) else None
 
 
 def selected_json(selection: Selection) -> Rendered:
-    """The selection for programs: each layer with its type, SNR and parameters."""
+    """The selection for programs: each layer with its type, SNR (null for infinity) and parameters."""
     made = selection.result.provenance
     known = made.parameters if made else {}
     snr = {layer.name: layer for kind in selection.types for layer in kind.selected}
@@ -81,14 +108,19 @@ def selected_json(selection: Selection) -> Rendered:
         "model": selection.result.model,
         "model_class": made.model_class if made else None,
         "versions": dict(made.versions) if made else None,
-        "top_percent": selection.percent,
+        "top_percent": float(selection.percent),
         "embeddings": _described(selection.embedding_parameters(), known),
         "layers": [
-            {"name": name, "type": snr[name].layer_type, "snr": snr[name].snr, "parameters": _described(own, known)}
+            {
+                "name": name,
+                "type": snr[name].layer_type,
+                "snr": snr[name].snr if math.isfinite(snr[name].snr) else None,
+                "parameters": _described(own, known),
+            }
             for name, own in selection.parameters().items()
         ],
     }
-    return Rendered(json.dumps(content, indent=1) + "\n")
+    return Rendered(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 # What each format writes, and the name of its file: the format, and the ending.
@@ -101,13 +133,14 @@ FORMATS: Mapping[str, tuple[Callable[[Selection], Rendered], str, str]] = {
 }
 
 
-def _target(modules: Sequence[str], parameters: Iterable[str]) -> list[str] | str:
-    paths = {name.rpartition(".")[0] for name in parameters}
-    # A name of n parts can only be the end of another one at that one's last n parts.
-    ends = {".".join(path.split(".")[i:]) for path in paths for i in range(1, path.count(".") + 1)}
-    if ends.isdisjoint(modules):
-        return list(modules)
-    return "|".join(re.escape(module) for module in modules)
+def _has_fused_experts(made: Provenance) -> bool:
+    known = made.parameters.items()
+    return any(each.module is None and len(each.shape) == 3 and "expert" in name for name, each in known)
+
+
+def _ends(names: Iterable[str]) -> set[str]:
+    """What names end with, from one of their parts on, but for their whole."""
+    return {name[i + 1 :] for name in names for i, letter in enumerate(name) if letter == "."}
 
 
 def _described(names: Iterable[str], known: Mapping[str, Parameter]) -> list[dict[str, Any]]:

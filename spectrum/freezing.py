@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _PREFIXES = ("module.", "base_model.model.")
 
 
+_TAKES_STOCK = ("DistributedDataParallel", "DeepSpeedEngine")
+
+# What PEFT puts before the last part of a parameter's name.
+_BASE = re.compile(r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.)")
+
 _ADVICE = "the model must be of the class that was scanned, and not be sharded yet"
 
 
@@ -33,7 +39,7 @@ class Unfrozen:
     total: int
 
     def __repr__(self) -> str:
-        names, share = tables.plural(len(self.names), "parameter"), 100 * self.trained / self.total
+        names, share = tables.plural(len(self.names), "parameter"), 100 * self.trained / max(self.total, 1)
         return f"{names} with {self.trained:,} of {self.total:,} elements train, {share:.3g} percent"
 
 
@@ -52,16 +58,13 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
     selection: or the path of a YAML file with `unfrozen_parameters`, whose entries are matched as Axolotl does. Names
     are understood through the wrappers of PEFT, DDP, FSDP, DeepSpeed, torch.compile and activation checkpointing; what
     PEFT has added keeps its setting. A tied parameter trains where any of its names is selected.
-    To be called before an optimizer is made. Raises SelectionError, with the model as it was, where an entry matches
-    nothing, or a parameter that cannot have gradients.
+    To be called before an optimizer is made, and before DDP or DeepSpeed wrap the model: they look at what trains once.
+    Raises SelectionError, with the model as it was, where an entry matches nothing, where a parameter cannot have
+    gradients, and where it is too late for a change.
     """
-    known = _known(model)
-    names = sorted({parameter.name for parameter in known})
-    wanted = (
-        _of_selection(model, selection, names)
-        if isinstance(selection, Selection)
-        else _of_list(model, selection, names)
-    )
+    if not isinstance(selection, Selection | str | Path):
+        raise ValueError(f"a selection, or the path of a list, is expected, not {selection!r}")
+    known, wanted = _understood(model, selection)
     trained = {id(parameter.value) for parameter in known if parameter.name in wanted}
     for parameter in known:
         if id(parameter.value) in trained and not parameter.value.is_floating_point():
@@ -70,14 +73,34 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
                 "gradients: a quantized model takes adapters (--format peft)"
             )
     own = {id(parameter.value) for parameter in known if not parameter.adapter}
-    for value in model.parameters():
-        if id(value) in trained or id(value) in own:
-            value.requires_grad_(id(value) in trained)
-    return Unfrozen(
-        names=tuple(name for name, value in model.named_parameters() if value.requires_grad),
-        trained=sum(value.numel() for value in model.parameters() if value.requires_grad),
-        total=sum(value.numel() for value in model.parameters()),
-    )
+    set_here = [value for value in model.parameters() if id(value) in trained or id(value) in own]
+    stock = next((kind for module in model.modules() if (kind := type(module).__name__) in _TAKES_STOCK), None)
+    if stock is not None and any(value.requires_grad != (id(value) in trained) for value in set_here):
+        raise SelectionError(f"{stock} has already looked at what trains; unfreeze the model before it is wrapped")
+    for value in set_here:
+        value.requires_grad_(id(value) in trained)
+    sizes = {name: int(getattr(value, "ds_numel", value.numel())) for name, value in model.named_parameters()}
+    names = tuple(name for name, value in model.named_parameters() if value.requires_grad)
+    return Unfrozen(names, sum(sizes[name] for name in names), sum(sizes.values()))
+
+
+def _understood(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_Known], set[str]]:
+    """A model's parameters, and the names of those that are to train; without what wrappers put before all names,
+    unless they are selected by it: a model's own module may be called so.
+    """
+    values = {_unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
+    while True:
+        known = list(_without_adapters(values))
+        names = sorted({parameter.name for parameter in known})
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in values)), None)
+        try:
+            if isinstance(selection, Selection):
+                return known, _of_selection(model, selection, names)
+            return known, _of_list(model, selection, names)
+        except SelectionError:
+            if prefix is None:
+                raise
+        values = {name.removeprefix(prefix): value for name, value in values.items()}
 
 
 def _of_selection(model: torch.nn.Module, selection: Selection, names: Sequence[str]) -> set[str]:
@@ -86,10 +109,13 @@ def _of_selection(model: torch.nn.Module, selection: Selection, names: Sequence[
     missing = [name for name, own in of.items() if not own]
     if missing:
         made = selection.result.provenance
+        advice = _ADVICE
+        if made is None and set(missing) <= set(selection.embedding_parameters()):
+            advice = "the scan does not say what this model calls them; select with embeddings=False"
         of_class = f", a {made.model_class} under transformers {made.versions.get('transformers')}" if made else ""
         raise SelectionError(
             f"{type(model).__name__} has no {tables.listed(missing, 3)}, as {selection.result.model} has{of_class}; "
-            f"{_ADVICE}"
+            f"{advice}"
         )
     if not of:
         raise SelectionError(f"{selection.percent} percent of {selection.result.model} selects nothing to train")
@@ -107,14 +133,6 @@ def _of_list(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> 
             raise SelectionError(f"{path}: {entry!r} matches no parameter of this {type(model).__name__}; {_ADVICE}")
         wanted |= matched
     return wanted
-
-
-def _known(model: torch.nn.Module) -> list[_Known]:
-    values = {_unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in values):
-            values = {name.removeprefix(prefix): value for name, value in values.items()}
-    return list(_without_adapters(values))
 
 
 def _unwrapped(name: str) -> str:
@@ -136,7 +154,7 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterable[_Kno
             if kind == "modules_to_save":
                 yield _Known(f"{holder}.{rest.partition('.')[2]}", value, adapter=True)
         elif all(name[len(path) + 1 :].startswith("base_layer.") for path in _above(name) if path in adapted):
-            yield _Known(name.replace(".base_layer", ""), value, adapter=False)
+            yield _Known(_BASE.sub("", name), value, adapter=False)
 
 
 def _tails(name: str, marker: str) -> list[str]:

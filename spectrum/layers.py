@@ -89,7 +89,8 @@ class Parameter:
     """A model's parameter: its shape and stored dtype.
 
     tied_to: the first parameter of the model that is the same, None where it is the first itself. module: the class
-    of torch.nn, or transformers' Conv1D, that the module which holds it is of; None for all others.
+    of torch.nn, or transformers' Conv1D, that the module which holds it is of, `grouped` before it for convolutions in
+    groups; None for all others.
     """
 
     shape: tuple[int, ...]
@@ -124,7 +125,8 @@ class Provenance:
 class ScanResult:
     """A model's scores: layers with a finite or infinite SNR, layers left out for NaN or infinity in their weight.
 
-    `scanned` are the layer types that were scanned. `provenance` is None for scans of other tools.
+    `scanned` are the layer types that were scanned. `provenance` is None for scans of other tools. `others` are names
+    of layers that the model has too, where only some of its types are looked at.
     """
 
     model: str
@@ -132,6 +134,7 @@ class ScanResult:
     left_out: tuple[str, ...]
     scanned: tuple[str, ...]
     provenance: Provenance | None
+    others: tuple[str, ...] = ()
 
     def by_type(self) -> dict[str, list[LayerSnr]]:
         """Layers of each type, types and layers in the order of `layers`."""

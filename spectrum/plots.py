@@ -40,12 +40,12 @@ _DPI, _MOST_PIXELS = 160, 16_000  # of a PNG; of its longer side
 _BULK = 0.98  # of all singular values, those that are shown at full width where the largest lie far beyond them
 
 
-def check(path: Path) -> None:
+def check(path: str | Path) -> None:
     """Find out before a long scan whether a picture can be drawn after it.
 
     Raises SpectrumError where matplotlib is not installed, or the path ends in neither .png, .svg nor .pdf.
     """
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise SpectrumError(f"a picture's name has to end in .png, .svg or .pdf, not as {path} does")
     try:
         import matplotlib.figure  # noqa: F401
@@ -53,18 +53,18 @@ def check(path: Path) -> None:
         raise SpectrumError("pictures need matplotlib: pip install matplotlib") from error
 
 
-def heatmap(selection: Selection, path: Path) -> None:
+def heatmap(selection: Selection, path: str | Path) -> None:
     """Draw the SNR of every layer, by layer type and layer index, the selected ones outlined.
 
     Raises as `check`, SpectrumError where there is no layer, ResultsError where the file cannot be written.
     """
     check(path)
     with _own_settings():
-        _save(_heatmap_figure(selection), path)
+        _save(_heatmap_figure(selection), Path(path))
 
 
 def spectrum_histogram(
-    values: NDArray[np.float64], shape: tuple[int, int], title_of_layer: str, model: str, path: Path
+    values: NDArray[np.float64], shape: tuple[int, int], title_of_layer: str, model: str, path: str | Path
 ) -> None:
     """Draw the singular values of one matrix, the bulk edge among them, and the noise that it is the edge of.
 
@@ -73,7 +73,7 @@ def spectrum_histogram(
     """
     check(path)
     with _own_settings():
-        _save(_histogram_figure(values, shape, title_of_layer, model), path)
+        _save(_histogram_figure(values, shape, title_of_layer, model), Path(path))
 
 
 class _Cell(NamedTuple):

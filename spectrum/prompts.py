@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from prompt_toolkit.application import Application
-from prompt_toolkit.application.current import create_app_session
+from prompt_toolkit.application.current import create_app_session, get_app
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import checkboxlist_dialog, input_dialog
@@ -35,6 +36,7 @@ def ask_batch_size() -> int | None:
             )
             if field := dialog.layout.current_buffer:
                 field.cursor_position = len(default)
+                field.accept_handler = _accept  # instead of moving to the button, for Enter to be pressed once more
             answer = _run(dialog).strip()
         try:
             return parse_batch_size(answer)
@@ -68,6 +70,11 @@ def _is_batch_size(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _accept(field: Buffer) -> bool:
+    get_app().exit(result=field.text)
+    return True  # the text stays
 
 
 def _on_stderr() -> Any:

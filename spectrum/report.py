@@ -40,7 +40,8 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
     everything, sizes = training.sizes(parameters, parameters), training.sizes(trained, parameters)
     owners = {parameters[name].tied_to or name for name in embeddings if name in parameters}
     rest = [name for name in trained if name in parameters and (parameters[name].tied_to or name) not in owners]
-    total, count, without = sum(everything), sum(sizes), sum(training.sizes(rest, parameters))
+    total, count = training.elements(everything), training.elements(sizes)
+    without = training.elements(training.sizes(rest, parameters))
     text = f"{count:,} of {total:,} parameters train, {_percent(count, total)}"
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
@@ -48,7 +49,7 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
             share = _percent(count - without, count)
             text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
     elif owners:
-        extra = sum(training.sizes([*trained, *owners], parameters))
+        extra = training.elements(training.sizes([*trained, *owners], parameters))
         text += f"; with input embedding and output head {_percent(extra, total)}"
     return f"{text}\n\n{_memory(sizes, everything, devices)}"
 
@@ -58,6 +59,8 @@ def checked(found: Checked, title: str) -> str:
     header = ("rule", "entries that match", "parameters that train")
     rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
     told = [f"problem: {text}" for text in found.problems] + [f"note: {text}" for text in found.notes]
+    if not found.problems:
+        told.insert(0, "ok: every entry does what it says")
     return "\n\n".join(filter(None, [title, "\n".join(told), tables.aligned([header, *rows])]))
 
 
@@ -67,12 +70,13 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {path}" for label, path in paths)
 
 
-def _memory(trained: Sequence[int], everything: Sequence[int], devices: int) -> str:
-    header = ("", training.ALONE.name, *(f"{sharding.name} of {devices}" for sharding in training.SHARDINGS))
+def _memory(trained: Sequence[training.Size], everything: Sequence[training.Size], devices: int) -> str:
+    sharded = training.SHARDINGS if devices > 1 else ()
+    header = ("", training.ALONE.name, *(f"{sharding.name} of {devices}" for sharding in sharded))
     sizes = {
         optimizer: [
             tuple(training.memory(sizes, everything, optimizer, sharding, devices) for sizes in (trained, everything))
-            for sharding in (training.ALONE, *training.SHARDINGS)
+            for sharding in (training.ALONE, *sharded)
         ]
         for optimizer in training.OPTIMIZERS
     }
@@ -82,7 +86,7 @@ def _memory(trained: Sequence[int], everything: Sequence[int], devices: int) -> 
         for optimizer, row in sizes.items()
     ]
     return (
-        f"{unit} on each device for weights, gradients and optimizer states, of what training everything takes:\n"
+        f"memory on each device for weights, gradients and optimizer states, selected of everything, in {unit}:\n"
         f"{tables.aligned([header, *rows])}"
     )
 

@@ -18,6 +18,8 @@ from typing import Any
 from spectrum.errors import ResultsError
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
+_AGAIN = "; scan again with --rescan, or remove it"
+
 _ABANDONED = 3600.0  # seconds: writing a file takes less
 
 # Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
@@ -77,6 +79,14 @@ def journals(results_dir: Path, model: str) -> list[Path]:
     return [results_dir / name for name in sorted(names) if name.startswith(start) and name.endswith(".jsonl")]
 
 
+def written(results_dir: Path, model: str) -> int | None:
+    """When the cached scan of a model was written, in nanoseconds; None where there is none."""
+    try:
+        return scan_path(results_dir, model).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def remove_outdated_journals(results_dir: Path, model: str) -> None:
     """Remove the journals of a scan that ended between writing its results and that; others are younger than these."""
     with suppress(OSError):
@@ -105,7 +115,11 @@ def load(results_dir: Path, model: str) -> CachedScan | None:
 
 def load_file(path: Path) -> ScanResult:
     """A scan by its file, which others may have made. Raises ResultsError as `load` does, and where there is none."""
-    found = _load(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
+    try:
+        found = _load(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
+    except ResultsError as error:
+        reason = str(error).removesuffix(_AGAIN).removeprefix(f"the cached scan {path} ")
+        raise ResultsError(f"{path} is no scan to compare with: it {reason}") from error
     if found is None:
         raise ResultsError(f"there is no scan {path}")
     if not found.whole:
@@ -246,7 +260,7 @@ def _read(path: Path) -> str | None:
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     if not text.strip():
-        raise ResultsError(f"the cached scan {path} is empty; scan again with --rescan, or remove it")
+        raise ResultsError(f"the cached scan {path} is empty{_AGAIN}")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -335,4 +349,4 @@ def _path(value: object) -> str:
 
 
 def _malformed(path: Path, reason: str) -> ResultsError:
-    return ResultsError(f"the cached scan {path} cannot be used: {reason}; scan again with --rescan, or remove it")
+    return ResultsError(f"the cached scan {path} cannot be used: {reason}{_AGAIN}")

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from spectrum import hub, processes, results, shards, tables
-from spectrum.errors import CheckpointError, LayerTypeError, ProcessError, ResultsError, SpectrumError, first_line
+from spectrum.errors import (
+    CheckpointError,
+    DeviceError,
+    LayerTypeError,
+    ProcessError,
+    ResultsError,
+    SpectrumError,
+    first_line,
+)
 from spectrum.journal import Journal, Matrix, read
 from spectrum.layers import (
     LayerWeight,
@@ -131,7 +139,7 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
 
     index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
     """
-    from spectrum.devices import devices_for
+    from spectrum.devices import devices_for, is_out_of_memory
     from spectrum.snr import singular_values
 
     checkpoint = _open(request)
@@ -145,7 +153,13 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
             f"{layer} has {tables.plural(weight.count, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
         )
     device = devices_for(request.device, _unheard, None)[0]
-    values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
+    try:
+        values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        elsewhere = "" if device.type == "cpu" else "; --device cpu may have it"
+        raise DeviceError(f"{device} has no memory for {layer}, {list(weight.matrix)}{elsewhere}") from error
     if not all(map(math.isfinite, values)):
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
     return weight, number, values
@@ -154,21 +168,25 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
 def of_model(
     model: torch.nn.Module, layer_types: Sequence[str], batch_size: int | None, device: str, attendant: Attendant
 ) -> ScanResult:
-    """The scan of a model that is in memory. Raises SpectrumError where it cannot be had."""
+    """The scan of a model that is in memory, by default where it is. Raises SpectrumError where it cannot be had."""
     from accelerate.utils import extract_model_from_parallel
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
     from spectrum.batching import plan
     from spectrum.checkpoint import of_model
     from spectrum.devices import batch_budget, devices_for
     from spectrum.scanning import score
 
-    unwrapped = extract_model_from_parallel(model)
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise CheckpointError("the model is sharded by FSDP; scan it before it is, or by its name or path")
+    unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
     unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # of torch.compile
     name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
     checkpoint = of_model(unwrapped, name)
     types = match_types(layer_types, checkpoint.provenance.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
-    devices = devices_for(device, attendant.warn, None)
+    place = next(unwrapped.parameters()).device
+    devices = [place] if device == "auto" and place.type == "cuda" else devices_for(device, attendant.warn, None)
     batches = plan(weights, batch_size, batch_budget(devices))
     scores: dict[Matrix, MatrixScore] = {}
     for batch, values in attendant.progress(score(batches, checkpoint.read, devices, attendant.warn), batches):
@@ -205,6 +223,7 @@ def assist(attendant: Attendant) -> None:
 
 
 def _obtain(request: Request, attendant: Attendant) -> Obtained:
+    seen = results.written(request.results_dir, request.model)
     cached = None if request.rescan else _usable(request, attendant.note)
     if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
         return obtained
@@ -214,8 +233,9 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
         path = results.scan_path(request.results_dir, request.model)
         attendant.note(f"the cached scan {path} is of other weights than those found now; scanning all anew")
         cached, prepared = None, _prepare(request, attendant)
-    with _alone(request, attendant) as waited:
-        if waited and not request.rescan:  # whoever had it meanwhile may have put there what is wanted, or some of it
+    with _alone(request, attendant):
+        # Whoever had it meanwhile may have put there what is wanted, or some of it; and anew, where that is wanted.
+        if results.written(request.results_dir, request.model) != seen:
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
             cached = _usable(request, attendant.note)
             if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
@@ -223,7 +243,7 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
             prepared, cached = _reduced(prepared, cached, request)
         try:
             scanned = _scan(prepared, attendant)
-            obtained = scanned if cached is None else _added(cached, scanned, request)
+            obtained = scanned if cached is None else _added(cached, scanned, request, attendant)
             results.save(request.results_dir, obtained.result)
             _settle(request)
         except BaseException:
@@ -248,7 +268,14 @@ def _served(cached: ScanResult, request: Request, attendant: Attendant) -> Obtai
         attendant.note(
             "the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)"
         )
-    origin = f"{tables.plural(len(cached.layers), 'layer')} of {request.model}, from the cached scan."
+    made = cached.provenance
+    if made is not None and made.class_asked is not None and request.model_class is None:
+        attendant.warn(
+            f"the cached scan was made with --model-class {made.class_asked}, and its names are those of "
+            f"{made.model_class}; --rescan makes one of the checkpoint's own class"
+        )
+    of_class = f" ({made.model_class})" if made is not None else ""
+    origin = f"{tables.plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
     return Obtained(cached, wanted, results.scan_path(request.results_dir, request.model), origin)
 
 
@@ -438,14 +465,13 @@ def _give_freed_memory_back() -> None:
 
 
 @contextmanager
-def _alone(request: Request, attendant: Attendant) -> Iterator[bool]:
-    """Be the only run that scans this model into this cache; whether another one had to be waited for.
+def _alone(request: Request, attendant: Attendant) -> Iterator[None]:
+    """Be the only run that scans this model into this cache.
 
     The lock is the system's, and ends with the process that has it.
     """
     path = results.lock_path(request.results_dir, request.model)
     lock = FileLock(path, mode=0o666)
-    waited = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -454,13 +480,12 @@ def _alone(request: Request, attendant: Attendant) -> Iterator[bool]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            waited = True
             attendant.note(f"another run is scanning {request.model} into {request.results_dir}; waiting for it")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         attendant.warn(f"cannot lock {path}, so nothing keeps two scans of one model apart: {first_line(error)}")
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 
@@ -479,9 +504,10 @@ def _as_cached(request: Request, cached: ScanResult) -> Request:
     )
 
 
-def _added(cached: ScanResult, scanned: Obtained, request: Request) -> Obtained:
+def _added(cached: ScanResult, scanned: Obtained, request: Request, attendant: Attendant) -> Obtained:
     """Newly scanned layer types with those of the cache."""
     result = merge(cached, scanned.result)
+    _tell_foreign(cached, result, attendant)
     if cached.provenance is not None and result.provenance is not None:
         # Recorded as made for what the cached scan was asked for, not for how it was added to.
         asked = cached.provenance
@@ -489,6 +515,19 @@ def _added(cached: ScanResult, scanned: Obtained, request: Request) -> Obtained:
         result = replace(result, provenance=provenance)
     wanted = match_types(request.layer_types or (), display_order([*result.scanned, *(scanned.wanted or ())]))
     return replace(scanned, result=result, wanted=wanted)
+
+
+def _tell_foreign(cached: ScanResult, result: ScanResult, attendant: Attendant) -> None:
+    """Another tool's scan may be of other names than this version of transformers gives the model."""
+    if cached.provenance is not None or result.provenance is None:
+        return
+    known = result.provenance.parameters
+    foreign = [layer.name for layer in cached.layers if not {layer.name, f"{layer.name}.weight"} & known.keys()]
+    if foreign:
+        attendant.warn(
+            f"the cached scan has layers that {result.provenance.model_class} does not: {tables.listed(foreign, 2)}; "
+            "--rescan makes one of the model as it is loaded now"
+        )
 
 
 def _same_weights(a: Provenance | None, b: Provenance | None) -> bool:

@@ -16,7 +16,7 @@ from spectrum import confidence, results, tables, training, unfrozen
 from spectrum.errors import SelectionError
 from spectrum.layers import ScanResult, TypeSelection
 
-_LONGEST_PERCENT = 20  # characters: it becomes part of a file's name
+LONGEST_PERCENT = 24  # characters: it becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
@@ -97,7 +97,7 @@ class Selection:
 
 def parse_percent(text: str) -> str:
     """A percentage as it is typed, and as it stands in file names. Raises ValueError outside (0, 100]."""
-    if len(text) > _LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
+    if len(text) > LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
         raise ValueError(f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}")
     return text
 
@@ -134,20 +134,22 @@ def top_params(
             f"the cached scan of {result.model} does not say how large its parameters are; scan again with --rescan"
         )
     parameters = result.provenance.parameters
-    total = sum(training.sizes(parameters, parameters))
+    total = training.elements(training.sizes(parameters, parameters))
     choose = partial(top_percent, result, embeddings=embeddings, layer_types=layer_types)
     counts = {len(kind.ranked) for kind in choose("100").types}
     steps = sorted({Fraction(100 * selected, layers) for layers in counts for selected in range(1, layers + 1)})
 
     def trained(step: int) -> int:
-        return sum(training.sizes(choose(_shortest(steps, step)).trained(), parameters))
+        return training.elements(training.sizes(choose(_shortest(steps, step)).trained(), parameters))
 
     low, high = 0, len(steps)  # the first step that is too much lies in [low, high]
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if 100 * trained(middle) <= share * total else (low, middle)
+    if not steps:
+        raise SelectionError(f"{result.model} has no layer to select")
     if low == 0:
-        least = 100 * trained(0) / total if steps else 0
+        least = 100 * trained(0) / total
         hint = "" if not embeddings else "; --no-embeddings leaves input embedding and output head frozen"
         raise SelectionError(
             f"the smallest selection trains {least:.3g} percent of all parameters, not {percent}{hint}"

@@ -96,7 +96,7 @@ def _at_most(modules: int) -> Iterator[None]:
 
     def count(*_: object) -> None:
         if not next(left):
-            raise ValueError(f"it has over {modules} modules, and the checkpoint a tenth as many tensors")
+            raise ValueError(f"it has over {modules} modules, ten times as many as its weights explain")
 
     handle = register_module_module_registration_hook(count)
     try:
@@ -140,12 +140,15 @@ def owned_parameters(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.n
 
 
 def torch_class(module: torch.nn.Module) -> str | None:
-    """The class of torch.nn, or transformers' Conv1D, that a module is of: what adapters and optimizers go by."""
+    """The class of torch.nn, or transformers' Conv1D, that a module is of: what adapters go by.
+
+    Convolutions in groups, which they do not take, are `grouped`.
+    """
     for kind in type(module).__mro__:
         if kind is torch.nn.Module:
             return None
         if kind is Conv1D or getattr(torch.nn, kind.__name__, None) is kind:
-            return kind.__name__
+            return f"grouped {kind.__name__}" if getattr(module, "groups", 1) != 1 else kind.__name__
     return None
 
 

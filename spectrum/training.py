@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spectrum.layers import Parameter
 
@@ -16,16 +17,25 @@ _BLOCK = 256
 _SMALLEST_8BIT = 4096  # elements
 
 
+class Size(NamedTuple):
+    """How many elements a parameter has, and whether it is an embedding's."""
+
+    elements: int
+    is_embedding: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Bytes for each element: of its weight, trained or not; of its gradient and its optimizer state, where trained.
+    """Bytes for each element: of its weight, trained or not; of its gradient, its state and a copy, where trained.
 
-    eight_bit: the states are bitsandbytes', of one byte each where a parameter is large enough.
+    eight_bit: the states are bitsandbytes', of one byte each where a parameter is large enough, and no embedding's: the
+    Trainer of transformers, and whatever is made of it, keeps these in float32.
     """
 
     weight: int
     gradient: int
     state: int
+    copy: int = 0
     eight_bit: bool = False
 
 
@@ -46,34 +56,38 @@ SHARDINGS = (
     Sharding("FSDP", weights=True, rest=True),
 )
 
-# Each optimizer as torch and FSDP have it, and as DeepSpeed has it (arXiv:1910.02054, section 3.1). Mixed precision is
-# float32 weights under autocast there, with two float32 moments; here bfloat16 weights and gradients, with a float32
-# copy of what trains beside the moments. States are of the weights' dtype in pure bfloat16.
+# Each optimizer as torch and FSDP have it, and as DeepSpeed has it (arXiv:1910.02054, section 3.1), which keeps a
+# float32 copy of what trains, and states of that, whatever the weights. Elsewhere mixed precision is float32 weights
+# under autocast, and pure bfloat16 has states of its weights' dtype.
 OPTIMIZERS: Mapping[str, tuple[Recipe, Recipe]] = {
-    "AdamW, mixed precision": (Recipe(4, 4, 8), Recipe(2, 2, 12)),
-    "AdamW, pure bf16": (Recipe(2, 2, 4), Recipe(2, 2, 4)),
-    "8-bit AdamW, bf16": (Recipe(2, 2, 8, eight_bit=True), Recipe(2, 2, 8, eight_bit=True)),
+    "AdamW, mixed precision": (Recipe(4, 4, 8), Recipe(2, 2, 8, copy=4)),
+    "AdamW, pure bf16": (Recipe(2, 2, 4), Recipe(2, 2, 8, copy=4)),
+    "8-bit AdamW, bf16": (Recipe(2, 2, 8, eight_bit=True), Recipe(2, 2, 8, copy=4, eight_bit=True)),
 }
 
 
-def sizes(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[int]:
-    """Elements of each of these parameters, tied ones once; names that the model does not have are left out."""
+def sizes(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[Size]:
+    """Sizes of these parameters, tied ones once; names that the model does not have are left out."""
     owners = dict.fromkeys(parameters[name].tied_to or name for name in names if name in parameters)
-    return [math.prod(parameters[name].shape) for name in owners]
+    return [Size(math.prod(parameters[name].shape), parameters[name].module == "Embedding") for name in owners]
 
 
-def memory(trained: Iterable[int], everything: Iterable[int], optimizer: str, sharding: Sharding, devices: int) -> int:
-    """Bytes on each of so many devices for all weights, and gradients and optimizer states of the trained ones.
+def elements(of: Iterable[Size]) -> int:
+    """How many elements parameters of these sizes have together."""
+    return sum(size.elements for size in of)
 
-    trained, everything: sizes of parameters.
-    """
+
+def memory(
+    trained: Iterable[Size], everything: Iterable[Size], optimizer: str, sharding: Sharding, devices: int
+) -> int:
+    """Bytes on each of so many devices for all weights, and gradients and optimizer states of the trained ones."""
     recipe = OPTIMIZERS[optimizer][sharding.deepspeed]
-    weights = recipe.weight * sum(everything)
-    rest = sum(recipe.gradient * size + _state(size, recipe) for size in trained)
+    weights = recipe.weight * elements(everything)
+    rest = sum((recipe.gradient + recipe.copy) * size.elements + _state(size, recipe) for size in trained)
     return math.ceil(weights / (devices if sharding.weights else 1) + rest / (devices if sharding.rest else 1))
 
 
-def _state(size: int, recipe: Recipe) -> int:
-    if recipe.eight_bit and size >= _SMALLEST_8BIT:
-        return 2 * (size + 4 * math.ceil(size / _BLOCK))
-    return recipe.state * size
+def _state(size: Size, recipe: Recipe) -> int:
+    if recipe.eight_bit and size.elements >= _SMALLEST_8BIT and not size.is_embedding:
+        return 2 * (size.elements + 4 * math.ceil(size.elements / _BLOCK))
+    return recipe.state * size.elements

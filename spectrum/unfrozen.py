@@ -47,7 +47,8 @@ def tied_parameters(provenance: Provenance | None) -> dict[str, str]:
 def known_parameters(result: ScanResult) -> list[str]:
     """Names of a model's parameters, sorted; its scored weights alone where no more is known."""
     if result.provenance is None:
-        return sorted(f"{name}.weight" for name in [*(layer.name for layer in result.layers), *result.left_out])
+        names = [*(layer.name for layer in result.layers), *result.left_out, *result.others]
+        return sorted(f"{name}.weight" for name in names)
     return sorted(result.provenance.parameters)
 
 

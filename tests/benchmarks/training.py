@@ -55,6 +55,9 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     if optimizer.startswith("8-bit"):
         optim: Any = importlib.import_module("bitsandbytes.optim")
         adam = optim.AdamW8bit
+        for module in model.modules():  # as the Trainer of transformers does
+            if isinstance(module, torch.nn.Embedding):
+                optim.GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
     stepper = adam(chosen)
     tokens = torch.randint(0, CONFIG["vocab_size"], (1, 16))
     with torch.autocast("cpu", torch.bfloat16, enabled=optimizer == "AdamW, mixed precision"):
