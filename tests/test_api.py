@@ -424,6 +424,7 @@ def test_a_percentage_may_be_a_number_or_as_typed(
     }
 
 
+@pytest.mark.filterwarnings("ignore:.* percent of no layer type is a whole layer:UserWarning")
 @pytest.mark.parametrize("percent", [1e-5, 0.1 + 0.2, 100 - 1e-13, 1 / 700], ids=repr)
 def test_any_number_in_the_range_is_a_percentage(sample: ScanResult, percent: float) -> None:
     selection = spectrum.select(sample, percent)
@@ -436,6 +437,12 @@ def test_any_number_in_the_range_is_a_percentage(sample: ScanResult, percent: fl
 def test_what_is_no_percentage_is_a_value_error(sample: ScanResult, argument: str, percent: Any) -> None:
     with pytest.raises(ValueError, match=r"over 0 and at most 100"):
         spectrum.select(sample, **{argument: percent})
+
+
+def test_a_selection_without_a_layer_is_warned_of(sample: ScanResult) -> None:
+    with pytest.warns(UserWarning, match="^1 percent of no layer type is a whole layer$") as told:
+        spectrum.select(sample, 1)
+    assert told[0].filename == __file__
 
 
 def test_both_percentages_are_a_value_error(sample: ScanResult) -> None:

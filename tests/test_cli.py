@@ -389,7 +389,7 @@ def test_the_batch_size_reaches_the_kernel(size: str, fresh: Path, monkeypatch: 
 @pytest.mark.parametrize(("percent", "of_eight"), [("25", 2), ("12.5", 1), ("99.9", 7), ("100", 8), ("37.50", 3)])
 def test_a_second_run_is_served_from_the_cache(percent: str, of_eight: int, scanned: Path) -> None:
     done = scan(scanned, "--top-percent", percent)
-    assert done.out.splitlines()[0] == "75 layers of tiny_llama, from the cached scan."
+    assert done.out.splitlines()[0] == "75 layers of tiny_llama (LlamaForCausalLM), from the cached scan."
     assert done.out.splitlines()[-1].split()[-1] == yaml_of(percent)
     assert done.err == ""
     ranked = content(scanned / SORTED)["mlp.up_proj"]
@@ -407,7 +407,7 @@ def test_the_cache_is_enough_without_the_model(name: str, scanned: Path) -> None
     before = [file.read_bytes() for file in files]
     done = run(scanned, "--model-name", name)
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith(f"75 layers of {name}, from the cached scan.")
+    assert done.out.startswith(f"75 layers of {name} (LlamaForCausalLM), from the cached scan.")
     assert [file.read_bytes() for file in files] == before
 
 
@@ -439,7 +439,7 @@ def test_a_scan_of_other_weights_is_not_used_silently(change: Callable[[Path], N
         assert words in done.err.partition("\n")[0]
     assert done.out.startswith("Scanned 75 layers")
     assert content(scanned / SIDECAR)["fingerprint"] != made
-    assert scan(scanned).out.startswith("75 layers of tiny_llama, from the cached scan.")
+    assert scan(scanned).out.startswith("75 layers of tiny_llama (LlamaForCausalLM), from the cached scan.")
 
 
 def test_a_scan_under_the_names_of_another_class_is_not_used_silently(scanned: Path) -> None:
@@ -486,7 +486,7 @@ def test_types_scanned_apart_are_merged_and_each_run_selects_its_own(first_scan:
     for name, entry in scores.items():
         assert entry["snr"] == pytest.approx(whole[name]["snr"], rel=1e-10)
 
-    assert scan(fresh).out.startswith("56 layers of tiny_llama, from the cached scan.")
+    assert scan(fresh).out.startswith("56 layers of tiny_llama (LlamaForCausalLM), from the cached scan.")
     assert headers(fresh / yaml_of("50")) == [*mlp, *attention]
     assert list(content(fresh / SORTED)) == [*mlp, *attention]
 

@@ -111,7 +111,7 @@ def test_formats_hold_what_the_yaml_does(scanned: Path) -> None:
     assert (scanned / NAMES["names"]).read_text().splitlines() == weights
     content = json.loads((scanned / NAMES["json"]).read_text())
     assert [layer["name"] for layer in content["layers"]] == layers
-    assert (content["model"], content["top_percent"]) == ("model", "25")
+    assert (content["model"], content["top_percent"]) == ("model", 25)
     targets = yaml.safe_load((scanned / NAMES["peft"]).read_text())["target_modules"]
     assert targets == [layer for layer in layers if "norm" not in layer]
     arguments = (scanned / NAMES["swift"]).read_text().splitlines()

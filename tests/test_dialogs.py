@@ -106,7 +106,7 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
     )
     child.expect_exact(BATCH_SIZE)
     child.expect("auto *\x1b")  # in the field of its own, after the text that explains it
-    child.send(ENTER + ENTER)
+    child.send(ENTER)
     child.expect_exact(LAYER_TYPES)
     for kind in ("input_layernorm", "lm_head", "mlp.down_proj", "self_attn.v_proj"):
         child.expect(rf"\[\*\] {kind} +(8 layers|1 layer) ")
@@ -130,7 +130,7 @@ def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Pa
     terminal.asked(BATCH_SIZE)
     terminal.press(CLEAR, "0", ENTER)
     terminal.asked("a whole number from 1 up, or auto")
-    terminal.press(CLEAR, "3", ENTER, ENTER)
+    terminal.press(CLEAR, "3", ENTER)
     terminal.asked(LAYER_TYPES)
     terminal.press(SPACE, DOWN, DOWN, DOWN, SPACE, TAB, ENTER)
     status, batches, _ = terminal.finished()
@@ -215,7 +215,7 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     terminal.start(directory, "--top-percent", "25")
     status, batches, said = terminal.finished()
     assert (status, batches) == (0, [])
-    assert said[0] == "75 layers of model, from the cached scan."
+    assert said[0] == "75 layers of model (LlamaForCausalLM), from the cached scan."
 
 
 def test_nothing_is_asked_where_stdout_is_no_terminal(terminal: Terminal, directory: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_call_that_fails_costs_one_line_and_no_file(
         if outcomes[-1] == "lock":
             expected = "Scanned 9 layers"
         else:
-            expected = "going on with an interrupted scan: 9 of 9 matrices" if kept else "9 layers of model, from the"
+            expected = "going on with an interrupted scan: 9 of 9 matrices" if kept else "9 layers of model (Llama"
         if outcomes[-1] in ("journal", "nothing", "no lock"):
             assert written(directory) == models.clean
         assert_goes_on(directory, models, said=expected)

@@ -400,7 +400,7 @@ def test_a_cached_scan_serves_all(cached: Path, environment: Mapping[str, str]) 
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == single(cached, *MODEL, "--top-percent", "25").out
-    assert run.stdout.startswith("75 layers of model, from the cached scan.")
+    assert run.stdout.startswith("75 layers of model (LlamaForCausalLM), from the cached scan.")
     assert "spectrum" not in run.stderr
 
 

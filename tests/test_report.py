@@ -149,9 +149,9 @@ def test_tied_weights_are_in_memory_once() -> None:
 
 def test_memory_is_divided_among_devices() -> None:
     alone, many = (report.plan([UP], parameters(), [], devices) for devices in (1, 64))
-    assert "ZeRO-2 of 1 " in alone
+    assert "ZeRO-2" not in alone  # there is nothing to divide
     assert re.search(r"ZeRO-2 of 64 +ZeRO-3 of 64 +FSDP of 64$", many, re.MULTILINE)
-    assert memory(alone)[PURE] == [(14, 32), (22, 64), (22, 64), (14, 32)]
+    assert memory(alone)[PURE] == [(14, 32)]
     assert memory(many)[PURE] == [
         pytest.approx(pair, rel=5e-3) for pair in ((14, 32), (8 + 14 / 64, 8.875), (22 / 64, 1), (14 / 64, 0.5))
     ]
@@ -295,7 +295,7 @@ def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
     assert (title, told) == ("the title", "problem: bad\nnote: so")
     assert [line.rsplit(maxsplit=2) for line in table.splitlines()[1:]] == [["Axolotl", "3", "2"], ["other", "0", "0"]]
     fine = report.checked(Checked(found.trained, found.matching, (), ()), "the title")
-    assert fine == f"the title\n\n{table}"
+    assert fine == f"the title\n\nok: every entry does what it says\n\n{table}"
 
 
 # On a terminal.

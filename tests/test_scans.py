@@ -190,7 +190,7 @@ def test_a_second_run_waits_for_the_first_and_uses_its_scan(scanned: Scanned, fr
         done = run(fresh, err=err)
     assert done.status == 0
     assert done.err.count(WAITING) == 1
-    assert done.out.startswith("75 layers of model, from the cached scan.")
+    assert done.out.startswith("75 layers of model (LlamaForCausalLM), from the cached scan.")
     assert not reads
     assert written(fresh) == scanned.files
 
