@@ -157,7 +157,8 @@ def test_the_provenance_says_which_modules_are_torchs_own(checkpoint: Checkpoint
         known = [
             kind for kind in classes if getattr(torch.nn, kind.__name__, None) is kind or kind.__name__ == "Conv1D"
         ]
-        assert own.module == (known[0].__name__ if known else None), name
+        grouped = "grouped " if getattr(module, "groups", 1) > 1 else ""
+        assert own.module == (f"{grouped}{known[0].__name__}" if known else None), name
 
 
 def test_head_and_embedding_are_the_models_own(checkpoint: Checkpoint, model: Any) -> None:
