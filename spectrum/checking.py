@@ -14,18 +14,17 @@ from spectrum.consumers import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING, En
 if TYPE_CHECKING:
     from spectrum.outline import Outline
 
-# An entry that is a name and no pattern, but for what says that it is whole.
+# An entry that is no pattern, but what names begin with; and a name, whether or not something says that it is whole.
+_PLAIN = re.compile(r"[\w.\-/]+", re.ASCII)
 _NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)
 
-_TOLD = 5
+_TOLD = 5  # entries that match nothing
 
 # What Axolotl's freeze_mm_modules goes by.
 _MULTIMODAL = {
     *("vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual"),
     *("audio_tower", "audio_model", "embed_audio"),
 }
-
-_PLAIN = re.compile(r"[\w.\-/]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,17 @@ def check(read: EntryList, model: Outline) -> Checked:
     }
     trained = {rule: frozenset().union(*of.values()) for rule, of in matched.items()}
     of_axolotl = matched[AXOLOTL]
+    nothing = {entry: _tied(entry, model) for entry, names in of_axolotl.items() if not names}
     problems = [
-        *_unmatched(of_axolotl, trained[AXOLOTL], model),
+        *_unmatched(nothing, trained[AXOLOTL], model),
         *(text for entry, names in of_axolotl.items() for text in _beyond(entry, names, model)),
         *(text for entry, names in of_axolotl.items() for text in _rows(entry, names, model)),
     ]
-    notes = list(_through(of_axolotl, trained[AXOLOTL], model))
+    notes = [
+        f"{entry} is tied to {through}, and trains through that"
+        for entry, through in nothing.items()
+        if through in trained[AXOLOTL]
+    ]
     notes += [
         f"{entry} is the name of no module, and matches as their beginning {tables.listed(sorted(names), 2)}"
         for entry, names in of_axolotl.items()
@@ -81,29 +85,21 @@ def check(read: EntryList, model: Outline) -> Checked:
     return Checked(trained, matching, tuple(problems), tuple(notes))
 
 
-def _unmatched(matched: Mapping[str, frozenset[str]], trained: frozenset[str], model: Outline) -> Iterator[str]:
-    """Entries that match nothing that trainers see. Of a list for another model, these are all: a few are told."""
-    nothing = []
-    for entry in (entry for entry, names in matched.items() if not names):
-        through = _tied(entry, model)
-        if through is None:
-            nothing.append(entry)
-        elif through not in trained:
+def _unmatched(tied: Mapping[str, str | None], trained: frozenset[str], model: Outline) -> Iterator[str]:
+    """Entries that match nothing that trainers see, and what theirs is tied to.
+
+    Of a list for another model, these are all: a few are told.
+    """
+    for entry, through in tied.items():
+        if through is not None and through not in trained:
             yield f"{entry} is tied to {through}, which is all that trainers see; write ^{through}$"
+    nothing = [entry for entry, through in tied.items() if through is None]
     for entry in nothing[:_TOLD]:
         close = _nearest(entry, model)
         yield f"{entry} matches nothing{f'; the nearest name is {close}' if close else ''}"
     if len(nothing) > _TOLD:
         rest = tables.plural(len(nothing) - _TOLD, "more entry matches", "more entries match")
         yield f"{rest} nothing; is the list for another model, or another class of this one (--model-class)?"
-
-
-def _through(matched: Mapping[str, frozenset[str]], trained: frozenset[str], model: Outline) -> Iterator[str]:
-    """Entries that do what they say through the parameter that theirs is tied to."""
-    for entry in (entry for entry, names in matched.items() if not names):
-        through = _tied(entry, model)
-        if through in trained:
-            yield f"{entry} is tied to {through}, and trains through that"
 
 
 def _lines(read: EntryList) -> Iterator[str]:
@@ -155,10 +151,7 @@ def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
 def _tied(entry: str, model: Outline) -> str | None:
     """The parameter that an entry's is tied to, where it names one that trainers do not see."""
     matches = consumers.axolotl(entry)
-    for name, parameter in model.parameters.items():
-        if parameter.tied_to is not None and matches(name):
-            return parameter.tied_to
-    return None
+    return next((seen for name, seen in model.tied().items() if matches(name)), None)
 
 
 def _nearest(entry: str, model: Outline) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spectrum import comparison, confidence, formats, plots, report, results, scans, selection, tables
 from spectrum.errors import SelectionError, SpectrumError
+from spectrum.layers import ScanResult
 from spectrum.selection import Selection
 
 _DEFAULT_PERCENT = "50"
@@ -50,24 +51,16 @@ def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | 
     results.write_atomically(list_file, rendered.text)
     if args.plot is not None:
         plots.heatmap(chosen, args.plot)
-    problem, compared = None, ""
+    compared, problem = "", None
     if other is not None:
-        alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=scan.wanted)
-        try:
-            compared = comparison.described(comparison.compare(chosen, alike))
-        except SelectionError as error:  # what was asked for besides is done
-            problem = str(error)
+        compared, problem = _compared(chosen, other, scan.wanted)
     if args.quiet:
         return Outcome(tables.visible(str(list_file)), problem)
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
     paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
+    paths += [] if args.plot is None else [("picture", args.plot)]
     before = [scan.origin, _by_share(args, chosen)]
-    after = [
-        "\n".join(confidence.notes(chosen.types)),
-        _plan(args, chosen),
-        compared,
-        report.written([*paths, *([] if args.plot is None else [("picture", args.plot)])]),
-    ]
+    after = ["\n".join(confidence.notes(chosen.types)), _plan(args, chosen), compared, report.written(paths)]
     # The table alone may hold what a terminal obeys.
     parts = [*map(tables.visible, before), report.summary(chosen, columns), *map(tables.visible, after)]
     return Outcome("\n\n".join(filter(None, parts)), problem)
@@ -134,6 +127,15 @@ def _request(args: argparse.Namespace) -> scans.Request:
 def _is_file(compared: str | None) -> bool:
     """Whether what to compare with is a scan's file; else it is a model of its own."""
     return compared is not None and compared.endswith(".json")
+
+
+def _compared(chosen: Selection, other: ScanResult, wanted: Sequence[str] | None) -> tuple[str, str | None]:
+    """The comparison with what another scan makes of the same; and why there is none, if so."""
+    alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=wanted)
+    try:
+        return comparison.described(comparison.compare(chosen, alike)), None
+    except SelectionError as error:
+        return "", str(error)
 
 
 def _chosen(args: argparse.Namespace, scan: scans.Obtained) -> Selection:

@@ -21,7 +21,7 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 # Before all names of a model, by DDP and DeepSpeed, by PEFT.
 _PREFIXES = ("module.", "base_model.model.")
 
-
+# These make what they need for the parameters that train when they are made.
 _TAKES_STOCK = ("DistributedDataParallel", "DeepSpeedEngine")
 
 # What PEFT puts before the last part of a parameter's name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -63,3 +63,13 @@ def files_below(directory: Path) -> Sequence[str]:
     """Every file below a directory, to see that nothing was left behind. A lock has to stay, as flock works."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
     return sorted(str(path.relative_to(directory)) for path in files)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

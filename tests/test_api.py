@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import distributed, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing,
-    checkpoint_wrapper,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import spectrum
@@ -41,14 +35,9 @@ from tests.command import run
 from tests.conftest import ROOT, TINY_LLAMA, files_below
 from tests.oracle import oracle_snr
 from tests.test_axolotl import with_signal
+from tests.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
 
-pytestmark = [
-    # peft asks transformers for what it calls by another name now; torch.compile's import for what torch has left.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
-    # One process has nothing to share out.
-    pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning"),
-]
+pytestmark = FILTERS
 
 _GUARD = 150  # seconds, against hangs; a quiet machine needs ten
 
@@ -299,18 +288,6 @@ def test_layers_that_are_not_finite_are_left_out_with_a_warning() -> None:
     assert "first" not in spectrum.select(result, 100).trained()
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-def compiled(model: nn.Module) -> Any:
-    return torch.compile(model)  # which compiles nothing before it is called
-
-
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(
     "wrapper",
@@ -330,31 +307,6 @@ def tiny() -> Any:
     return built("llama")
 
 
-def checkpointed(model: Any) -> nn.Module:
-    apply_activation_checkpointing(
-        model,
-        checkpoint_wrapper_fn=checkpoint_wrapper,
-        check_fn=lambda module: type(module).__name__ == "LlamaDecoderLayer",
-    )
-    return model  # type: ignore[no-any-return]
-
-
-def layers_compiled(model: Any) -> nn.Module:
-    for i, layer in enumerate(model.model.layers):
-        model.model.layers[i] = torch.compile(layer)
-    return model  # type: ignore[no-any-return]
-
-
-def with_fsdp(model: Any, original: bool) -> nn.Module:
-    # The device, because it looks for an accelerator otherwise.
-    return FullyShardedDataParallel(model, use_orig_params=original, device_id=torch.device("cpu"))
-
-
-def with_fsdp2(model: Any) -> nn.Module:
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    return model  # type: ignore[no-any-return]
-
-
 def with_int8(model: Any) -> nn.Module:
     packed = torch.zeros(48, 32, dtype=torch.int8)
     model.model.layers[0].mlp.up_proj.weight = nn.Parameter(packed, requires_grad=False)
@@ -363,8 +315,8 @@ def with_int8(model: Any) -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "meta": (lambda model: model.to("meta"), "as a whole in memory"),
-    "fsdp": (lambda model: with_fsdp(model, original=True), "scan it before"),
-    "fsdp-flat": (lambda model: with_fsdp(model, original=False), "scan it before"),
+    "fsdp": (lambda model: with_fsdp(model, layers=False), "scan it before"),
+    "fsdp-flat": (lambda model: with_fsdp(model, original=False, layers=False), "scan it before"),
     "fsdp2": (with_fsdp2, "as a whole in memory"),
     "checkpointed": (checkpointed, "scan it before"),
     "layers-compiled": (layers_compiled, "scan it before"),

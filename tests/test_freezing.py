@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,17 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from torch import distributed, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing,
-    checkpoint_wrapper,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import spectrum
 from spectrum.errors import SelectionError
 from spectrum.layers import ScanResult
 from spectrum.selection import Selection
 from tests.architectures import built, llama_like
+from tests.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
 
-pytestmark = [
-    # peft asks transformers for what it calls by another name now; torch.compile's import for what torch has left.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
-    # One process has nothing to share out.
-    pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning"),
-]
+pytestmark = FILTERS
 
 EMBEDDINGS = {"lm_head.weight", "model.embed_tokens.weight"}
 
@@ -328,57 +315,12 @@ def test_a_tied_parameter_is_frozen_with_the_embeddings() -> None:
 # Wrappers.
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
 class Engine(nn.Module):
     """Holds a model as DeepSpeed's engine does."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-
-
-def with_fsdp(model: nn.Module, *, original: bool = True) -> nn.Module:
-    return FullyShardedDataParallel(
-        model,
-        auto_wrap_policy=ModuleWrapPolicy({LlamaDecoderLayer}),
-        use_orig_params=original,
-        device_id=torch.device("cpu"),  # else it looks for an accelerator
-    )
-
-
-def with_fsdp2(model: Any) -> nn.Module:
-    mesh = init_device_mesh("cpu", (1,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model  # type: ignore[no-any-return]
-
-
-def checkpointed(model: nn.Module) -> nn.Module:
-    """Activations of each layer are computed again in the backward pass."""
-    apply_activation_checkpointing(
-        model, checkpoint_wrapper_fn=checkpoint_wrapper, check_fn=lambda module: isinstance(module, LlamaDecoderLayer)
-    )
-    return model
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    wrapped: Any = torch.compile(model)  # which compiles nothing before it is called
-    return wrapped  # type: ignore[no-any-return]
-
-
-def layers_compiled(model: Any) -> nn.Module:
-    """As those do who have one graph for all layers."""
-    for i, layer in enumerate(model.model.layers):
-        model.model.layers[i] = torch.compile(layer)
-    return model  # type: ignore[no-any-return]
 
 
 WRAPPERS: Mapping[str, Callable[[Any], nn.Module]] = {
