@@ -174,7 +174,7 @@ def _heatmap_figure(selection: Selection) -> Figure:
 def _log_ticks(low: float, high: float) -> list[float]:
     """Round numbers within a range, four to eight; ends and middle of one that is too narrow for as many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5)):
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
         ticks = [tick for power in powers for digit in digits if low <= (tick := float(f"{digit}e{power}")) <= high]
         if len(ticks) > 3:
             return ticks[:: math.ceil(len(ticks) / 8)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,45 @@ def test_the_output_shown_is_what_the_first_command_prints(
     assert written.name in README
     shown = fenced("yaml").removesuffix("...\n")
     assert written.read_text().startswith(shown)
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the models that the examples name."""
+    for name in ("org/model", "org/model-instruct", "path/to/model"):
+        shutil.copytree(TINY_LLAMA, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("models")
+def test_every_command_shown_works(tmp_path: Path) -> None:
+    config = re.search(r"^```yaml\n(base_model: .*?)\.\.\.\n```$", README, re.DOTALL | re.MULTILINE)
+    assert config
+    (tmp_path / "config.yaml").write_text(config[1])
+    commands = re.findall(r"^    spectrum (.*)$", README, re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        assert main([*command.split(), "--device", "cpu"]) == 0, command
+    assert {path.name for path in tmp_path.glob("*.png")} == {"scores.png", "spectrum.png"}
+
+
+# peft asks transformers for what it calls by another name now.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.usefixtures("models")
+def test_the_python_shown_works() -> None:
+    for form in ("axolotl", "peft"):
+        assert main(["--model-name", "org/model", "--top-percent", "25", "--yes", "--format", form, "-q"]) == 0
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
+    # What has been shown: adapters on the selected layers, then these layers themselves.
+    trained = {name for name, value in names["model"].named_parameters() if value.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert any(name.endswith("layers.1.mlp.down_proj.base_layer.weight") for name in trained)
+    assert "with" in repr(names["report"])
+    assert Path("axolotl.yaml").read_text().startswith("unfrozen_parameters:")
 
 
 def test_the_layout_names_every_module() -> None:
