@@ -7,7 +7,7 @@ Every process writes all parameters as it gathers them after the step, and which
 
 from __future__ import annotations
 
-import re
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -23,6 +22,8 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+import spectrum
 
 Gathered = dict[str, torch.Tensor]
 
@@ -70,10 +71,7 @@ WRAPPERS: Mapping[str, Callable[[Any], tuple[Any, Callable[[], Gathered]]]] = {
 def train(wrapper: str, directory: str, listed: str, results: str) -> None:
     rank = distributed.get_rank()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    patterns = yaml.safe_load(Path(listed).read_text())["unfrozen_parameters"]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = any(re.match(pattern, name) for pattern in patterns)
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trainable = list(spectrum.unfreeze(model, listed).names)
 
     wrapped, gather = WRAPPERS[wrapper](model)
     # Without decay, what has no gradient does not move.
@@ -93,3 +91,5 @@ if __name__ == "__main__":
         train(*sys.argv[1:])
     finally:
         distributed.destroy_process_group()
+    # A thread of gloo's may still let go of a tensor, which aborts a Python that is shutting down.
+    os._exit(0)
