@@ -675,3 +675,26 @@ def test_warnings_point_at_the_caller(fresh: Path) -> None:
         warnings.simplefilter("always")
         spectrum.scan("model", show_progress=False)
     assert [(one.category, one.filename) for one in caught] == [(UserWarning, __file__)]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, transformers.LlamaForCausalLM], ids=["None", "number", "class"])
+def test_what_is_no_model_is_a_value_error(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="a name, a path or a model is expected"):
+        spectrum.scan(wrong)
+
+
+def test_arguments_in_the_wrong_place_are_value_errors(sample: ScanResult) -> None:
+    wrong: Any = "model"
+    with pytest.raises(ValueError, match="what scan"):
+        spectrum.select(wrong)
+    wrong = sample
+    with pytest.raises(ValueError, match="a selection, or the path of a list"):
+        spectrum.unfreeze(tiny(), wrong)
+
+
+def test_parameters_that_deepspeed_has_taken_apart_are_refused() -> None:
+    model = tiny()
+    for parameter in model.parameters():
+        parameter.ds_id = 0
+    with pytest.raises(CheckpointError, match="as a whole in memory"):
+        scanned(model)

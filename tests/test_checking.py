@@ -538,3 +538,68 @@ def test_only_the_config_is_fetched(hub: HubServer, tmp_path: Path) -> None:
         missing = command("--model-name", "org/missing", "--check", "list.yaml", cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "org/missing" in missing.stderr
+
+
+# What a list of Axolotl's can say besides.
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("[5:2]", "for no row"),
+        ("[3:3]", "for no row"),
+        ("[0:9]", "does not have"),
+        ("[8]", "does not have"),
+        ("[8:]", "does not have"),
+        ("[:8]", None),
+        ("[7]", None),
+        ("[7:]", None),
+        ("[:]", None),
+    ],
+)
+def test_rows_that_a_parameter_does_not_have_are_a_problem(rows: str, words: str | None, tmp_path: Path) -> None:
+    # Its parameters have eight; a whole config, since scripts know nothing of rows.
+    found = check(tmp_path, f"base_model: x\n{lines(f'model.norm.weight{rows}')}")
+    if words is None:
+        assert found.problems == ()
+    else:
+        problem(found, f"model.norm.weight{rows}", words, "Axolotl refuses")
+
+
+TOWERS = modelled([EMBEDDING, "model.vision_tower.layers.0.mlp.fc1.weight", "model.layers.0.mlp.up_proj.weight"])
+
+
+def test_what_is_frozen_again_with_the_other_modalities_is_a_problem(tmp_path: Path) -> None:
+    both = lines("model.vision_tower.layers.0.mlp.fc1", "model.layers.0.mlp.up_proj")
+    problem(check(tmp_path, f"freeze_mm_modules: true\n{both}", TOWERS), "freeze_mm_modules", "vision_tower.layers.0")
+    assert check(tmp_path, f"freeze_mm_modules: false\n{both}", TOWERS).problems == ()
+    one = lines("model.layers.0.mlp.up_proj")
+    assert check(tmp_path, f"freeze_mm_modules: true\n{one}", TOWERS).problems == ()
+
+
+@pytest.mark.parametrize("setting", ["load_in_4bit", "load_in_8bit"])
+def test_quantized_weights_that_are_to_train_are_a_problem(setting: str, tmp_path: Path) -> None:
+    problem(check(tmp_path, f"{setting}: true\n{lines('model.norm')}"), setting, "do not train")
+    assert check(tmp_path, f"{setting}: false\n{lines('model.norm')}").problems == ()
+
+
+def test_a_name_that_no_module_has_is_noted_with_what_it_begins(tmp_path: Path) -> None:
+    found = check(tmp_path, lines("model.layers.3.mlp.gate_pro"))
+    assert found.problems == ()
+    (note,) = found.notes
+    assert "model.layers.3.mlp.gate_pro is the name of no module" in note
+    assert "model.layers.3.mlp.gate_proj.weight" in note
+
+
+def test_of_many_entries_that_match_nothing_a_few_are_told(tmp_path: Path) -> None:
+    found = check(tmp_path, lines("model.norm", *(f"transformer.h.{i}.mlp" for i in range(40))))
+    told = [text for text in found.problems if "transformer" in text]
+    assert 2 < len(told) < 10
+    (rest,) = (text for text in found.problems if "more entries match nothing" in text)
+    assert f"{40 - len(told)} more" in rest
+    assert "--model-class" in rest
+
+
+def test_a_list_without_problems_says_that_it_is_ok(config_only: Path) -> None:
+    assert "\nok: every entry does what it says\n" in checked(config_only, GOOD).out
+    assert "\nok:" not in checked(config_only, lines("model.norms")).out

@@ -746,3 +746,35 @@ def test_a_cache_of_some_types_says_that_it_is_one(fresh: Path) -> None:
     assert run(fresh, *model, "--layer-types", "all", "-q").status == 0
     assert run(fresh, *model).err == ""
     assert len({entry["type"] for entry in content(fresh / SCAN).values()}) == 12
+
+
+def test_a_misspelt_option_is_named_before_one_that_is_missing(tmp_path: Path) -> None:
+    refused(run(tmp_path, "--modelname", "tiny_llama"), "--modelname", status=2)
+    refused(run(tmp_path, "--yes"), "--model-name", status=2)
+
+
+def test_the_slash_that_completion_adds_is_no_part_of_the_name(scanned: Path) -> None:
+    before = files_below(scanned)
+    done = run(scanned, "--model-name", "tiny_llama/")
+    assert "from the cached scan" in done.out
+    assert files_below(scanned) == before
+
+
+def test_a_class_that_was_asked_for_is_warned_of_when_its_scan_is_used_again(fresh: Path) -> None:
+    scan(fresh, "--model-class", "LlamaModel")
+    again = scan(fresh)
+    assert "(LlamaModel), from the cached scan" in again.out
+    assert "warning: the cached scan was made with --model-class LlamaModel" in again.err
+    assert "--rescan" in again.err
+    assert scan(fresh, "--model-class", "LlamaModel").err == ""
+    assert "(LlamaForCausalLM)" in scan(fresh, "--rescan", "--yes").out
+
+
+@pytest.mark.parametrize(
+    "others", [["--top-percent", "50"], ["--top-params", "5"], ["--format", "json"], ["--plot", "x.png"]], ids="".join
+)
+@pytest.mark.parametrize("mode", [["--check", "list.yaml"], ["--plot-spectrum", "lm_head", "x.png"]], ids="".join)
+def test_what_selects_nothing_takes_no_options_of_a_selection(
+    mode: list[str], others: list[str], tmp_path: Path
+) -> None:
+    refused(run(tmp_path, "--model-name", "m", *mode, *others), mode[0], "selects nothing", status=2)

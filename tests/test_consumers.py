@@ -239,3 +239,15 @@ def test_a_small_file_does_not_grow_in_memory(bomb: Callable[[int], str], tmp_pa
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_a_bare_list_is_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- model.norm\n")
+    refused(path, "put its list under `unfrozen_parameters:`")
+
+
+def test_the_entry_that_is_no_name_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("unfrozen_parameters:\n- model.norm\n- 3\n")
+    refused(path, "entry 2 is int")

@@ -218,6 +218,23 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     assert said[0] == "75 layers of model (LlamaForCausalLM), from the cached scan."
 
 
+def test_a_notebooks_cell_is_asked_nothing(directory: Path) -> None:
+    # It runs commands on a terminal that nobody types on.
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "spectrum", "--model-name", "model"],
+        cwd=str(directory),
+        env={**os.environ, "JPY_PARENT_PID": "1"},
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect_exact("no terminal to ask on: batch size auto, layer types all")
+    child.expect_exact("unfrozen parameters")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 def test_nothing_is_asked_where_stdout_is_no_terminal(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory, stdout="report.txt")
     status, _, said = terminal.finished()
