@@ -49,7 +49,7 @@ def scan(
     all, or all that the cache has. The other arguments are the command's options.
     What may make the result other than expected is a UserWarning; what is merely told goes to the logger `spectrum`.
     Raises SpectrumError, with a line that says what to do. Of several processes that call it with a name, as under
-    torchrun, one scans and those beside it use its cache; a model in memory is scanned by each.
+    torchrun, one scans and those beside it use its cache; each scans by itself what is in memory, and with `rescan`.
     """
     if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
         raise ValueError(f"a name, a path or a model is expected, not {model!r}")
@@ -104,7 +104,7 @@ def select(
             raise ValueError("give top_percent or top_params, not both")
         return selection.top_params(result, _typed(top_params), embeddings=embeddings)
     chosen = selection.top_percent(result, _typed(50 if top_percent is None else top_percent), embeddings=embeddings)
-    if not any(chosen.layers().values()):
+    if not any(kind.count for kind in chosen.types):
         _warn(f"{chosen.percent} percent of no layer type is a whole layer")
     return chosen
 

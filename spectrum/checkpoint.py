@@ -83,7 +83,8 @@ def open_checkpoint(
     if not weights:
         raise CheckpointError(f"{directory} has no weight matrices")
     provenance = _provenance(meta, parameters, weights)
-    provenance = replace(provenance, revision=revision, commit=commit, fingerprint=fingerprint, class_asked=model_class)
+    asked = model_class if model_class != skeleton.own_class(config) else None  # as if it had not been asked for
+    provenance = replace(provenance, revision=revision, commit=commit, fingerprint=fingerprint, class_asked=asked)
     return Checkpoint(directory, provenance, weights, tuple(_warnings(meta, values)), values, _transposed(meta))
 
 

@@ -53,7 +53,7 @@ def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | 
         plots.heatmap(chosen, args.plot)
     compared, problem = "", None
     if other is not None:
-        compared, problem = _compared(chosen, other, scan.wanted)
+        compared, problem = _compared(chosen, other, None if args.layer_types is None else scan.wanted)
     if args.quiet:
         return Outcome(tables.visible(str(list_file)), problem)
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
@@ -169,7 +169,7 @@ def _plan(args: argparse.Namespace, chosen: Selection) -> str:
     if args.format == "peft":  # what adapters take depends on their rank
         return ""
     made = chosen.result.provenance
-    if made is None:
+    if made is None or all(known.module is None for known in made.parameters.values()):
         return "This scan does not say how large parameters are, so not what training takes; --rescan finds out."
     embeddings: Sequence[str | None] = (made.head, made.embedding)
     return report.plan(chosen.trained(), made.parameters, [name for name in embeddings if name], args.gpus)

@@ -17,6 +17,7 @@ KEY = "unfrozen_parameters"
 
 _PART, _MOST_PARTS = 1 << 16, 64  # bytes that are read at a time, and how often
 
+_MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 10_000  # keys that one mapping takes over from others, which YAML lets multiply
 
 # Axolotl's: rows of a parameter, at the end of an entry.
@@ -45,9 +46,15 @@ def read_list(path: Path) -> EntryList:
 
     class Loader(yaml.SafeLoader):
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            super().flatten_mapping(node)
-            if len(node.value) > _MOST_MERGED:
+            merged = 0
+            for value in (value for key, value in node.value if key.tag == _MERGE):
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(each, yaml.MappingNode):
+                        self.flatten_mapping(each)
+                        merged += len(each.value)
+            if merged > _MOST_MERGED:
                 raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
+            super().flatten_mapping(node)
 
     try:
         with path.open("rb") as file:
@@ -58,7 +65,7 @@ def read_list(path: Path) -> EntryList:
         content = yaml.load(text, Loader)
     except OSError as error:
         raise SelectionError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, IndexError, RecursionError, yaml.YAMLError) as error:
         raise SelectionError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or KEY not in content:
         hint = f"; put its list under `{KEY}:`" if isinstance(content, list) else ""

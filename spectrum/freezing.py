@@ -92,7 +92,7 @@ def _understood(model: torch.nn.Module, selection: Selection | str | Path) -> tu
     while True:
         known = list(_without_adapters(values))
         names = sorted({parameter.name for parameter in known})
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in values)), None)
+        prefix = next((p for p in _PREFIXES if values and all(name.startswith(p) for name in values)), None)
         try:
             if isinstance(selection, Selection):
                 return known, _of_selection(model, selection, names)

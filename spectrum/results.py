@@ -118,8 +118,7 @@ def load_file(path: Path) -> ScanResult:
     try:
         found = _load(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
     except ResultsError as error:
-        reason = str(error).removesuffix(_AGAIN).removeprefix(f"the cached scan {path} ")
-        raise ResultsError(f"{path} is no scan to compare with: it {reason}") from error
+        raise ResultsError(f"{path} is no scan to compare with: {str(error).removesuffix(_AGAIN)}") from error
     if found is None:
         raise ResultsError(f"there is no scan {path}")
     if not found.whole:

@@ -234,8 +234,8 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
         attendant.note(f"the cached scan {path} is of other weights than those found now; scanning all anew")
         cached, prepared = None, _prepare(request, attendant)
     with _alone(request, attendant):
-        # Whoever had it meanwhile may have put there what is wanted, or some of it; and anew, where that is wanted.
-        if results.written(request.results_dir, request.model) != seen:
+        # Whoever had it meanwhile may have put there what is wanted, or some of it.
+        if not request.rescan and results.written(request.results_dir, request.model) != seen:
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
             cached = _usable(request, attendant.note)
             if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
@@ -303,10 +303,12 @@ def _prepare(request: Request, attendant: Attendant) -> _Prepared:
 def _reduced(prepared: _Prepared, cached: ScanResult | None, request: Request) -> tuple[_Prepared, ScanResult | None]:
     """What is left to scan beside a cached scan that was not there before; no cached scan where that is of others."""
     made = prepared.checkpoint.provenance
-    if cached is None or not _same_weights(cached.provenance, made):
-        return prepared, None
-    _, missing = _in_cache(cached, request.layer_types)
-    job = replace(prepared.job, layer_types=tuple(match_types(missing, made.layer_types)))
+    if cached is not None and not _same_weights(cached.provenance, made):
+        cached = None
+    left = request.layer_types or ()
+    if cached is not None:
+        _, left = _in_cache(cached, left)
+    job = replace(prepared.job, layer_types=tuple(match_types(left, made.layer_types)))
     return replace(prepared, job=job), cached
 
 

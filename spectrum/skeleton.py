@@ -193,6 +193,12 @@ def _rival_class(model: Any) -> str | None:
     return None
 
 
+def own_class(config: Any) -> str | None:
+    """The class of transformers that a config names as its model's, None where it names none."""
+    known = _native_class(getattr(config, "architectures", None))
+    return None if known is None else str(known.__name__)
+
+
 def _native_class(architectures: Sequence[str] | None) -> Any:
     """transformers' own model class of the first name in a config's `architectures`, None where there is none."""
     known = getattr(transformers, architectures[0], None) if architectures else None

@@ -767,6 +767,9 @@ def test_a_class_that_was_asked_for_is_warned_of_when_its_scan_is_used_again(fre
     assert "warning: the cached scan was made with --model-class LlamaModel" in again.err
     assert "--rescan" in again.err
     assert scan(fresh, "--model-class", "LlamaModel").err == ""
+    # Its own class is no other one for having been asked for.
+    scan(fresh, "--rescan", "--model-class", "LlamaForCausalLM")
+    assert scan(fresh).err == ""
     assert "(LlamaForCausalLM)" in scan(fresh, "--rescan", "--yes").out
 
 

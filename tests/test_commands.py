@@ -388,6 +388,13 @@ def test_a_comparison_is_of_what_is_asked_for(scanned: Path) -> None:
     assert done_well(scanned, "--compare", SCAN, "--quiet").out == f"{LIST}\n"
 
 
+def test_a_comparison_is_the_same_from_the_cache(scanned: Path) -> None:
+    built("qwen3-moe").save_pretrained(scanned / "other")
+    first = done_well(scanned, "--compare", "other", "--yes", "--rescan")
+    assert comparison(first) == comparison(done_well(scanned, "--compare", "other"))
+    assert any(line.startswith("only in other: ") for line in comparison(first)[2])
+
+
 def test_a_scan_made_anew_leaves_the_other_one_as_it_is(scanned: Path) -> None:
     # Of the other one there is nothing but its scan.
     other = changed(scanned, "model_snr_results/snr_results_other.json", {})

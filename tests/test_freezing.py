@@ -505,3 +505,10 @@ def test_a_list_matches_the_names_that_parameters_have_without_adapters(tmp_path
     wanted = {"model.layers.1.self_attn.q_proj.weight", "lm_head.weight"}
     assert {name for name, value in values.items() if value.requires_grad} == wanted
     assert trainable(wrapped) > adapters
+
+
+def test_a_model_without_parameters_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("unfrozen_parameters:\n- model.norm\n")
+    with pytest.raises(SelectionError, match="matches no parameter of this Identity"):
+        spectrum.unfreeze(nn.Identity(), path)

@@ -210,9 +210,7 @@ def test_a_second_run_goes_on_from_where_the_first_was_cut_short(
     assert written(fresh) == scanned.files
 
 
-def test_a_rescan_waits_too_and_takes_what_was_made_meanwhile(
-    scanned: Scanned, fresh: Path, reads: Counter[str]
-) -> None:
+def test_rescan_waits_too_and_then_scans(scanned: Scanned, fresh: Path, reads: Counter[str]) -> None:
     def save() -> None:
         for path in (SCAN, SIDECAR):
             (fresh / path).write_bytes(scanned.files[path])
@@ -220,8 +218,8 @@ def test_a_rescan_waits_too_and_takes_what_was_made_meanwhile(
     with another_run(fresh, save) as err:
         done = run(fresh, "--rescan", err=err)
     assert WAITING in done.err
-    assert "from the cached scan" in done.out
-    assert sum(reads.values()) == 0
+    assert done.out.startswith("Scanned 75 layers")
+    assert sum(reads.values()) == MATRICES
 
 
 @pytest.mark.parametrize(
@@ -245,6 +243,25 @@ def test_whoever_waits_while_other_types_are_scanned_keeps_them_and_adds_its_own
     assert run(tmp_path / "first", "--layer-types", "self_attn.*").status == 0
     assert WAITING in err.getvalue()
     assert written(fresh) == written(tmp_path / "first")
+
+
+def test_types_that_a_replaced_scan_had_are_scanned_again(fresh: Path, tmp_path: Path) -> None:
+    assert run(fresh, "--layer-types", "mlp.*").status == 0
+    shutil.copytree(fresh, tmp_path / "first")
+    # While this run, which lacks only the second pattern's types, is on its way, another one puts other names there.
+    other = ["--layer-types", "mlp.*", "--rescan", "--model-class", "LlamaModel"]
+    assert run(tmp_path / "first", *other).status == 0
+
+    def save() -> None:
+        for path in (SCAN, SIDECAR):
+            shutil.copy(tmp_path / "first" / path, fresh / path)
+
+    with another_run(fresh, save) as err:
+        assert run(fresh, "--layer-types", "mlp.*", "self_attn.*", err=err).status == 0
+    assert WAITING in err.getvalue()
+    layers = json.loads((fresh / SCAN).read_text())
+    assert len(layers) == 56
+    assert all(name.startswith("model.layers.") for name in layers)
 
 
 def test_a_run_that_said_it_would_scan_all_types_does_so_after_waiting(
