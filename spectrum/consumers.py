@@ -34,7 +34,6 @@ class EntryList:
     else the file holds, as a trainer's whole config does.
     """
 
-    path: Path
     entries: tuple[str, ...]
     lines: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -85,7 +84,7 @@ def read_list(path: Path) -> EntryList:
             except (re.error, OverflowError, RecursionError) as error:
                 raise SelectionError(f"{path}: {entry!r} is no regular expression: {first_line(error)}") from error
     lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
-    return EntryList(path, tuple(entries), lines, {key: value for key, value in content.items() if key != KEY})
+    return EntryList(tuple(entries), lines, {key: value for key, value in content.items() if key != KEY})
 
 
 def without_rows(entry: str) -> str:

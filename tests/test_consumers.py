@@ -125,7 +125,6 @@ def test_a_list_is_read_as_yaml_and_as_lines(
     text: str, entries: tuple[str, ...], lines: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
     found = read_list(write(tmp_path, text))
-    assert found.path == tmp_path / "list.yaml"
     assert found.entries == entries
     assert found.lines == (entries if lines is None else lines)
     assert found.settings == {}
