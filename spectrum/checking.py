@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectrum import consumers, tables
 from spectrum.consumers import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING, EntryList
+from spectrum.layers import tied
 
 if TYPE_CHECKING:
     from spectrum.outline import Outline
@@ -85,15 +86,15 @@ def check(read: EntryList, model: Outline) -> Checked:
     return Checked(trained, matching, tuple(problems), tuple(notes))
 
 
-def _unmatched(tied: Mapping[str, str | None], trained: frozenset[str], model: Outline) -> Iterator[str]:
+def _unmatched(entries: Mapping[str, str | None], trained: frozenset[str], model: Outline) -> Iterator[str]:
     """Entries that match nothing that trainers see, and what theirs is tied to.
 
     Of a list for another model, these are all: a few are told.
     """
-    for entry, through in tied.items():
+    for entry, through in entries.items():
         if through is not None and through not in trained:
             yield f"{entry} is tied to {through}, which is all that trainers see; write ^{through}$"
-    nothing = [entry for entry, through in tied.items() if through is None]
+    nothing = [entry for entry, through in entries.items() if through is None]
     for entry in nothing[:_TOLD]:
         close = _nearest(entry, model)
         yield f"{entry} matches nothing{f'; the nearest name is {close}' if close else ''}"
@@ -151,7 +152,7 @@ def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
 def _tied(entry: str, model: Outline) -> str | None:
     """The parameter that an entry's is tied to, where it names one that trainers do not see."""
     matches = consumers.axolotl(entry)
-    return next((seen for name, seen in model.tied().items() if matches(name)), None)
+    return next((seen for name, seen in tied(model.parameters).items() if matches(name)), None)
 
 
 def _nearest(entry: str, model: Outline) -> str | None:

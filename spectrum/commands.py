@@ -169,7 +169,7 @@ def _plan(args: argparse.Namespace, chosen: Selection) -> str:
     if args.format == "peft":  # what adapters take depends on their rank
         return ""
     made = chosen.result.provenance
-    if made is None or all(known.module is None for known in made.parameters.values()):
+    if made is None or not made.knows_modules():
         return "This scan does not say how large parameters are, so not what training takes; --rescan finds out."
     embeddings: Sequence[str | None] = (made.head, made.embedding)
     return report.plan(chosen.trained(), made.parameters, [name for name in embeddings if name], args.gpus)

@@ -63,13 +63,15 @@ def peft(selection: Selection) -> Rendered:
             f"the cached scan of {selection.result.model} does not say which layers take adapters; "
             "scan again with --rescan"
         )
-    targets = {layer: _adapter(layer, own[0], made) for layer, own in selection.parameters().items()}
+    first = {layer: own[0] for layer, own in selection.parameters().items()}
+    fused = _has_fused_experts(made)
+    targets = {layer: _adapter(layer, parameter, made, fused) for layer, parameter in first.items()}
     modules = [layer for layer, kind in targets.items() if kind == "module"]
-    parameters = [own[0] for layer, own in selection.parameters().items() if targets[layer] == "parameter"]
+    parameters = [first[layer] for layer, kind in targets.items() if kind == "parameter"]
     left = [layer for layer, kind in targets.items() if kind is None]
     if not modules and not parameters:
         raise SelectionError("no selected layer takes an adapter")
-    if all(known.module is None for known in made.parameters.values()):
+    if not made.knows_modules():
         raise SelectionError(f"the cached scan of {selection.result.model} is of an older version; use --rescan")
     for parameter in _ends(made.parameters).intersection(parameters):
         for other in made.parameters:
@@ -86,8 +88,11 @@ def peft(selection: Selection) -> Rendered:
     return Rendered(_yaml(arguments), tuple(notes))
 
 
-def _adapter(layer: str, parameter: str, made: Provenance) -> str | None:
-    """Whether PEFT is to adapt a layer as a `module` or as a `parameter`; None where it cannot."""
+def _adapter(layer: str, parameter: str, made: Provenance, fused: bool) -> str | None:
+    """Whether PEFT is to adapt a layer as a `module` or as a `parameter`; None where it cannot.
+
+    fused: whether the model has fused experts.
+    """
     first, name = made.parameters.get(parameter), layer.rpartition(".")[2]
     if first is None:  # merged from another tool's scan
         return None
@@ -95,7 +100,7 @@ def _adapter(layer: str, parameter: str, made: Provenance) -> str | None:
     if in_one_piece or (made.model_class.startswith(_STATE_SPACES) and name in _OF_STATE_SPACES):
         return None
     if first.module in _ADAPTED:
-        return "parameter" if name in _OF_EXPERTS and _has_fused_experts(made) else "module"
+        return "parameter" if fused and name in _OF_EXPERTS else "module"
     return "parameter" if first.module is None and len(first.shape) in (2, 3) else None
 
 

@@ -145,8 +145,10 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterable[_Kno
     A module that has an adapter is kept in it as its `base_layer`; of one that is trained as a whole, there is an
     `original_module`, and a copy under `modules_to_save` that is used instead.
     """
-    adapted = {name[: -len(tail)] for name in values for tail in _tails(name, ".base_layer")}
-    copied = {name[: -len(tail)] for name in values for tail in _tails(name, ".original_module")}
+    adapted, copied = (
+        {path for name in values for path in _above(name) if name.startswith(f"{path}.{part}.")}
+        for part in ("base_layer", "original_module")
+    )
     for name, value in values.items():
         holder = next((path for path in _above(name) if path in copied), None)
         if holder is not None:
@@ -155,12 +157,6 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterable[_Kno
                 yield _Known(f"{holder}.{rest.partition('.')[2]}", value, adapter=True)
         elif all(name[len(path) + 1 :].startswith("base_layer.") for path in _above(name) if path in adapted):
             yield _Known(_BASE.sub("", name), value, adapter=False)
-
-
-def _tails(name: str, marker: str) -> list[str]:
-    """What stands in a name from each place on where a marker does."""
-    starts = [i for i in range(len(name)) if name.startswith(f"{marker}.", i)]
-    return [name[i:] for i in starts]
 
 
 def _above(name: str) -> list[str]:

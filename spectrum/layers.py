@@ -99,6 +99,17 @@ class Parameter:
     module: str | None = None
 
 
+def owner(name: str, parameters: Mapping[str, Parameter]) -> str:
+    """The first parameter of the model that is the same as this one: the name under which trainers see it."""
+    known = parameters.get(name)
+    return name if known is None else known.tied_to or name
+
+
+def tied(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Parameters that trainers do not see, and the one that each is the same as."""
+    return {name: known.tied_to for name, known in parameters.items() if known.tied_to is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Which weights were scanned, and under which names.
@@ -119,6 +130,10 @@ class Provenance:
     embedding: str | None
     parameters: Mapping[str, Parameter]
     layer_types: tuple[str, ...]
+
+    def knows_modules(self) -> bool:
+        """Whether it says what modules hold the parameters, which earlier versions did not."""
+        return any(known.module is not None for known in self.parameters.values())
 
 
 @dataclass(frozen=True, slots=True, repr=False)

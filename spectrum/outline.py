@@ -23,10 +23,6 @@ class Outline:
     embedding: str | None
     warnings: tuple[str, ...]
 
-    def tied(self) -> dict[str, str]:
-        """Parameters that trainers do not see, and the one that each is the same as."""
-        return {name: known.tied_to for name, known in self.parameters.items() if known.tied_to is not None}
-
 
 def outline(model: str, *, revision: str | None, model_class: str | None, trust_remote_code: bool) -> Outline:
     """A model as its class and config have it. Ties are those of the config.

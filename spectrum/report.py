@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spectrum import tables, training
 from spectrum.checking import Checked
-from spectrum.layers import Parameter, TypeSelection
+from spectrum.layers import Parameter, TypeSelection, owner
 from spectrum.selection import Selection
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -38,8 +38,8 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
     trained, embeddings: names of parameters. devices: how many share where training is sharded.
     """
     everything, sizes = training.sizes(parameters, parameters), training.sizes(trained, parameters)
-    owners = {parameters[name].tied_to or name for name in embeddings if name in parameters}
-    rest = [name for name in trained if name in parameters and (parameters[name].tied_to or name) not in owners]
+    owners = {owner(name, parameters) for name in embeddings if name in parameters}
+    rest = [name for name in trained if owner(name, parameters) not in owners]
     total, count = training.elements(everything), training.elements(sizes)
     without = training.elements(training.sizes(rest, parameters))
     text = f"{count:,} of {total:,} parameters train, {_percent(count, total)}"

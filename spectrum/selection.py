@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spectrum import confidence, results, tables, training, unfrozen
 from spectrum.errors import SelectionError
-from spectrum.layers import ScanResult, TypeSelection
+from spectrum.layers import ScanResult, TypeSelection, tied
 
 LONGEST_PERCENT = 24  # characters: it becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
@@ -49,8 +49,8 @@ class Selection:
 
     def entries(self) -> dict[str, list[str]]:
         """The list for trainers, by layer type: names of modules or parameters, as prefix patterns."""
-        known, tied = unfrozen.known_parameters(self.result), unfrozen.tied_parameters(self.result.provenance)
-        return unfrozen.unfrozen_entries(self.layers(), known, tied, self.embedding_parameters())
+        known = unfrozen.known_parameters(self.result)
+        return unfrozen.unfrozen_entries(self.layers(), known, self._tied(), self.embedding_parameters())
 
     def parameters(self) -> dict[str, list[str]]:
         """Names of the parameters that each layer has to train; of its weight alone where no more is known."""
@@ -63,10 +63,13 @@ class Selection:
 
     def trained(self) -> list[str]:
         """Names of all parameters that train, embeddings first; of tied ones also the name that trainers see."""
-        tied = unfrozen.tied_parameters(self.result.provenance)
+        seen = self._tied()
         own = [name for names in self.parameters().values() for name in names]
         names = [*self.embedding_parameters(), *own]
-        return list(dict.fromkeys([*names, *(tied[name] for name in names if name in tied)]))
+        return list(dict.fromkeys([*names, *(seen[name] for name in names if name in seen)]))
+
+    def _tied(self) -> dict[str, str]:
+        return tied(self.result.provenance.parameters) if self.result.provenance else {}
 
     def to_yaml(self, path: str | Path) -> Path:
         """Write the list as Axolotl reads it; return the path. Raises ResultsError where it cannot be written."""

@@ -52,12 +52,12 @@ def score(weights: Tensor) -> Scores:
     values, exponent, finite = _singular_values(weights, beta)
     scale = 1.0 if exponent is None else torch.ldexp(torch.ones_like(values[:, 0]), -exponent)
     edge = bulk_edge(noise_scale(values), beta)
-    snr = signal_to_noise_ratio(values, edge, scale).masked_fill_(~finite, math.nan)
-    moved = [signal_to_noise_ratio(values, edge * (1 + step), scale) for step in (-EDGE_STEP, 0, EDGE_STEP)]
-    low, high = torch.stack(moved).aminmax(dim=0)
+    steps = (0, -EDGE_STEP, EDGE_STEP)
+    ratios = torch.stack([signal_to_noise_ratio(values, edge * (1 + step), scale) for step in steps])
+    low, high = ratios.aminmax(dim=0)
     over = values > edge[:, None]
     return Scores(
-        snr=snr,
+        snr=ratios[0].masked_fill(~finite, math.nan),
         above=over.sum(1).double(),
         below=((values > 0) & ~over).sum(1).double(),
         gap=((values - edge[:, None]).abs() / torch.maximum(values, edge[:, None])).nan_to_num_(1.0).amin(1),

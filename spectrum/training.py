@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spectrum.layers import Parameter
+from spectrum.layers import Parameter, owner
 
 # bitsandbytes: 8-bit states, with a float32 scale for each block, of parameters that are not too small for that.
 _BLOCK = 256
@@ -68,7 +68,7 @@ OPTIMIZERS: Mapping[str, tuple[Recipe, Recipe]] = {
 
 def sizes(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[Size]:
     """Sizes of these parameters, tied ones once; names that the model does not have are left out."""
-    owners = dict.fromkeys(parameters[name].tied_to or name for name in names if name in parameters)
+    owners = dict.fromkeys(owner(name, parameters) for name in names if name in parameters)
     return [Size(math.prod(parameters[name].shape), parameters[name].module == "Embedding") for name in owners]
 
 

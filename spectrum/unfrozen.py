@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from spectrum.layers import Parameter, Provenance, ScanResult
+from spectrum.layers import Provenance, ScanResult, owner
 
 # What the reference always writes, and what models of unknown provenance get.
 LLAMA_HEAD = "lm_head.weight"
@@ -30,18 +30,6 @@ def is_embedding(layer: str, provenance: Provenance | None) -> bool:
         return not own.isdisjoint(wanted)
     known = provenance.parameters
     return not {owner(name, known) for name in own}.isdisjoint(owner(name, known) for name in wanted)
-
-
-def owner(name: str, parameters: Mapping[str, Parameter]) -> str:
-    """The parameter whose values one has: itself, or the one that it is tied to."""
-    known = parameters.get(name)
-    return name if known is None else known.tied_to or name
-
-
-def tied_parameters(provenance: Provenance | None) -> dict[str, str]:
-    """Parameters that are tied to another one, and to which."""
-    known = provenance.parameters.items() if provenance else ()
-    return {name: parameter.tied_to for name, parameter in known if parameter.tied_to is not None}
 
 
 def known_parameters(result: ScanResult) -> list[str]:

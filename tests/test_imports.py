@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"errors", "shards", "huggingface_hub"},
     "skeleton": {"errors", "layers", "shards", "torch", "transformers"},
     "outline": {"layers", "hub", "skeleton"},
-    "checking": {"tables", "consumers", "outline"},
+    "checking": {"layers", "tables", "consumers", "outline"},
     "report": {"layers", "tables", "checking", "selection", "training"},
     "quantization": {"errors", "skeleton", "transformers"},
     "mapping": {"errors", "layers", "shards", "skeleton", "torch", "transformers"},
