@@ -18,8 +18,6 @@ from spectrum.errors import CheckpointError
 from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
 from spectrum.version import __version__
 
-_READABLE = ("float64", "float32", "float16", "bfloat16")
-
 # Companions of quantized weights, under the names that the methods in use give them.
 _QUANTIZATION_KEY = re.compile(
     r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
@@ -149,6 +147,9 @@ def _values(
             _refuse_quantized(directory, stored)
         else:
             _refuse_quantized(directory, streamed.unused)
+            if way == "dequantized":
+                parameters = (name for name, _ in skeleton.parameters(model))
+                quantization.check_scales(directory, stored, streamed.keys_of(parameters))
             try:
                 return streamed, _storage(directory, model, streamed)
             except CheckpointError:
@@ -248,7 +249,7 @@ def _weights(
     weights = []
     for layer, name, module in found:
         shape, dtype = parameters[name].shape, parameters[name].dtype
-        if dtype not in _READABLE:
+        if dtype not in quantization.READABLE:
             raise CheckpointError(
                 f"{directory} holds {name} as {dtype}, which is no weight by itself; scan the original checkpoint"
             )

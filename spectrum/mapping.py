@@ -7,7 +7,7 @@ The model's own mapping is applied here, and nothing else touches it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,6 +110,13 @@ class Streamed:
         if index == len(whole) - 1:
             self._whole.clear()
         return whole[index]
+
+    def keys_of(self, names: Iterable[str]) -> Iterator[str]:
+        """The keys of the stored tensors that make these parameters, as far as there are any."""
+        for name in names:
+            if name in self.sources:
+                for keys in self.sources[name].keys.values():
+                    yield from keys
 
     def _by_expert(self, source: Source, experts: int) -> bool:
         """Whether the converter's inputs can be cut to one expert: a list of them each, or rows of a stack each."""

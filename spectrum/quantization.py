@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from spectrum.errors import CheckpointError, first_line
+from spectrum.shards import StoredTensor
 from spectrum.skeleton import quiet
 
+# The dtypes of numbers that are weights by themselves.
+READABLE = ("float64", "float32", "float16", "bfloat16")
+
 _SCAN_ORIGINAL = "scan the original checkpoint"
+
+# Ends of the names of what is stored beside quantized weights, which has such dtypes too, and no scale of its own.
+_BESIDE_WEIGHTS = re.compile(r"(scales?|scale_inv|qscale_weight|zero_point|g_idx|weight_shape)$")
 
 # Methods whose weights transformers' own mapping dequantizes one by one; and what must be installed for it.
 _STREAMED = {"fp8": None, "mxfp4": None, "compressed-tensors": "compressed_tensors"}
@@ -71,6 +80,28 @@ def dequantizer(directory: Path, model: Any) -> Any:
     except Exception as error:  # quantizers ask for packages, devices and settings, each in its own way
         raise CheckpointError(f"transformers cannot dequantize {directory}: {first_line(error)}") from error
     return quantizer
+
+
+def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iterable[str]) -> None:
+    """Raises CheckpointError where a quantized tensor lacks its scale, among those that make the model's parameters.
+
+    Some versions of transformers then take its numbers for the weight itself.
+    """
+    for key in keys:
+        dtype = stored[key].dtype
+        if dtype not in READABLE and not _BESIDE_WEIGHTS.search(key) and stored.keys().isdisjoint(_scales(key)):
+            raise CheckpointError(
+                f"{directory} holds {key} as {dtype}, but its scale is missing: the checkpoint is incomplete; "
+                f"download it again, or {_SCAN_ORIGINAL}"
+            )
+
+
+def _scales(key: str) -> set[str]:
+    """The names that the methods in use give the scale of a weight that is stored under this key."""
+    weight = key.removesuffix("_packed").removesuffix("_blocks")
+    module, _, own = weight.rpartition(".")
+    of_module = {f"{module}.{name}" for name in ("scale", "scale_inv", "qscale_weight")} if own == "weight" else set()
+    return of_module | {f"{weight}_{name}" for name in ("scale", "scales", "scale_inv")}
 
 
 def _with_dequantize(settings: Any) -> Any:

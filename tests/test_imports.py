@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "outline": {"layers", "hub", "skeleton"},
     "checking": {"layers", "tables", "consumers", "outline"},
     "report": {"layers", "tables", "checking", "selection", "training"},
-    "quantization": {"errors", "skeleton", "transformers"},
+    "quantization": {"errors", "shards", "skeleton", "transformers"},
     "mapping": {"errors", "layers", "shards", "skeleton", "torch", "transformers"},
     "loading": {"errors", "layers", "skeleton", "torch"},
     "checkpoint": {

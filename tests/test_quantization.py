@@ -15,6 +15,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from spectrum.checkpoint import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
+from spectrum.quantization import check_scales
+from spectrum.shards import StoredTensor
 from tests.architectures import llama_like, mixture
 from tests.oracle import oracle_snr
 from tests.scanned import scan
@@ -176,27 +178,35 @@ def test_mxfp4_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
     assert_scores(checkpoint)
 
 
-def test_compressed_tensors_are_dequantized_where_their_package_is_there(tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
-    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+def save_compressed_tensors(directory: Path, kind: str) -> State:
+    """A checkpoint with 8 bits to a number, `float` or `int`, and a scale to a row. Returns what it stands for."""
+    weights = {"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": True, "dynamic": False}
     settings = {
         "quant_method": "compressed-tensors",
-        "format": "float-quantized",
+        "format": f"{kind}-quantized",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
         "ignore": ["lm_head"],
         "quantization_status": "compressed",
     }
+    dtype, largest = (torch.float8_e4m3fn, 448) if kind == "float" else (torch.int8, 127)
     stored: State = {}
     meant: State = {}
-    for key, value in save(llama_model(), tmp_path, settings).items():
+    for key, value in save(llama_model(), directory, settings).items():
         if "_proj" in key:
-            scale = (value.float().abs().amax(dim=1, keepdim=True) / 448).bfloat16()
-            stored[key] = (value.float() / scale.float()).to(torch.float8_e4m3fn)
-            stored[key.replace("weight", "weight_scale")] = scale
+            scale = (value.float().abs().amax(dim=1, keepdim=True) / largest).bfloat16()
+            stored[key] = (value.float() / scale.float()).to(dtype)
+            stored[f"{key}_scale"] = scale
             meant[key] = (stored[key].float() * scale.float()).bfloat16()
         else:
             stored[key] = meant[key] = value
-    store(tmp_path, stored)
+    store(directory, stored)
+    return meant
+
+
+@pytest.mark.parametrize("kind", ["float", "int"])
+def test_compressed_tensors_are_dequantized_where_their_package_is_there(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    meant = save_compressed_tensors(tmp_path, kind)
     checkpoint = open_checkpoint(str(tmp_path))
     for key, value in meant.items():
         read = matrix(checkpoint, key.removesuffix(".weight")).reshape(value.shape)
@@ -264,24 +274,133 @@ def test_leftover_scales_are_refused(tmp_path: Path, name: str) -> None:
         open_checkpoint(str(tmp_path))
 
 
+# Weights whose scales are missing. Some versions of transformers take such numbers for the weight.
+
+
+def assert_refused_without(key: str, directory: Path, weight: str, dtype: str) -> None:
+    """Without this key the checkpoint is refused, and the weight that is stored as another one named."""
+    state = load_file(directory / "model.safetensors")
+    del state[key]
+    store(directory, state)
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(str(directory))
+    assert str(refused.value).startswith(f"{directory} holds {weight} as {dtype}, but its scale is missing: ")
+    assert "download it again, or scan the original" in str(refused.value)
+
+
 @pytest.mark.usefixtures("fp8_is_read")
 def test_fp8_weights_whose_scales_are_gone_are_refused(tmp_path: Path) -> None:
     save_fp8(tmp_path, experts=False)
-    state = load_file(tmp_path / "model.safetensors")
-    del state["model.layers.1.mlp.up_proj.weight_scale_inv"]
-    store(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.up_proj.weight as float8_e4m3fn"):
-        open_checkpoint(str(tmp_path))
+    weight = "model.layers.1.mlp.up_proj.weight"
+    assert_refused_without(f"{weight}_scale_inv", tmp_path, weight, "float8_e4m3fn")
 
 
 @pytest.mark.usefixtures("fp8_is_read")
 def test_an_expert_whose_scale_is_gone_is_refused(tmp_path: Path) -> None:
     save_fp8(tmp_path, experts=True)
+    weight = "model.layers.1.mlp.experts.2.up_proj.weight"
+    assert_refused_without(f"{weight}_scale_inv", tmp_path, weight, "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("projection", ["gate_up_proj", "down_proj"])
+def test_packed_weights_whose_scales_are_gone_are_refused(tmp_path: Path, projection: str) -> None:
+    save_mxfp4(tmp_path)
+    weight = f"model.layers.1.mlp.experts.{projection}"
+    assert_refused_without(f"{weight}_scales", tmp_path, f"{weight}_blocks", "uint8")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float", "float8_e4m3fn"), ("int", "int8")])
+def test_compressed_tensors_whose_scales_are_gone_are_refused(tmp_path: Path, kind: str, dtype: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed_tensors(tmp_path, kind)
+    weight = "model.layers.1.self_attn.q_proj.weight"
+    assert_refused_without(f"{weight}_scale", tmp_path, weight, dtype)
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_modules_of_an_fp8_checkpoint_that_are_not_quantized_need_no_scale(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=False)
+    left = [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1)]
     state = load_file(tmp_path / "model.safetensors")
-    del state["model.layers.1.mlp.experts.2.up_proj.weight_scale_inv"]
+    for module in left:
+        state[f"{module}.weight"] = meant[f"{module}.weight"]
+        del state[f"{module}.weight_scale_inv"]
     store(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.experts.gate_up_proj"):
-        open_checkpoint(str(tmp_path))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["modules_to_not_convert"] = left
+    path.write_text(json.dumps(config))
+    checkpoint = open_checkpoint(str(tmp_path))
+    for key, value in meant.items():
+        read = matrix(checkpoint, key.removesuffix(".weight")).reshape(value.shape)
+        assert torch.allclose(read.float(), value.float(), rtol=2**-7, atol=0), key
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_a_table_of_whole_numbers_beside_the_parameters_needs_no_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As DeepSeek-V4 has one, of the experts of each token.
+    make: Any = transformers.LlamaForCausalLM.__init__
+
+    def with_table(self: Any, config: Any) -> None:
+        make(self, config)
+        self.register_buffer("experts_of_tokens", torch.zeros(4, dtype=torch.int64))
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", with_table)
+    save_fp8(tmp_path, experts=False)
+    assert "experts_of_tokens" in load_file(tmp_path / "model.safetensors")
+    assert open_checkpoint(str(tmp_path)).weights
+
+
+# The rule by itself, which no version of transformers has a part in.
+
+
+def check(*tensors: tuple[str, str, int]) -> None:
+    """Of tensors by key, dtype and number of dimensions, all of which make parameters."""
+    stored = {key: StoredTensor(key, Path("f"), dtype, (4,) * dims, 0) for key, dtype, dims in tensors}
+    check_scales(Path("model"), stored, stored)
+
+
+SCALED = [
+    *(
+        ("m.weight", f"m.{name}")
+        for name in ("weight_scale_inv", "weight_scale", "scale", "scale_inv", "qscale_weight")
+    ),
+    *(("m.experts.down_proj", f"m.experts.down_proj_{name}") for name in ("scale_inv", "scale")),
+    ("m.experts.down_proj_blocks", "m.experts.down_proj_scales"),
+    ("m.weight_packed", "m.weight_scale"),
+]
+
+
+@pytest.mark.parametrize(("weight", "scale"), SCALED, ids=[scale for _, scale in SCALED])
+def test_a_scale_goes_by_any_of_its_names(weight: str, scale: str) -> None:
+    check((weight, "float8_e4m3fn", 2), (scale, "float32", 2))
+    with pytest.raises(CheckpointError, match=f"^model holds {weight} as float8_e4m3fn, but its scale is missing"):
+        check((weight, "float8_e4m3fn", 2), (f"other.{scale}", "float32", 2))
+
+
+def test_a_scale_of_a_modules_weight_is_not_that_of_its_other_parameters() -> None:
+    with pytest.raises(CheckpointError, match=r"holds m\.experts\.down_proj as float8_e4m3fn"):
+        check(("m.experts.down_proj", "float8_e4m3fn", 3), ("m.experts.scale", "float32", 1))
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "F4"])
+def test_weights_of_any_form_need_a_scale(dtype: str, dims: int) -> None:
+    with pytest.raises(CheckpointError, match=f"m.weight as {dtype}"):
+        check(("m.bias", "float32", 1), ("m.weight", dtype, dims))
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv", "scale", "weight_zero_point", "weight_shape"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e8m0fnu", "uint8", "int64"])
+def test_what_is_stored_beside_a_weight_needs_no_scale(name: str, dtype: str) -> None:
+    check(("m.weight", "uint8", 2), ("m.weight_scale", "float8_e4m3fn", 2), (f"n.{name}", dtype, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_weights_that_are_numbers_need_no_scale(dtype: str) -> None:
+    check(("m.weight", dtype, 2), ("n.weight", dtype, 1), ("experts.down_proj", dtype, 3))
 
 
 def llama_model(**changes: object) -> Any:
