@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
+from spectrum.files import in_directory
 from spectrum.layers import Edge, MatrixScore
 
 Matrix = tuple[str, int]  # a parameter's name, and the index in its stack
@@ -33,7 +34,7 @@ class Journal:
         self.path = path
         self.problem: str | None = None
         self.known: dict[Matrix, MatrixScore] = {}
-        self._file: BinaryIO | None = None
+        self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._head = _line(identity)
         try:
@@ -65,8 +66,8 @@ class Journal:
 
     def _open(self) -> None:
         """Open the file behind its whole part: for the first score, since a scan that finds none should leave none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("r+b" if self._end else "wb", buffering=0)
+        mode = "r+b" if self._end else "wb"
+        self._file = in_directory(self.path.parent, lambda: self.path.open(mode, buffering=0))
         self._file.truncate(self._end)
         self._file.seek(self._end)
         if not self._end:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
+from spectrum.files import in_directory
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _AGAIN = "; scan again with --rescan, or remove it"
@@ -193,13 +194,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises ResultsError where that fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+    try:
+        in_directory(path.parent, write)
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

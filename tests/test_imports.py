@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"layers"},
     "confidence": {"layers", "tables"},
     "unfrozen": {"layers", "yaml"},
-    "results": {"errors", "layers"},
+    "files": set(),
+    "results": {"errors", "layers", "files"},
     "selection": {"errors", "layers", "tables", "confidence", "results", "training", "unfrozen"},
     "comparison": {"errors", "tables", "selection"},
     "formats": {"errors", "layers", "tables", "selection", "unfrozen", "yaml"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "devices": {"errors", "torch"},
     "scanning": {"errors", "layers", "batching", "devices", "snr", "torch"},
-    "journal": {"layers"},
+    "journal": {"layers", "files"},
     "processes": {"errors", "accelerate", "torch"},
     "scans": {
         *("errors", "layers", "tables", "results", "journal", "processes", "batching", "shards", "hub", "checkpoint"),

@@ -1,0 +1,86 @@
+"""Directories that go at the worst moment are made again; what stands in their place is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spectrum.files import in_directory
+from spectrum.journal import Journal, read
+from spectrum.results import write_atomically
+from tests.test_journal import IDENTITY, SCORES
+
+
+def gone(monkeypatch: pytest.MonkeyPatch, directory: Path, call: str, times: int, *, before: bool) -> list[None]:
+    """Have the directory moved away right before or after some calls of a method of Path's; the times are listed."""
+    original = getattr(Path, call)
+    moves: list[None] = []
+
+    def acting(path: Path, *args: object, **kwargs: object) -> object:
+        made = None if before else original(path, *args, **kwargs)
+        if len(moves) < times and directory.is_dir():
+            moves.append(None)
+            directory.rename(directory.with_name(f"gone-{len(moves)}"))
+        return original(path, *args, **kwargs) if before else made
+
+    monkeypatch.setattr(Path, call, acting)
+    return moves
+
+
+def keep_scores(directory: Path) -> None:
+    path = directory / "scan.journal-0.jsonl"
+    journal = Journal(path, IDENTITY)
+    journal.append(SCORES)
+    journal.close()
+    assert journal.problem is None
+    assert read(path, IDENTITY) == dict(SCORES)
+
+
+def write_text(directory: Path) -> None:
+    write_atomically(directory / "file.yaml", "text")
+    assert [path.name for path in directory.iterdir()] == ["file.yaml"]
+    assert (directory / "file.yaml").read_text() == "text"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("write", "call"),
+    [(keep_scores, "mkdir"), (write_text, "mkdir"), (write_text, "replace")],
+    ids=["journal opened", "file opened", "file replaced"],
+)
+def test_a_directory_that_goes_in_mid_write_is_made_again(
+    write: Callable[[Path], None], call: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    moves = gone(monkeypatch, directory, call, times, before=call == "replace")
+    write(directory)
+    assert len(moves) == times
+
+
+def test_a_directory_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir, calls = Path.mkdir, []
+
+    def found_and_gone(path: Path, *args: object, **kwargs: object) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(path)
+        mkdir(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", found_and_gone)
+    assert in_directory(tmp_path / "cache", (tmp_path / "cache").is_dir)
+
+
+def test_a_directory_that_goes_every_time_is_an_error_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = gone(monkeypatch, tmp_path / "cache", "mkdir", 100, before=False)
+    with pytest.raises(FileNotFoundError):
+        in_directory(tmp_path / "cache", (tmp_path / "cache" / "file").touch)
+    assert 2 <= len(moves) <= 5
+
+
+def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(FileExistsError):
+        in_directory(tmp_path / "cache", (tmp_path / "cache" / "file").touch)
