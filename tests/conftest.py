@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,11 @@ from pathlib import Path
 # Before anything imports torch: threads that wait for each other over tiny matrices take far longer than one alone,
 # and most of all where other processes want the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell script makes its background jobs ignore SIGINT. Every child inherits that, and Python then sets no handler of
+# its own: no process that a test starts could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
 import spectrum
 from spectrum.errors import SelectionError
@@ -483,6 +486,18 @@ def test_an_embedding_that_has_single_tokens_trained_by_an_adapter_is_found() ->
     assert adapters <= trainable(wrapped)
 
 
+@pytest.fixture
+def adapters_of_transformers() -> None:
+    """It refuses to put on adapters where peft is older than it wants, which may be one that is yet to come."""
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError:
+        pytest.skip(
+            f"transformers {version('transformers')} wants peft {MIN_PEFT_VERSION} for this, here is {version('peft')}"
+        )
+
+
+@pytest.mark.usefixtures("adapters_of_transformers")
 def test_adapters_that_transformers_itself_has_put_on_are_no_matter() -> None:
     model = llama()
     selection = half(model)

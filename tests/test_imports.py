@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from graphlib import TopologicalSorter
+from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +117,21 @@ def test_every_module_imports_only_what_the_diagram_allows() -> None:
 def test_the_diagram_has_no_cycle() -> None:
     # Raises CycleError, which names the cycle.
     TopologicalSorter({name: arrows(tree) for name, tree in modules().items()}).prepare()
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # which pytest brings
+    project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
+    declared = {normalized(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
+    packages = {name for tree in modules().values() for name in arrows(tree)} - ALLOWED.keys()
+    distributions = packages_distributions()  # under Python 3.10 not of all, but of those whose names differ
+    undeclared = {name for name in packages if declared.isdisjoint(map(normalized, distributions.get(name, [name])))}
+    assert undeclared == set()
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_only_the_command_line_prints() -> None:
