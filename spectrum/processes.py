@@ -64,7 +64,8 @@ def join() -> None:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # accelerate's advice on the number of threads is for training
-            _interruptibly(lambda: PartialState(cpu=True, timeout=_PATIENCE))
+            # Named, since accelerate prefers MPI where torch has it, under which each process would be by itself.
+            _interruptibly(lambda: PartialState(cpu=True, backend="gloo", timeout=_PATIENCE))
 
 
 def leave() -> None:

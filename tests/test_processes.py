@@ -70,7 +70,7 @@ class Run:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """Nothing of the user's Hugging Face settings, nor of a launcher that might run the tests."""
     unwanted = ("HF_", "SPECTRUM_", "TRANSFORMERS_", "ACCELERATE_", "MASTER_", "TORCHELASTIC_")
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HOLD", "FAULT", "READS", "ENDS")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HOLD", "FAULT", "READS", "ENDS", "MPI")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted) and k not in names}
     return inherited | {
         "HF_HUB_OFFLINE": "1",
@@ -172,9 +172,9 @@ def four(launcher: Launcher) -> list[Run]:
 
 
 def accelerated(launcher: Launcher) -> list[Run]:
-    """A mixture of experts."""
+    """A mixture of experts, under a torch that has MPI, which accelerate would choose."""
     command = accelerate(2, *SCRIPT, *SINGLY[:-2])
-    launcher.start(command, launcher.place(), READS=str(launcher.recorded("reads")))
+    launcher.start(command, launcher.place(), READS=str(launcher.recorded("reads")), MPI="1")
     return launcher.wait()
 
 
