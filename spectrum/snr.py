@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spectrum.workspace import gpu_columns
+
 NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
 
 # Largest relative error that an SNR may have, short of a singular value that sits on the bulk edge.
@@ -22,14 +24,21 @@ ACCURACY = 1e-8
 EDGE_STEP = 0.01
 
 _EPSILON = torch.finfo(torch.float64).eps
+_LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 # The Gram matrix is accumulated by tiles, of so many of its rows, over so many columns of the matrix. A tile's row ends
-# at the diagonal. On one CPU core these keep the operands in its caches; a GPU wants fewer, larger products.
+# at the diagonal. On one CPU core these keep the operands in its caches; a GPU wants fewer, larger products, and its
+# columns are as many as their buffer has room for.
 _CPU_TILE = 192, 256
-_GPU_TILE = 1024, 4096
+_GPU_TILE = 1024
 
 # Columns folded at a time by the exact method, at least.
 _MIN_FOLD = 256
+
+# What cuSOLVER's batched eigensolver takes in one call: it counts elements in 32 bits, and fails on 32,000 matrices or
+# more (mjlab#732). torch uses it for small matrices, and from 2.12 on for all, single ones too.
+_MOST_ELEMENTS = 2**31 - 1
+_MOST_MATRICES = 2**14
 
 
 class Scores(NamedTuple):
@@ -50,7 +59,7 @@ def score(weights: Tensor) -> Scores:
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
     values, exponent, finite = _singular_values(weights, beta)
-    scale = 1.0 if exponent is None else torch.ldexp(torch.ones_like(values[:, 0]), -exponent)
+    scale = 1.0 if exponent is None else _scaled(torch.ones_like(values[:, 0]), -exponent)
     edge = bulk_edge(noise_scale(values), beta)
     steps = (0, -EDGE_STEP, EDGE_STEP)
     ratios = torch.stack([signal_to_noise_ratio(values, edge * (1 + step), scale) for step in steps])
@@ -72,9 +81,8 @@ def singular_values(weights: Tensor) -> Tensor:
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
     values, exponent, finite = _singular_values(weights, beta)
-    if exponent is not None:  # in two steps, for the power of two itself may be out of range
-        half = exponent[:, None] // 2
-        values = torch.ldexp(torch.ldexp(values, half), exponent[:, None] - half)
+    if exponent is not None:
+        values = _scaled(values, exponent[:, None])
     return values.masked_fill_(~finite[:, None], math.nan)
 
 
@@ -82,10 +90,16 @@ def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor | Non
     """Singular values, ascending, the powers of two that they are divided by, and whether the matrix is finite."""
     exponent = _exponent(weights) if weights.dtype == torch.float64 else None
     gram = _gram(weights, exponent)
-    finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(1)  # squares of what is not finite are not, either
-    gram[~finite] = 0
-    values = torch.linalg.eigvalsh(gram, UPLO="L").clamp_(min=0).sqrt_()
-    del gram
+    squares = gram.diagonal(dim1=1, dim2=2)
+    finite = squares.isfinite().all(1)  # squares of what is not finite are not, either
+    # cuSOLVER fails on zeros (pytorch#94772) and on what is not finite, and so does the rest of the batch. It gets the
+    # identity instead.
+    replaced = ~(finite & squares.any(1))
+    gram[replaced] = 0
+    squares[replaced] = 1
+    values = _eigenvalues(gram).clamp_(min=0).sqrt_()
+    values[replaced] = 0
+    del gram, squares
     error = _gram_error(values, weights.shape[1] + weights.shape[2])
     uncertain = ~_is_certain(values, error, beta)
     for i in uncertain.nonzero().flatten().tolist():
@@ -139,6 +153,40 @@ def _exponent(weights: Tensor) -> Tensor:
     return exponent
 
 
+def _powers_of_two(exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """Two float64 factors whose product is `2^exponent`, exactly: integers -> two tensors of the same shape.
+
+    A single factor could be out of range. The factors are made from their bits: some versions of torch.ldexp compute
+    the power in float32 (pytorch#133267), which overflows beyond 127.
+    """
+    half = exponent // 2
+    first, second = (((part.long() + 1023) << 52).view(torch.float64) for part in (half, exponent - half))
+    return first, second
+
+
+def _scaled(values: Tensor, exponent: Tensor) -> Tensor:
+    """`values * 2^exponent`: float64, and integers of a shape that broadcasts to it."""
+    first, second = _powers_of_two(exponent)
+    return values * first * second
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Eigenvalues of symmetric matrices by their lower triangles: (batch, k, k) float64 -> (batch, k) ascending.
+
+    Raises LinAlgError where the solver does not converge, or cannot take so large a matrix, and where the sum of the
+    values is not the matrix's trace: some versions of cuSOLVER return wrong ones (pytorch#192483).
+    """
+    elements = gram.shape[-1] ** 2
+    if gram.device.type == "cuda" and elements > _MOST_ELEMENTS:
+        raise _LinAlgError(f"cuSOLVER takes no matrix of {elements} elements")
+    most = max(1, min(_MOST_MATRICES, _MOST_ELEMENTS // elements))
+    parts = (gram[start : start + most] for start in range(0, len(gram), most))
+    values = torch.cat([torch.linalg.eigvalsh(part, UPLO="L") for part in parts])
+    if not torch.allclose(values.sum(1), gram.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-10, atol=0):
+        raise _LinAlgError("the eigenvalues do not sum up to the trace")
+    return values
+
+
 def _short_side_first(weights: Tensor) -> Tensor:
     return weights if weights.shape[-2] <= weights.shape[-1] else weights.mT
 
@@ -153,8 +201,8 @@ def _gram(weights: Tensor, exponent: Tensor | None) -> Tensor:
     gram = torch.zeros(batch, k, k, dtype=torch.float64, device=weights.device)
     # A CPU gains nothing by products of several matrices at a time, and rounds them otherwise than one by one.
     on_cpu = weights.device.type == "cpu"
-    step, (tile, width) = (1, _CPU_TILE) if on_cpu else (batch, _GPU_TILE)
-    width = min(width, length)
+    step, tile = (1, _CPU_TILE[0]) if on_cpu else (batch, _GPU_TILE)
+    width = min(_CPU_TILE[1], length) if on_cpu else gpu_columns(batch, k, length)
     # One buffer for all columns, in the order in which they are stored: new memory for each would cost a tenth.
     wide = matrices is weights
     shape = (step, k, width) if wide else (step, width, k)
@@ -166,7 +214,8 @@ def _gram(weights: Tensor, exponent: Tensor | None) -> Tensor:
             part = matrices[some, :, start : start + width]
             columns = buffer[..., : part.shape[-1]].copy_(part)
             if exponent is not None:
-                columns.ldexp_(-exponent[some, None, None])
+                first_factor, second_factor = _powers_of_two(-exponent[some, None, None])
+                columns.mul_(first_factor).mul_(second_factor)
             for top in range(0, k, tile):
                 bottom = min(top + tile, k)
                 gram[some, top:bottom, :bottom].baddbmm_(columns[:, top:bottom], columns[:, :bottom].mT)
@@ -206,23 +255,27 @@ def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
 def _exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
     """Singular values with an error of about eps s_1, the small ones too: (n, m) -> (k,) ascending.
 
-    The long side is folded into a triangular factor, some columns at a time, and only that is decomposed.
+    The long side is folded into a triangular factor, some columns at a time, and only that is decomposed. This takes
+    up to six times the memory of the Gram matrix.
     """
     matrix = _short_side_first(weight)
     k, length = matrix.shape
 
     def columns(start: int, stop: int) -> Tensor:
         part = matrix[:, start:stop].double()
-        return part if exponent is None else torch.ldexp(part, -exponent)
+        return part if exponent is None else _scaled(part, -exponent)
 
     factor = columns(0, k).mT
-    width = max(_MIN_FOLD, k // 8)
+    # Many small folds cost a CPU the least, few large ones a GPU. torch's default on CUDA is Jacobi's method, which
+    # takes minutes where `gesvd` takes seconds.
+    on_gpu = weight.device.type == "cuda"
+    width = max(_MIN_FOLD, k if on_gpu else k // 8)
     for start in range(k, length, width):
         stacked = torch.cat([factor, columns(start, start + width).mT])
         del factor  # the decomposition makes copies of its own
         factor = torch.linalg.qr(stacked, mode="r").R
         del stacked
-    values: Tensor = torch.linalg.svdvals(factor)
+    values: Tensor = torch.linalg.svdvals(factor, driver="gesvd" if on_gpu and torch.version.hip is None else None)
     return values.flip(0)
 
 

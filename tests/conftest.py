@@ -32,6 +32,20 @@ PUBLISHED = ROOT.parent / "shared" / "published_results"
 Spectrum = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """The devices that the kernel runs on, where they are there."""
+    if request.param == "cuda" and not _has_gpu():
+        pytest.skip("torch finds no GPU")
+    return str(request.param)
+
+
 @pytest.fixture
 def run_spectrum(tmp_path: Path) -> Spectrum:
     """Run the command in an empty working directory, with nothing of the user's Hugging Face settings."""
