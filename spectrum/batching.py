@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import re
+from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from spectrum.layers import LayerWeight, WeightBatch
+from spectrum.workspace import call_bytes
 
 # More in one call saves nothing, and the progress bar should move.
 _MAX_BATCH = 256
-
-_ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def plan(
@@ -19,11 +19,13 @@ def plan(
     batch_size: int | None,
     budget: int,
     known: Container[tuple[str, int]] = frozenset(),
+    *,
+    gpu: bool = False,
 ) -> list[WeightBatch]:
     """Batches, the costliest first, so that none is left for the end when all but one lane are done.
 
     Tied weights are planned once. batch_size: matrices a call, or None for as many as the budget has bytes for.
-    known: matrices, by parameter and index, that are left out.
+    known: matrices, by parameter and index, that are left out. gpu: whether the calls are a GPU's.
     """
     distinct: dict[str, LayerWeight] = {}
     for weight in weights:
@@ -34,7 +36,7 @@ def plan(
         members.extend((weight, index) for index in range(weight.count) if (weight.parameter, index) not in known)
     batches = []
     for (shape, dtype), members in groups.items():
-        size = batch_size or max(1, min(_MAX_BATCH, budget // matrix_bytes(shape, dtype)))
+        size = batch_size or _most_within(budget, shape, dtype, gpu=gpu)
         batches += [WeightBatch(shape, dtype, tuple(part)) for part in _parts(members, size)]
     return sorted(batches, key=batch_cost, reverse=True)
 
@@ -78,14 +80,15 @@ def batch_cost(batch: WeightBatch) -> int:
     return len(batch.members) * matrix_cost(batch.matrix)
 
 
-def matrix_bytes(shape: tuple[int, int], dtype: str) -> int:
-    """Memory to score one matrix: itself as stored, its Gram matrix, and the eigensolver's copy of that."""
-    return shape[0] * shape[1] * _ITEMSIZE[dtype] + 2 * 8 * min(shape) ** 2
-
-
-def batch_bytes(batch: WeightBatch) -> int:
+def batch_bytes(batch: WeightBatch, *, gpu: bool = False) -> int:
     """Memory to score a batch."""
-    return len(batch.members) * matrix_bytes(batch.matrix, batch.dtype)
+    return call_bytes(len(batch.members), batch.matrix, batch.dtype, gpu=gpu)
+
+
+def _most_within(budget: int, shape: tuple[int, int], dtype: str, *, gpu: bool) -> int:
+    """How many matrices a call of so many bytes takes, at least one."""
+    sizes = range(1, _MAX_BATCH + 1)
+    return max(1, bisect_right(sizes, budget, key=lambda count: call_bytes(count, shape, dtype, gpu=gpu)))
 
 
 def _parts(members: Sequence[tuple[LayerWeight, int]], size: int) -> Iterator[Sequence[tuple[LayerWeight, int]]]:

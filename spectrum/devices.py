@@ -2,28 +2,39 @@
 
 A lane is a thread that scores one batch at a time. On the CPU there is one for each core: two matrices on a core each
 are done before the same two one after the other on both cores, small ones several times sooner, and scores do not
-depend on the number of cores. A GPU has two, each with a stream of its own, so that the copies of one, and the gaps
-between its launches, hide behind the arithmetic of the other.
+depend on the number of cores. The lanes of a GPU have a stream each: while one waits for the host, where the last part
+of the eigensolver runs, for a copy, or between launches, the others have the GPU.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 
-from spectrum.errors import DeviceError
+from spectrum.errors import DeviceError, first_line
 
-_GPU_LANES = 2
+# How many lanes a GPU has, up to which short side k. The host's part of the eigensolver takes k^2 time, the GPU's k^3:
+# the smaller the matrices, the more lanes keep the GPU busy. Estimated from that, not measured yet.
+_GPU_LANES = ((1024, 6), (4096, 4))
+_GPU_LANES_BEYOND = 3
 
 _CPU_BATCH = 16 << 20  # bytes
-_GPU_BATCH = 512 << 20
+_GPU_BATCH = 768 << 20
 
 _UNKNOWN_MEMORY = 8 << 30  # a small machine of today
-_NO_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+
+# Words in errors for which torch has no exception of its own. The last three come from cuBLAS and cuSOLVER when the GPU
+# has no memory left for their handles.
+_NO_MEMORY = (
+    *("can't allocate memory", "out of memory", "_ALLOC_FAILED"),
+    *("_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate"),
+)
+_CANNOT_DECOMPOSE = "cusolver error"  # of arguments that cuSOLVER does not accept
 
 _CGROUP = [
     tuple(f"/sys/fs/cgroup/{name}" for name in names)
@@ -65,9 +76,11 @@ def batch_budget(devices: Iterable[torch.device]) -> int:
     return max(_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices)
 
 
-def lanes(device: torch.device) -> int:
-    """How many batches are scored at a time."""
-    return torch.get_num_threads() if device.type == "cpu" else _GPU_LANES
+def lanes(device: torch.device, k: int) -> int:
+    """How many batches of matrices of short side k are scored at a time."""
+    if device.type == "cpu":
+        return torch.get_num_threads()
+    return next((number for largest, number in _GPU_LANES if k <= largest), _GPU_LANES_BEYOND)
 
 
 def lane(device: torch.device) -> AbstractContextManager[object]:
@@ -75,32 +88,93 @@ def lane(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
+def warm_up(devices: Iterable[torch.device]) -> None:
+    """Use the solver of each GPU once: its first use must not be in two threads at once (pytorch#90613).
+
+    Raises DeviceError for a GPU that cannot be used.
+    """
+    for device in devices:
+        if device.type == "cuda":
+            try:
+                torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
+            except (RuntimeError, AssertionError) as error:  # the latter from a torch that is built without CUDA
+                raise DeviceError(
+                    f"{device} cannot be used: {first_line(error)}; use --device cpu to scan without it"
+                ) from error
+
+
+def give_memory_back(devices: Iterable[torch.device]) -> None:
+    """Return GPU memory that torch keeps for later calls, since a training may follow the scan.
+
+    That is freed memory, a workspace of cuBLAS for each lane's stream, and pinned main memory.
+    """
+    gpus = [device for device in devices if device.type == "cuda"]
+    with suppress(RuntimeError):  # a GPU that has failed says so here again
+        for gpu in gpus:
+            torch.cuda.synchronize(gpu)
+        if not gpus:
+            return
+        for release in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):  # torch has no public way
+            getattr(torch._C, release, lambda: None)()
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def one_core_a_thread(devices: Iterable[torch.device]) -> Iterator[None]:
     """If the CPU is among the devices: have torch use one core in each thread, afterwards as many as before."""
-    threads = torch.get_num_threads()
     if any(device.type == "cpu" for device in devices):
-        torch.set_num_threads(1)
+        with _threads(1):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch use all cores in this thread, even if a launcher of several processes has set one for each."""
+    with _threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
+        yield
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def identity(device: torch.device) -> str:
+    """A name that no other device has, on any machine. Processes compare it to see whether they share a device."""
+    if device.type != "cuda":
+        return f"{device} of {platform.node()}"
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", f"{device} of {platform.node()}"))
 
 
 def memory_budget(device: torch.device, processes: int = 1) -> int:
-    """Bytes that the batches in flight may take together: half of the memory that is free, of a GPU's most.
+    """Bytes that the batches in flight may take together: half of the memory that is free, or four fifths of a GPU's.
 
-    processes: how many of them share the machine.
+    processes: how many share the device.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free * 4 // 5
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, and kept by torch
+        return free * 4 // 5 // processes
     return _available_memory() // 2 // processes
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a failure is for want of memory; torch has exceptions of their own only for some of these."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def cannot_decompose(error: Exception) -> bool:
+    """Whether a failure is that of the solver. Another device's solver may succeed."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.linalg.LinAlgError) or _CANNOT_DECOMPOSE in str(error)  # type: ignore[attr-defined]
 
 
 def _available_memory() -> int:

@@ -31,7 +31,7 @@ class Loaded:
     def read(self, name: str, index: int | None) -> torch.Tensor:
         """The parameter; or, of a stack, element `index` of its first dimension alone."""
         value = self.parameters[name].detach()
-        return (value if index is None else value[index]).cpu()
+        return value if index is None else value[index]
 
 
 def load(directory: Path, model_class: type[Any], *, trust_remote_code: bool, dequantize: bool = False) -> Loaded:

@@ -52,11 +52,6 @@ def local_rank() -> int:
     return _environment("LOCAL_RANK", 0) if count() > 1 else 0
 
 
-def local_count() -> int:
-    """How many of them this machine has."""
-    return max(1, _environment("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
-
-
 def join() -> None:
     """Meet the other processes, where there are any. Raises ProcessError where they cannot be reached."""
     if count() > 1:

@@ -5,37 +5,54 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
 from spectrum import snr
 from spectrum.batching import batch_bytes
-from spectrum.devices import is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
-from spectrum.errors import DeviceError, first_line
+from spectrum.devices import (
+    all_cores,
+    cannot_decompose,
+    give_memory_back,
+    is_out_of_memory,
+    lane,
+    lanes,
+    memory_budget,
+    one_core_a_thread,
+    warm_up,
+)
+from spectrum.errors import DeviceError
 from spectrum.layers import Edge, LayerWeight, MatrixScore, WeightBatch
 
 Reader = Callable[[LayerWeight, int], torch.Tensor]
 _Read = tuple[WeightBatch, torch.Tensor]
 
-# Pinned memory is kept for later, in powers of two: larger matrices are so few that their copies may take their time.
-_MOST_PINNED = 256 << 20  # bytes
+# torch keeps pinned memory for later, in powers of two. Larger matrices are few: a slower copy of them does not matter.
+_MOST_PINNED = 1 << 30  # bytes
+
+# What a device could not do, as messages say it.
+_NO_MEMORY = "has no memory for"
+_NO_DECOMPOSITION = "cannot decompose"
 
 
 class _Room:
-    """The memory that batches in flight on a device may take together. A single one may take any."""
+    """A limited amount that batches share. A batch may take more than all of it, while no other has any."""
 
     def __init__(self, size: int) -> None:
-        self._size = self._free = size
+        self.size = self._free = size
         self._closed = False
         self._changed = threading.Condition()
+        self._first = threading.Lock()  # held by who has waited longest, so that small takes do not overtake large ones
 
     def take(self, size: int) -> None:
-        """Wait until there is so much."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._free >= min(size, self._size))
+        """Take an amount, as soon as so much is free."""
+        with self._first, self._changed:
+            self._changed.wait_for(lambda: self._closed or self._free >= min(size, self.size))
             self._free -= size
 
     def give(self, size: int) -> None:
@@ -45,10 +62,65 @@ class _Room:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """End all waiting, from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What all lanes share. standing_in: held by a lane while the CPU works in place of its device."""
+
+    warn: Callable[[str], None]
+    stopped: threading.Event = field(default_factory=threading.Event)
+    standing_in: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _StoppedError(Exception):
+    """The scan has ended before this lane was done."""
+
+
+class _Crew:
+    """The lanes of a device, and what they share: its memory and its time.
+
+    Each batch takes a share of the device's time. The share of small matrices is smaller, so that more of them are
+    scored at once.
+    """
+
+    def __init__(self, scan: _Scan, device: torch.device, batches: Sequence[WeightBatch], processes: int) -> None:
+        self.scan, self.device = scan, device
+        self._lanes = {k: lanes(device, k) for k in {min(batch.matrix) for batch in batches}}
+        self.size = max(self._lanes.values(), default=0)
+        self.memory = _Room(memory_budget(device, processes))
+        self.time = _Room(math.lcm(*self._lanes.values()))
+
+    def share(self, batch: WeightBatch) -> int:
+        """The device's time that a batch takes."""
+        return self.time.size // self._lanes[min(batch.matrix)]
+
+    def bytes(self, batch: WeightBatch) -> int:
+        """The device's memory that a batch takes."""
+        return batch_bytes(batch, gpu=self.device.type == "cuda")
+
+    @contextmanager
+    def alone(self, share: int) -> Iterator[None]:
+        """Give a lane all of the device's time instead of its share, once the other lanes are done."""
+        with self.away(share):
+            self.time.take(self.time.size)
+            try:
+                yield
+            finally:
+                self.time.give(self.time.size)
+
+    @contextmanager
+    def away(self, share: int) -> Iterator[None]:
+        """Give a lane's share of the device's time to the others, while it does not use the device."""
+        self.time.give(share)
+        try:
+            yield
+        finally:
+            self.time.take(share)
 
 
 def score(
@@ -60,50 +132,50 @@ def score(
 ) -> Generator[tuple[WeightBatch, list[MatrixScore]], None, None]:
     """Batches and their scores, in the order in which they are done.
 
-    read: matrix `index` of a weight, (n, m). warn: told, from another thread, of what a device could not do and the
-    CPU does. processes: how many do so on this machine. An exception of `read` or the kernel is raised here;
-    DeviceError where the CPU has no memory for a matrix, or cannot decompose it.
+    read: matrix `index` of a weight, (n, m), on any device. warn: told, from another thread, of what a device could not
+    do and the CPU does. processes: how many share the devices. An exception of `read` or the kernel is raised here;
+    DeviceError for a GPU that cannot be used, and where the CPU has no memory for a matrix, or cannot decompose it.
     """
     results: queue.Queue[tuple[WeightBatch, list[MatrixScore]] | BaseException] = queue.Queue()
     todo = iter(batches)
     taking = threading.Lock()
-    stopped = threading.Event()
+    scan = _Scan(warn)
 
-    def next_read(room: _Room, pin: bool) -> _Read | None:
+    def next_read(crew: _Crew) -> _Read | None:
         with taking:
             batch = next(todo, None)
         if batch is None:
             return None
-        room.take(batch_bytes(batch))
-        return None if stopped.is_set() else (batch, _stack(batch, read, pin))
+        crew.memory.take(crew.bytes(batch))
+        return None if scan.stopped.is_set() else (batch, _stack(batch, read, crew.device))
 
-    def work(device: torch.device, room: _Room, following: Callable[[], _Read | None]) -> None:
+    def work(crew: _Crew, following: Callable[[], _Read | None]) -> None:
         try:
-            with lane(device):
+            with lane(crew.device):
                 while (current := following()) is not None:
                     batch, stored = current
                     del current
-                    scores = _scores(stored, batch.members, device, warn)
+                    scores = _scores(stored, batch, crew)
                     del stored
-                    room.give(batch_bytes(batch))
+                    crew.time.give(crew.share(batch))
+                    crew.memory.give(crew.bytes(batch))
                     results.put((batch, scores))
         except BaseException as error:  # the consumer raises it
-            stopped.set()
+            scan.stopped.set()
             results.put(error)
 
-    crews = [(device, lanes(device), _Room(memory_budget(device, processes))) for device in devices]
+    warm_up(devices)  # all, before any thread is started
+    crews = [_Crew(scan, device, batches, processes) for device in devices]
     with one_core_a_thread(devices):
         readers, workers = [], []
-        for device, size, room in crews:
-            if device.type == "cuda":
-                _warm_up(device)
+        for crew in crews:
             # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
             reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
-            following = _read_ahead(reader, partial(next_read, room, device.type == "cuda"))
+            following = _read_ahead(reader, partial(next_read, crew), crew)
             readers.append(reader)
-            for _ in range(size):
-                arguments = (device, room, following)
-                workers.append(threading.Thread(target=work, args=arguments, daemon=True, name=f"score {device}"))
+            for _ in range(crew.size):
+                arguments = (crew, following)
+                workers.append(threading.Thread(target=work, args=arguments, daemon=True, name=f"score {crew.device}"))
         interrupted = False
         try:
             for worker in workers:
@@ -117,27 +189,27 @@ def score(
             interrupted = True  # whoever interrupts does not want to wait for the decompositions that are under way
             raise
         finally:
-            stopped.set()
-            for _, _, room in crews:
-                room.close()
+            scan.stopped.set()
+            for crew in crews:
+                crew.memory.close()
+                crew.time.close()
             if not interrupted:
                 for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
                     if worker.ident is not None:
                         worker.join()
             for reader in readers:
                 reader.shutdown(wait=not interrupted)
+            if not interrupted:
+                give_memory_back(devices)
 
 
-def _warm_up(device: torch.device) -> None:
-    """torch's first use of a GPU's solver must not be in two threads at once (pytorch#90613)."""
-    try:
-        torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
-    except RuntimeError as error:
-        raise DeviceError(f"{device} cannot be used: {first_line(error)}") from error
+def _read_ahead(
+    reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None], crew: _Crew
+) -> Callable[[], _Read | None]:
+    """A function that returns the results of `next_read` in turn, each to a lane that has taken its time share.
 
-
-def _read_ahead(reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None]) -> Callable[[], _Read | None]:
-    """Results of `next_read` in turn, each begun when the one before it is taken."""
+    The next read begins when a lane takes the one before it. So one batch is read ahead, however many lanes wait.
+    """
     turn = threading.Lock()
     ahead = reader.submit(next_read)
 
@@ -146,56 +218,99 @@ def _read_ahead(reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None
         with turn:
             current = ahead.result()
             if current is not None:
+                crew.time.take(crew.share(current[0]))
                 ahead = reader.submit(next_read)
             return current
 
     return following
 
 
-def _scores(
-    stored: torch.Tensor,
-    members: Sequence[tuple[LayerWeight, int]],
-    device: torch.device,
-    warn: Callable[[str], None],
-) -> list[MatrixScore]:
-    """Scores of a batch on a device; of halves of it, where it is too much; on the CPU, where a single matrix is."""
+def _scores(stored: torch.Tensor, batch: WeightBatch, crew: _Crew) -> list[MatrixScore]:
+    """Scores of a batch on a crew's device; of halves of it, where it is too much.
+
+    A matrix for which the device has no memory is tried again once the other lanes are done and have freed theirs. If
+    that fails, the CPU takes it, on all cores, for one lane at a time.
+    """
+    if crew.scan.stopped.is_set():
+        raise _StoppedError
+    found = _attempt(stored, crew.device)
+    if isinstance(found, str) and (half := len(batch.members) // 2) > 0:
+        parts = (slice(0, half), slice(half, None))
+        halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
+        return [score for part in halves for score in _scores(*part, crew)]
+    name, share = batch.members[0][0].name, crew.share(batch)
+    if found == _NO_MEMORY:
+        with crew.alone(share):
+            found = _attempt(stored, crew.device)
+    if isinstance(found, str) and crew.device.type != "cpu":
+        with crew.away(share), crew.scan.standing_in:
+            if crew.scan.stopped.is_set():
+                raise _StoppedError
+            crew.scan.warn(f"{crew.device} {found} {name}; the CPU takes it")
+            with all_cores():
+                found = _attempt(stored, torch.device("cpu"))
+    if isinstance(found, str):
+        raise DeviceError(f"the CPU {found} {name}, {' x '.join(map(str, batch.matrix))}")
+    return found
+
+
+def _attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
+    """Scores of matrices on a device, or what it could not do."""
     try:
-        rows = torch.stack(snr.score(stored.to(device, non_blocking=True)), dim=1).tolist()
+        # Only to a GPU: the CPU would compute before a copy that does not block has arrived (pytorch#127612).
+        here = stored.to(device, non_blocking=device.type == "cuda")
+        rows = torch.stack(snr.score(here), dim=1).tolist()
         return [MatrixScore(ratio, Edge(int(above), int(below), gap, jump)) for ratio, above, below, gap, jump in rows]
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-            problem = "cannot decompose"
-        elif is_out_of_memory(error):
-            problem = "has no memory for"
+        if is_out_of_memory(error):
+            problem = _NO_MEMORY
+        elif cannot_decompose(error):
+            problem = _NO_DECOMPOSITION
         else:
             raise
     # What the failed attempt held is free only from here on.
-    name = members[0][0].name
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    if (half := len(members) // 2) > 0:
-        parts = (slice(0, half), slice(half, None))
-        return [score for part in parts for score in _scores(stored[part], members[part], device, warn)]
-    if device.type == "cpu":
-        raise DeviceError(f"the CPU {problem} {name}, {' x '.join(map(str, stored.shape[1:]))}")
-    warn(f"{device} {problem} {name}; the CPU takes it")
-    return _scores(stored, members, torch.device("cpu"), warn)
+    return problem
 
 
-def _stack(batch: WeightBatch, read: Reader, pin: bool) -> torch.Tensor:
-    """The batch's matrices in one tensor, pinned for a GPU to fetch on its own; else a single one is not copied."""
+def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tensor:
+    """A batch's matrices in one tensor. A single matrix is copied only to pin it.
+
+    Matrices that are in GPU memory stay there if a GPU scores them. All others are put in main memory, which is pinned
+    if a GPU scores them.
+    """
+    for_gpu = device.type == "cuda"
+
+    def matrix(member: tuple[LayerWeight, int]) -> torch.Tensor:
+        value = read(*member)
+        return value if for_gpu else value.cpu()
+
     try:
-        first = read(*batch.members[0])
+        first = matrix(batch.members[0])
         shape = (len(batch.members), *first.shape)
-        pin = pin and math.prod(shape) * first.itemsize <= _MOST_PINNED
+        pin = for_gpu and first.is_cpu and math.prod(shape) * first.itemsize <= _MOST_PINNED
         if len(batch.members) == 1 and not pin:
-            return first.unsqueeze(0)
-        stacked = first.new_empty(shape, pin_memory=pin)
-        stacked[0] = first
-        for i, (weight, index) in enumerate(batch.members[1:], 1):
-            stacked[i] = read(weight, index)
-        return stacked
+            stacked = first.unsqueeze(0)
+        else:
+            stacked = _empty(first, shape, pin)
+            stacked[0] = first
+            for i, member in enumerate(batch.members[1:], 1):
+                stacked[i] = matrix(member)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"there is no memory to read {batch.members[0][0].name}") from error
+    if first.is_cuda:  # the lane has another stream than this thread
+        torch.cuda.current_stream(first.device).synchronize()
+    return stacked
+
+
+def _empty(like: torch.Tensor, shape: tuple[int, ...], pin: bool) -> torch.Tensor:
+    """Memory for a batch: where its matrices are, or pinned. If there is none, plain main memory."""
+    try:
+        return like.new_empty(shape, pin_memory=pin)
+    except (MemoryError, RuntimeError) as error:
+        if not (pin or (like.is_cuda and is_out_of_memory(error))):
+            raise
+        return torch.empty(shape, dtype=like.dtype)

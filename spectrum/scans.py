@@ -139,7 +139,7 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
 
     index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
     """
-    from spectrum.devices import devices_for, is_out_of_memory
+    from spectrum.devices import cannot_decompose, devices_for, is_out_of_memory, warm_up
     from spectrum.snr import singular_values
 
     checkpoint = _open(request)
@@ -153,13 +153,15 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
             f"{layer} has {tables.plural(weight.count, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
         )
     device = devices_for(request.device, _unheard, None)[0]
+    warm_up([device])
     try:
         values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not (is_out_of_memory(error) or cannot_decompose(error)):
             raise
-        elsewhere = "" if device.type == "cpu" else "; --device cpu may have it"
-        raise DeviceError(f"{device} has no memory for {layer}, {list(weight.matrix)}{elsewhere}") from error
+        problem = "has no memory for" if is_out_of_memory(error) else "cannot decompose"
+        elsewhere = "" if device.type == "cpu" else "; --device cpu may do it"
+        raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix)}{elsewhere}") from error
     if not all(map(math.isfinite, values)):
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
     return weight, number, values
@@ -169,6 +171,7 @@ def of_model(
     model: torch.nn.Module, layer_types: Sequence[str], batch_size: int | None, device: str, attendant: Attendant
 ) -> ScanResult:
     """The scan of a model that is in memory, by default where it is. Raises SpectrumError where it cannot be had."""
+    import torch
     from accelerate.utils import extract_model_from_parallel
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -187,7 +190,9 @@ def of_model(
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
     place = next(unwrapped.parameters()).device
     devices = [place] if device == "auto" and place.type == "cuda" else devices_for(device, attendant.warn, None)
-    batches = plan(weights, batch_size, batch_budget(devices))
+    for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
+        torch.cuda.synchronize(gpu)  # the lanes' streams do not wait for what is queued there
+    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
     scores: dict[Matrix, MatrixScore] = {}
     for batch, values in attendant.progress(score(batches, checkpoint.read, devices, attendant.warn), batches):
         scores |= zip([(weight.parameter, i) for weight, i in batch.members], values, strict=True)
@@ -349,8 +354,9 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     foreign = not journal.known and path.exists()
     try:
         known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
-        budget = processes.from_main(batch_budget(devices))  # for all to plan the same
-        planned = partial(plan, _weights(checkpoint, job), job.batch_size, budget)
+        # For all to plan the same.
+        budget, gpu = processes.from_main((batch_budget(devices), devices[0].type == "cuda"))
+        planned = partial(plan, _weights(checkpoint, job), job.batch_size, budget, gpu=gpu)
         every, left = planned(), planned(known)
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every
@@ -382,7 +388,7 @@ def _computed(
 
     new: list[tuple[Matrix, MatrixScore]] = []
     told = False
-    stream = score(batches, checkpoint.read, devices, attendant.warn, processes.local_count())
+    stream = score(batches, checkpoint.read, devices, attendant.warn, _sharing(devices[0]))
     shown = attendant.progress(stream, batches)
     try:
         for batch, values in shown:
@@ -400,6 +406,17 @@ def _computed(
         shown.close()
         raise
     return new
+
+
+def _sharing(device: torch.device) -> int:
+    """How many processes of this run use this one's device."""
+    if processes.count() == 1:
+        return 1
+    from spectrum.devices import identity, warm_up
+
+    warm_up([device])  # what cannot be used cannot be identified
+    mine = identity(device)
+    return processes.gathered([mine]).count(mine)
 
 
 def _kept(scored: int, total: int) -> str:

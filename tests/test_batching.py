@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.batching import batch_bytes, matrix_bytes, matrix_cost, plan
+from spectrum.batching import batch_bytes, matrix_cost, plan
 from spectrum.layers import LayerWeight, WeightBatch
+from spectrum.workspace import call_bytes, gpu_columns
 
 BUDGET = 16 << 20
 MATRICES = [(2, 3), (3, 2), (1, 8), (512, 64), (700, 900), (1500, 2000)]
@@ -115,23 +116,56 @@ def test_a_fixed_batch_size_is_filled_and_not_exceeded(weights: list[LayerWeight
         assert sizes[key] == [batch_size] * full + [rest] * (rest > 0)
 
 
-def needed(batch: WeightBatch) -> int:
-    """Bytes to score a batch: the matrices as stored, and two float64 Gram matrices of the short side for each."""
-    (n, m), dtype = batch.matrix, batch.dtype
-    return len(batch.members) * (n * m * BYTES[dtype] + 2 * min(n, m) ** 2 * 8)
+def needed(batch: WeightBatch, *, gpu: bool) -> int:
+    """Bytes to score a batch: the matrices as stored, and two float64 Gram matrices of the short side for each.
+
+    On a GPU there is a workspace as large as one of these, or before that a buffer of columns, of at most 256 MiB.
+    """
+    (n, m), dtype, count = batch.matrix, batch.dtype, len(batch.members)
+    stored, gram = count * n * m * BYTES[dtype], count * min(n, m) ** 2 * 8
+    if not gpu:
+        return stored + 2 * gram
+    column = count * min(n, m) * 8
+    columns = min(max(n, m), 4096, (256 << 20) // column)
+    return stored + gram + max(2 * gram, columns * column)
 
 
 @UNTIMED
-@given(models(), st.sampled_from([1, 1 << 16, BUDGET, 64 << 20]))
-def test_automatic_batches_stay_within_the_budget_and_use_it(weights: list[LayerWeight], budget: int) -> None:
-    batches = plan(weights, None, budget)
+@given(models(), st.sampled_from([1, 1 << 16, BUDGET, 64 << 20]), st.booleans())
+def test_automatic_batches_stay_within_the_budget_and_use_it(
+    weights: list[LayerWeight], budget: int, gpu: bool
+) -> None:
+    batches = plan(weights, None, budget, gpu=gpu)
     for batch in batches:
-        assert needed(batch) == batch_bytes(batch)
-        assert needed(batch) <= budget or len(batch.members) == 1
+        assert needed(batch, gpu=gpu) == batch_bytes(batch, gpu=gpu)
+        assert needed(batch, gpu=gpu) <= budget or len(batch.members) == 1
     # Two neighbours of one shape were not worth two calls, had they fitted in one.
     for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix, batch.dtype))):
         if (left.matrix, left.dtype) == (right.matrix, right.dtype):
-            assert needed(left) + needed(right) > budget
+            both = WeightBatch(left.matrix, left.dtype, left.members + right.members)
+            assert needed(both, gpu=gpu) > budget
+
+
+def test_the_buffer_of_a_gpu_is_bounded() -> None:
+    assert gpu_columns(1, 3072, 8192) == 4096
+    assert gpu_columns(1, 64, 100) == 100
+    for count, k, length in [
+        (42, 768, 2048),
+        (1, 16384, 53248),
+        (256, 1024, 4096),
+        (10_000, 64, 4096),
+        (1, 8192, 28672),
+    ]:
+        columns = gpu_columns(count, k, length)
+        assert 8 * count * k * columns <= 256 << 20 < 8 * count * k * (columns + 1)
+    assert gpu_columns(10**9, 64, 64) == 1  # as large as a user may ask for: whether it fits, memory says
+
+
+def test_the_memory_of_a_batch_of_experts_on_a_gpu_is_all_that_it_takes() -> None:
+    # By hand, in MiB: stored 126, Gram matrices 189; then the buffer, 256, or the solver's copy and workspace, 378.
+    assert call_bytes(42, (768, 2048), "bfloat16", gpu=True) == (126 + 3 * 189) << 20
+    # Of large matrices with few rows the buffer is the larger.
+    assert call_bytes(1, (512, 1 << 18), "bfloat16", gpu=True) == (256 + 2 + 16) << 20
 
 
 def test_a_stack_of_tiny_experts_shares_few_calls_but_moves_the_progress_bar() -> None:
@@ -141,7 +175,7 @@ def test_a_stack_of_tiny_experts_shares_few_calls_but_moves_the_progress_bar() -
 
 def test_a_matrix_over_the_budget_is_a_batch_of_its_own() -> None:
     large = (4096, 4096)
-    assert matrix_bytes(large, "float32") > BUDGET
+    assert call_bytes(1, large, "float32", gpu=False) > BUDGET
     batches = plan([weight("a", large), weight("b", large)], None, BUDGET)
     assert [[member.name for member, _ in batch.members] for batch in batches] == [["a"], ["b"]]
 

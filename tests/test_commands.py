@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -319,6 +320,26 @@ def test_a_layer_that_is_none_is_refused(layer: str, words: list[str], experts: 
     before = files_below(experts)
     refused = run(experts, *MODEL, "--plot-spectrum", layer, "missing.png")
     assert_refused(refused, *words)
+    assert "unexpected" not in refused.err
+    assert files_below(experts) == before
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(torch.linalg.LinAlgError("no convergence"), "cannot decompose"), (MemoryError(), "has no memory for")],  # type: ignore[attr-defined]
+    ids=["convergence", "memory"],
+)
+@pytest.mark.usefixtures("drawn")
+def test_a_layer_that_a_device_cannot_decompose_is_refused_in_a_line(
+    failure: Exception, words: str, experts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    before = files_below(experts)
+    refused = run(experts, *MODEL, "--device", "cpu", "--plot-spectrum", "lm_head", "missing.png")
+    assert_refused(refused, f"cpu {words} lm_head, [")
     assert "unexpected" not in refused.err
     assert files_below(experts) == before
 

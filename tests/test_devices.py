@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from spectrum import devices
-from spectrum.devices import devices_for, is_out_of_memory, lane, lanes, memory_budget, one_core_a_thread
+from spectrum.devices import (
+    all_cores,
+    cannot_decompose,
+    devices_for,
+    identity,
+    is_out_of_memory,
+    lane,
+    lanes,
+    memory_budget,
+    one_core_a_thread,
+)
 from spectrum.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -62,10 +75,16 @@ def test_the_cpu_stands_in_for_a_device_without_a_float64_eigensolver_and_says_s
 def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
-        assert lanes(CPU) == cores
-    assert lanes(torch.device("cuda")) == 2
+        assert [lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
     with lane(CPU):
         assert torch.ones(1).item() == 1
+
+
+def test_a_gpu_has_the_more_lanes_the_smaller_the_matrices() -> None:
+    gpu = torch.device("cuda")
+    numbers = [lanes(gpu, k) for k in (1, 768, 1024, 1025, 4096, 4097, 16384)]
+    assert numbers == sorted(numbers, reverse=True)
+    assert 2 <= numbers[-1] < numbers[0]
 
 
 def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +98,32 @@ def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPat
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_all_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    before = torch.get_num_threads()
+    with all_cores():
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    gpu = torch.device("cuda", 1)
+    assert [memory_budget(gpu, processes) for processes in (1, 2, 8)] == [800, 400, 100]
+
+
+def test_a_device_is_known_by_a_name_that_no_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    uuids = ["GPU-1", "GPU-2"]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuids[device.index or 0])
+    )
+    assert [identity(torch.device("cuda", i)) for i in range(2)] == uuids
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    names = {identity(torch.device("cuda", i)) for i in range(2)} | {identity(CPU)}
+    assert len(names) == 3
+    assert all(name.endswith(f" of {platform.node()}") for name in names)
 
 
 def test_the_budget_is_half_of_the_memory_that_is_free() -> None:
@@ -113,4 +158,18 @@ def test_failures_for_want_of_memory() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
+    for words in (
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
+        assert not cannot_decompose(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("did not converge"))
+
+
+def test_failures_of_a_decomposition() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.linalg.cholesky(torch.zeros(2, 2))
+    assert cannot_decompose(caught.value)
+    assert cannot_decompose(RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `...`"))
+    assert not cannot_decompose(RuntimeError("CUDA error: an illegal memory access was encountered"))

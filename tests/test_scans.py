@@ -24,7 +24,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from spectrum import checkpoint, cli, results, scans, snr
+from spectrum import checkpoint, cli, devices, processes, results, scanning, scans, snr
 from spectrum.checkpoint import Checkpoint
 from spectrum.errors import ResultsError
 from spectrum.journal import Journal
@@ -580,3 +580,43 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
     for thread in [thread for thread in threading.enumerate() if thread.name.startswith("score ")]:
         thread.join()
     assert not waited.is_set()
+
+
+def test_processes_on_one_device_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "identity", lambda device: f"GPU-{device.index}")
+    monkeypatch.setattr(devices, "warm_up", lambda devices: None)
+    assert scans._sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
+    monkeypatch.setattr(processes, "count", lambda: 5)
+    monkeypatch.setattr(processes, "gathered", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
+    assert [scans._sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
+
+
+@pytest.mark.parametrize("sharing", [1, 3])
+def test_the_memory_of_a_device_is_divided_among_its_processes(
+    sharing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int] = []
+
+    def budget(device: torch.device, processes: int = 1) -> int:
+        budgets.append(processes)
+        return 1 << 30
+
+    monkeypatch.setattr(scanning, "memory_budget", budget)
+    monkeypatch.setattr(scans, "_sharing", lambda device: sharing)
+    assert command.run(tmp_path, "--model-name", TINY_LLAMA, "--yes", "--device", "cpu").status == 0
+    assert budgets == [sharing]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize("job", [[], ["--plot-spectrum", "lm_head", "spectrum.png"]], ids=["scan", "spectrum"])
+def test_a_gpu_that_cannot_be_used_is_said_in_a_line(
+    job: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the GPU can be used")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    pytest.importorskip("matplotlib")
+    options = job or ["--yes"]
+    done = command.run(tmp_path, "--model-name", TINY_LLAMA, "--device", device, *options)
+    command.assert_refused(done, "cuda:0 cannot be used: ", "; use --device cpu to scan without it")
+    assert files_below(tmp_path) == []

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import transformers
 
-from spectrum.batching import batch_cost, matrix_bytes, plan, share
+from spectrum.batching import batch_cost, plan, share
 from spectrum.layers import LayerWeight
+from spectrum.workspace import call_bytes
 from tests.benchmarks.kernel import operations
 
 PROCESSES = (1, 8, 64)
@@ -89,7 +90,7 @@ def main() -> None:
             loads = [sum(map(batch_cost, part)) for part in share(batches, count)]
             balance.append(max(loads) / (sum(loads) / count))
         planned = time.perf_counter() - started
-        most = max(matrix_bytes(layer.matrix, layer.dtype) for layer in layers)
+        most = max(call_bytes(1, layer.matrix, layer.dtype, gpu=False) for layer in layers)
         print(
             f"| {name} | {sum(layer.count for layer in layers)} | {work:.2g} | {work / rate / 3600:.2g} h | "
             f"{size * rate / work / 1e6:.0f} MB/s | {most / 2**30:.1f} GiB | "
