@@ -33,7 +33,7 @@ def test_every_long_option_in_the_text_exists() -> None:
     underscored = {"--top_percent"}  # the spelling with an underscore, said to work
     of_launchers = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--ntasks-per-node"}
     of_launchers |= {"--multi_gpu", "--num_processes"}
-    of_our_tests = {"--moments", "--runs", "--examples"}
+    of_our_tests = {"--moments", "--runs", "--examples", "--out", "--rehearse"}
     of_ms_swift = {"--model", "--tuner_type"}
     foreign = underscored | of_launchers | of_ms_swift | of_our_tests
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)) - foreign <= ours

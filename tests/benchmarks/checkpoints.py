@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ def trained_like(rows: int, columns: int, generator: torch.Generator) -> torch.T
     return ((noise + (left * strength) @ right) * 0.02).bfloat16()
 
 
-def write(directory: Path, config: Any, seed: int = 0) -> int:
+def write(
+    directory: Path, config: Any, make: Callable[[int, int, torch.Generator], torch.Tensor] = trained_like
+) -> int:
     """Write a sharded checkpoint of the config's causal model, a layer a shard; return its size in bytes.
 
-    Fused experts are stored singly, as most releases store them.
+    Fused experts are stored singly, as most releases store them. make: a matrix of so many rows and columns.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     directory.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
@@ -41,9 +43,7 @@ def write(directory: Path, config: Any, seed: int = 0) -> int:
     for part, entries in parts.items():
         file = f"model-{part}.safetensors"
         tensors = {
-            name: torch.ones(shape, dtype=torch.bfloat16)
-            if len(shape) == 1
-            else trained_like(shape[0], shape[-1], generator)
+            name: torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else make(shape[0], shape[-1], generator)
             for name, shape in entries
         }
         save_file(tensors, directory / file, metadata={"format": "pt"})

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 import transformers
 
 from tests.benchmarks.checkpoints import stored_shapes, write
@@ -110,7 +109,7 @@ def main() -> None:
             write(checkpoint, LLAMA_1B)
         compare("Llama-3.2-1B's shapes", checkpoint, options.runs)
     work = sum(operations(shape) for _, shape in stored_shapes(LLAMA_1B) if len(shape) == 2)
-    rate = product_rate(torch.device("cpu"))
+    rate = product_rate()
     print(f"\nLimit: {work:.3g} operations at {rate:.3g} a second, {work / rate:.1f} s")
 
 

@@ -1,0 +1,81 @@
+"""cuSOLVER by ctypes: routines that this version of torch does not call, the parts of an eigensolver, workspaces.
+
+Signatures: https://docs.nvidia.com/cuda/cusolver. It stores by columns, where a lower triangle of ours is an upper one:
+so matrices are given whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from ctypes import c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+import torch
+
+_NO_VECTORS = 0
+_LOWER = 0
+_FLOAT64 = 1  # CUDA_R_64F
+
+
+class Solver:
+    """A handle of the library that torch has loaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64, device=device))  # loads it
+        found = re.search(r"\S*libcusolver\.so\S*", Path("/proc/self/maps").read_text())
+        if found is None:
+            raise RuntimeError("torch has not loaded libcusolver")
+        self._library = ctypes.CDLL(found[0])
+        self._handle, self._params, version = c_void_p(), c_void_p(), c_int()
+        self._call("cusolverDnCreate", ctypes.byref(self._handle))
+        self._call("cusolverDnCreateParams", ctypes.byref(self._params))
+        self._call("cusolverGetVersion", ctypes.byref(version))
+        self.version = version.value
+
+    def eigenvalues(self, gram: torch.Tensor, *, batched: bool) -> tuple[torch.Tensor, float]:
+        """Eigenvalues by XsyevBatched, or by Xsyevd of a single matrix, and the workspace in GiB.
+
+        (batch, n, n) float64, whole, and destroyed -> (batch, n) ascending.
+        """
+        name = "cusolverDnXsyevBatched" if batched else "cusolverDnXsyevd"
+        batch, n = gram.shape[0], gram.shape[-1]
+        values = torch.empty(batch, n, dtype=torch.float64, device=self.device)
+        info = torch.zeros(batch, dtype=torch.int32, device=self.device)
+        on_device, on_host = c_size_t(), c_size_t()
+        matrix = (_FLOAT64, c_void_p(gram.data_ptr()), c_int64(n), _FLOAT64, c_void_p(values.data_ptr()), _FLOAT64)
+        common = (self._handle, self._params, _NO_VECTORS, _LOWER, c_int64(n), *matrix)
+        last = (c_int64(batch),) if batched else ()
+        self._stream()
+        self._call(f"{name}_bufferSize", *common, ctypes.byref(on_device), ctypes.byref(on_host), *last)
+        workspace = torch.empty(max(1, on_device.value), dtype=torch.uint8, device=self.device)
+        host = torch.empty(max(1, on_host.value), dtype=torch.uint8)
+        buffers = (c_void_p(workspace.data_ptr()), on_device, c_void_p(host.data_ptr()), on_host)
+        self._call(name, *common, *buffers, c_void_p(info.data_ptr()), *last)
+        torch.cuda.synchronize(self.device)
+        if info.any().item():
+            raise RuntimeError(f"{name}: info {info.tolist()[:4]}")
+        return values, on_device.value / 2**30
+
+    def tridiagonal(self, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Diagonal and off-diagonal of the tridiagonal form: (n, n) float64, whole, and destroyed -> (n,), (n - 1,)."""
+        n = gram.shape[-1]
+        diagonal, off, tau = (torch.empty(n, dtype=torch.float64, device=self.device) for _ in range(3))
+        info, size = torch.zeros(1, dtype=torch.int32, device=self.device), c_int()
+        pointers = [c_void_p(part.data_ptr()) for part in (diagonal, off, tau)]
+        common = (self._handle, _LOWER, c_int(n), c_void_p(gram.data_ptr()), c_int(n), *pointers)
+        self._stream()
+        self._call("cusolverDnDsytrd_bufferSize", *common, ctypes.byref(size))
+        workspace = torch.empty(size.value, dtype=torch.float64, device=self.device)
+        self._call("cusolverDnDsytrd", *common, c_void_p(workspace.data_ptr()), size, c_void_p(info.data_ptr()))
+        torch.cuda.synchronize(self.device)
+        return diagonal, off[: n - 1]
+
+    def _stream(self) -> None:
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        self._call("cusolverDnSetStream", self._handle, c_void_p(stream))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if status := getattr(self._library, name)(*arguments):
+            raise RuntimeError(f"{name}: status {status}")
