@@ -18,12 +18,6 @@ from spectrum.errors import CheckpointError
 from spectrum.layers import LayerWeight, Parameter, Provenance, display_order, layer_types
 from spectrum.version import __version__
 
-# Companions of quantized weights, under the names that the methods in use give them.
-_QUANTIZATION_KEY = re.compile(
-    r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
-)
-
-
 # In the names that parameters have under adapters, FSDP, activation checkpointing and torch.compile.
 _OF_WRAPPERS = ("base_layer", "_fsdp_wrapped_module", "_flat_param", "_checkpoint_wrapped_module", "_orig_mod")
 
@@ -144,9 +138,9 @@ def _values(
         try:
             streamed = mapping.stream(model, stored, quantizer)
         except mapping.MappingError:
-            _refuse_quantized(directory, stored)
+            quantization.refuse_leftovers(directory, stored)
         else:
-            _refuse_quantized(directory, streamed.unused)
+            quantization.refuse_leftovers(directory, streamed.unused)
             if way == "dequantized":
                 parameters = (name for name, _ in skeleton.parameters(model))
                 quantization.check_scales(directory, stored, streamed.keys_of(parameters))
@@ -224,16 +218,6 @@ def _equal(first: str, second: str, values: mapping.Values) -> bool:
     return values.form(first) == values.form(second) and torch.equal(
         values.read(first, None), values.read(second, None)
     )
-
-
-def _refuse_quantized(directory: Path, unused: Iterable[str]) -> None:
-    """Scales that nothing takes: the weights beside them are not what they seem."""
-    for key in unused:
-        if _QUANTIZATION_KEY.search(key):
-            raise CheckpointError(
-                f"{directory} holds {key}, as quantized checkpoints do, but nothing in config.json says what it "
-                "scales; scan the original checkpoint"
-            )
 
 
 def _weights(

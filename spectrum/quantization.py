@@ -17,7 +17,11 @@ READABLE = ("float64", "float32", "float16", "bfloat16")
 
 _SCAN_ORIGINAL = "scan the original checkpoint"
 
-# Ends of the names of what is stored beside quantized weights, which has such dtypes too, and no scale of its own.
+# How the keys of quantized checkpoints end, by the methods in use: of all that no plain checkpoint has; and of what is
+# stored beside weights, which may have their dtypes and needs no scale of its own.
+_OF_QUANTIZED = re.compile(
+    r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
+)
 _BESIDE_WEIGHTS = re.compile(r"(scales?|scale_inv|qscale_weight|zero_point|g_idx|weight_shape)$")
 
 # Methods whose weights transformers' own mapping dequantizes one by one; and what must be installed for it.
@@ -80,6 +84,16 @@ def dequantizer(directory: Path, model: Any) -> Any:
     except Exception as error:  # quantizers ask for packages, devices and settings, each in its own way
         raise CheckpointError(f"transformers cannot dequantize {directory}: {first_line(error)}") from error
     return quantizer
+
+
+def refuse_leftovers(directory: Path, unused: Iterable[str]) -> None:
+    """Raises CheckpointError for scales that nothing takes: the weights beside them are not what they seem."""
+    for key in unused:
+        if _OF_QUANTIZED.search(key):
+            raise CheckpointError(
+                f"{directory} holds {key}, as quantized checkpoints do, but nothing in config.json says what it "
+                f"scales; {_SCAN_ORIGINAL}"
+            )
 
 
 def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iterable[str]) -> None:
