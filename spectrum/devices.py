@@ -28,13 +28,17 @@ _GPU_BATCH = 768 << 20
 
 _UNKNOWN_MEMORY = 8 << 30  # a small machine of today
 
+# What a device could not do, as messages say it.
+NO_MEMORY = "has no memory for"
+NO_DECOMPOSITION = "cannot decompose"
+
 # Words in errors for which torch has no exception of its own. The last three come from cuBLAS and cuSOLVER when the GPU
 # has no memory left for their handles.
-_NO_MEMORY = (
+_OUT_OF_MEMORY = (
     *("can't allocate memory", "out of memory", "_ALLOC_FAILED"),
     *("_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate"),
 )
-_CANNOT_DECOMPOSE = "cusolver error"  # of arguments that cuSOLVER does not accept
+_REFUSED = "cusolver error"  # of arguments that cuSOLVER does not accept
 
 _CGROUP = [
     tuple(f"/sys/fs/cgroup/{name}" for name in names)
@@ -109,11 +113,11 @@ def give_memory_back(devices: Iterable[torch.device]) -> None:
     That is freed memory, a workspace of cuBLAS for each lane's stream, and pinned main memory.
     """
     gpus = [device for device in devices if device.type == "cuda"]
+    if not gpus:
+        return
     with suppress(RuntimeError):  # a GPU that has failed says so here again
         for gpu in gpus:
             torch.cuda.synchronize(gpu)
-        if not gpus:
-            return
         for release in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):  # torch has no public way
             getattr(torch._C, release, lambda: None)()
         torch.cuda.empty_cache()
@@ -167,14 +171,21 @@ def memory_budget(device: torch.device, processes: int = 1) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a failure is for want of memory; torch has exceptions of their own only for some of these."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in _OUT_OF_MEMORY
+    )
 
 
-def cannot_decompose(error: Exception) -> bool:
-    """Whether a failure is that of the solver. Another device's solver may succeed."""
+def problem_of(error: Exception) -> str | None:
+    """What the device could not do, NO_MEMORY or NO_DECOMPOSITION; None for any other failure.
+
+    Another device may succeed.
+    """
     if is_out_of_memory(error):
-        return False
-    return isinstance(error, torch.linalg.LinAlgError) or _CANNOT_DECOMPOSE in str(error)  # type: ignore[attr-defined]
+        return NO_MEMORY
+    if isinstance(error, torch.linalg.LinAlgError) or _REFUSED in str(error):  # type: ignore[attr-defined]
+        return NO_DECOMPOSITION
+    return None
 
 
 def _available_memory() -> int:

@@ -16,14 +16,15 @@ import torch
 from spectrum import snr
 from spectrum.batching import batch_bytes
 from spectrum.devices import (
+    NO_MEMORY,
     all_cores,
-    cannot_decompose,
     give_memory_back,
     is_out_of_memory,
     lane,
     lanes,
     memory_budget,
     one_core_a_thread,
+    problem_of,
     warm_up,
 )
 from spectrum.errors import DeviceError
@@ -34,10 +35,6 @@ _Read = tuple[WeightBatch, torch.Tensor]
 
 # torch keeps pinned memory for later, in powers of two. Larger matrices are few: a slower copy of them does not matter.
 _MOST_PINNED = 1 << 30  # bytes
-
-# What a device could not do, as messages say it.
-_NO_MEMORY = "has no memory for"
-_NO_DECOMPOSITION = "cannot decompose"
 
 
 class _Room:
@@ -239,7 +236,7 @@ def _scores(stored: torch.Tensor, batch: WeightBatch, crew: _Crew) -> list[Matri
         halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
         return [score for part in halves for score in _scores(*part, crew)]
     name, share = batch.members[0][0].name, crew.share(batch)
-    if found == _NO_MEMORY:
+    if found == NO_MEMORY:
         with crew.alone(share):
             found = _attempt(stored, crew.device)
     if isinstance(found, str) and crew.device.type != "cpu":
@@ -262,11 +259,8 @@ def _attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | 
         rows = torch.stack(snr.score(here), dim=1).tolist()
         return [MatrixScore(ratio, Edge(int(above), int(below), gap, jump)) for ratio, above, below, gap, jump in rows]
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            problem = _NO_MEMORY
-        elif cannot_decompose(error):
-            problem = _NO_DECOMPOSITION
-        else:
+        problem = problem_of(error)
+        if problem is None:
             raise
     # What the failed attempt held is free only from here on.
     if device.type == "cuda":

@@ -139,7 +139,7 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
 
     index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
     """
-    from spectrum.devices import cannot_decompose, devices_for, is_out_of_memory, warm_up
+    from spectrum.devices import devices_for, problem_of, warm_up
     from spectrum.snr import singular_values
 
     checkpoint = _open(request)
@@ -157,9 +157,9 @@ def singular_values(request: Request, layer: str, index: int | None) -> tuple[La
     try:
         values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
     except (MemoryError, RuntimeError) as error:
-        if not (is_out_of_memory(error) or cannot_decompose(error)):
+        problem = problem_of(error)
+        if problem is None:
             raise
-        problem = "has no memory for" if is_out_of_memory(error) else "cannot decompose"
         elsewhere = "" if device.type == "cpu" else "; --device cpu may do it"
         raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix)}{elsewhere}") from error
     if not all(map(math.isfinite, values)):

@@ -13,8 +13,9 @@ import torch
 
 from spectrum import devices
 from spectrum.devices import (
+    NO_DECOMPOSITION,
+    NO_MEMORY,
     all_cores,
-    cannot_decompose,
     devices_for,
     identity,
     is_out_of_memory,
@@ -22,6 +23,7 @@ from spectrum.devices import (
     lanes,
     memory_budget,
     one_core_a_thread,
+    problem_of,
 )
 from spectrum.errors import DeviceError
 
@@ -163,13 +165,16 @@ def test_failures_for_want_of_memory() -> None:
         "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
     ):
         assert is_out_of_memory(RuntimeError(words))
-        assert not cannot_decompose(RuntimeError(words))
+        assert problem_of(RuntimeError(words)) == NO_MEMORY
     assert not is_out_of_memory(RuntimeError("did not converge"))
 
 
 def test_failures_of_a_decomposition() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.linalg.cholesky(torch.zeros(2, 2))
-    assert cannot_decompose(caught.value)
-    assert cannot_decompose(RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `...`"))
-    assert not cannot_decompose(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert problem_of(caught.value) == NO_DECOMPOSITION
+    assert (
+        problem_of(RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `...`"))
+        == NO_DECOMPOSITION
+    )
+    assert problem_of(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
