@@ -208,14 +208,14 @@ def _gram(weights: Tensor, exponent: Tensor | None) -> Tensor:
     shape = (step, k, width) if wide else (step, width, k)
     buffer = torch.empty(shape, dtype=torch.float64, device=weights.device)
     buffer = buffer if wide else buffer.mT
+    factors = () if exponent is None else _powers_of_two(-exponent[:, None, None])
     for first in range(0, batch, step):
         some = slice(first, first + step)
         for start in range(0, length, width):
             part = matrices[some, :, start : start + width]
             columns = buffer[..., : part.shape[-1]].copy_(part)
-            if exponent is not None:
-                first_factor, second_factor = _powers_of_two(-exponent[some, None, None])
-                columns.mul_(first_factor).mul_(second_factor)
+            for factor in factors:
+                columns.mul_(factor[some])
             for top in range(0, k, tile):
                 bottom = min(top + tile, k)
                 gram[some, top:bottom, :bottom].baddbmm_(columns[:, top:bottom], columns[:, :bottom].mT)
