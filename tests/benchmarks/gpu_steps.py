@@ -24,6 +24,7 @@ from spectrum import devices, results, scanning, snr, workspace
 from spectrum.batching import plan
 from spectrum.layers import LayerWeight
 from tests.benchmarks import checkpoints
+from tests.benchmarks.cusolver import Solver
 from tests.benchmarks.gpu import Session, Step
 from tests.benchmarks.hashed_weights import expected, weight
 from tests.benchmarks.machine import description
@@ -141,6 +142,7 @@ def whole(gram: torch.Tensor) -> torch.Tensor:
 
 def eigensolver(session: Session) -> None:
     """Eigenvalues by size: torch's way, and the parts of it; then batches."""
+    solver = _solver(session)
     for full in (768, 1024, 2048, 3072, 4096, 8192):
         n = session.size(full)
         gram = gram_of(session, n)
@@ -148,29 +150,38 @@ def eigensolver(session: Session) -> None:
         before = session.allocated()
         seconds = session.seconds(partial(torch.linalg.eigvalsh, gram), 1 if n > 4096 else 2, 1)
         row: dict[str, object] = {"torch_s": seconds}
-        if session.device.type == "cuda":  # torch makes a copy, which the solver destroys
+        if solver is not None:  # torch makes a copy, which the solver destroys
             peak = torch.cuda.max_memory_allocated(session.device)
             row["workspace_in_matrices"] = (peak - before) / gram.nbytes - 1
         values = torch.linalg.eigvalsh(gram)[0].cpu()
         if n <= 2048:
             row["error"] = ((values - torch.linalg.eigvalsh(gram[0].cpu())).abs().max() / values[-1]).item()
         session.note("eigenvalues", n=n, **row)
-        if session.device.type == "cuda":
-            _parts(session, gram, values)
+        if solver is not None:
+            _parts(session, solver, gram, values)
     for full, batch in ((768, 42), (3072, 4)):
         gram = gram_of(session, session.size(full)).repeat(batch, 1, 1)
         seconds = session.seconds(partial(torch.linalg.eigvalsh, gram), 1, 1) / batch
         session.note("eigenvalues of a batch", n=gram.shape[-1], batch=batch, torch_s_each=seconds)
-        if session.device.type == "cuda":
-            _by_cusolver(session, whole(gram), batched=True)
+        if solver is not None:
+            _by_cusolver(session, solver, whole(gram), batched=True)
 
 
-def _parts(session: Session, gram: torch.Tensor, values: torch.Tensor) -> None:
+def _solver(session: Session) -> Solver | None:
+    """cuSOLVER itself, where it is there: what torch makes of it is measured without, too."""
+    if session.device.type == "cpu":
+        return None
+    try:
+        return Solver(session.device)
+    except (RuntimeError, AttributeError, OSError) as error:
+        session.note("cusolver", problem=str(error)[:120])
+        return None
+
+
+def _parts(session: Session, solver: Solver, gram: torch.Tensor, values: torch.Tensor) -> None:
     """Reduction on the GPU, the rest by LAPACK on the host; and cuSOLVER's two routines."""
-    from tests.benchmarks.cusolver import Solver
-
     eigvalsh_tridiagonal = importlib.import_module("scipy.linalg").eigvalsh_tridiagonal
-    n, solver, full = gram.shape[-1], Solver(session.device), whole(gram[0])
+    n, full = gram.shape[-1], whole(gram[0])
     started = time.perf_counter()
     diagonal, off = (part.cpu().numpy() for part in solver.tridiagonal(full.clone()))
     reduced = time.perf_counter()
@@ -179,19 +190,17 @@ def _parts(session: Session, gram: torch.Tensor, values: torch.Tensor) -> None:
     error = ((found - values).abs().max() / values[-1]).item()
     session.note("parts of it", n=n, cusolver=solver.version, **parts, error=error)
     for batched in (False, True):
-        made = _by_cusolver(session, full[None], batched=batched)
+        made = _by_cusolver(session, solver, full[None], batched=batched)
         if made is not None and not ((made[0].cpu() - values).abs().max() / values[-1]).item() < 1e-12:
             session.note("parts of it", n=n, batched=batched, problem="other values")
 
 
-def _by_cusolver(session: Session, grams: torch.Tensor, *, batched: bool) -> torch.Tensor | None:
+def _by_cusolver(session: Session, solver: Solver, grams: torch.Tensor, *, batched: bool) -> torch.Tensor | None:
     """Eigenvalues by a routine of cuSOLVER; None where this version does not have it."""
-    from tests.benchmarks.cusolver import Solver
-
     where = {"n": grams.shape[-1], "batch": len(grams)}
+    given = grams.clone()
+    session.wait()
     try:
-        solver, given = Solver(session.device), grams.clone()
-        session.wait()
         started = time.perf_counter()
         values, size = solver.eigenvalues(given, batched=batched)
     except (RuntimeError, AttributeError) as error:
