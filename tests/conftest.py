@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports torch: threads that wait for each other over tiny matrices take far longer than one alone,
 # and most of all where other processes want the same cores.
@@ -23,6 +24,9 @@ import pytest
 
 from tests import command
 
+if TYPE_CHECKING:
+    import torch
+
 ROOT = Path(__file__).parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
 
@@ -32,17 +36,21 @@ PUBLISHED = ROOT.parent / "shared" / "published_results"
 Spectrum = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def _has_gpu() -> bool:
+@pytest.fixture
+def gpu() -> torch.device:
+    """A GPU, for tests that need one."""
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    return torch.device("cuda", 0)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
-    """The devices that the kernel runs on, where they are there."""
-    if request.param == "cuda" and not _has_gpu():
-        pytest.skip("torch finds no GPU")
+    """The devices that the kernel runs on, as far as there are any."""
+    if request.param == "cuda":
+        request.getfixturevalue("gpu")
     return str(request.param)
 
 

@@ -307,7 +307,8 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three lanes, of which one is out of memory while the others have theirs."""
     monkeypatch.setattr(scanning, "lanes", lambda device, k: 3)
-    score, lock, scoring, failed = snr.score, threading.Lock(), 0, threading.Event()
+    score, lock, scoring = snr.score, threading.Lock(), 0
+    begun, failed = threading.Event(), threading.Event()
     beside: list[int] = []
 
     def starved(batch: torch.Tensor) -> snr.Scores:
@@ -319,11 +320,13 @@ def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(mo
             if batch[0, 0, 0] == 1000:
                 beside.append(others)
                 if len(beside) == 1:
+                    assert begun.wait(timeout=60)
                     failed.set()
                     raise OUT_OF_MEMORY
             else:
+                begun.set()
                 failed.wait(timeout=60)  # the others are not done before it has failed
-                time.sleep(0.02)
+                time.sleep(0.05)
             return score(batch)
         finally:
             with lock:
@@ -607,13 +610,6 @@ def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.Monkey
 
 
 # On a GPU, where there is one: the same again, by streams, copies and memory of its own.
-
-
-@pytest.fixture
-def gpu() -> torch.device:
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
-    return torch.device("cuda", 0)
 
 
 def of_many_kinds() -> Reader:

@@ -395,18 +395,16 @@ def test_values_that_do_not_sum_up_to_the_trace_are_not_believed(monkeypatch: py
         snr.score(torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(3)])))
 
 
+@pytest.mark.usefixtures("gpu")
 def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
     monkeypatch.setattr(snr, "_MOST_ELEMENTS", 35)
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         score(gaussian(6, 9), "cuda")
 
 
 @pytest.mark.parametrize(("count", "shape"), [(42, (768, 2048)), (1, (3000, 4000)), (2, (512, 1 << 17))], ids=str)
+@pytest.mark.usefixtures("gpu")
 def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int]) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
     batch = torch.randn(count, *shape, device="cuda", dtype=torch.bfloat16)
     snr.score(batch)  # the workspace of cuBLAS, and what is made once, are not a batch's
     torch.cuda.empty_cache()
