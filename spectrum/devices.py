@@ -68,7 +68,9 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
         raise DeviceError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if (device.index or 0) >= len(gpus):
-            raise DeviceError(f"there is no device {name!r}: this machine has {len(gpus)} GPU(s) that torch can use")
+            raise DeviceError(
+                f"there is no device {name!r}: this machine has {len(gpus)} GPU(s) that torch can use; use auto or cpu"
+            )
         return [gpus[device.index or 0]]
     if device.type != "cpu":
         warn(f"torch has no float64 eigensolver for {name}; the scan runs on the CPU")

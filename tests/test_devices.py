@@ -57,7 +57,7 @@ def test_devices(name: str, gpus: int, expected: list[str], monkeypatch: pytest.
         ("nonsense", "'nonsense' is no device; use auto, cpu, cuda or cuda:N"),
         ("", "'' is no device"),
         ("cuda:-1", "'cuda:-1' is no device"),
-        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use"),
+        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use; use auto or cpu"),
         ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
     ],
 )
