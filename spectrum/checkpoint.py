@@ -67,9 +67,10 @@ def open_checkpoint(
     stored = shards.stored_tensors(directory)
     if commit is None:
         fingerprint = shards.fingerprint(directory)
-    meta = skeleton.meta_model(directory, config, model_class, len(stored), trust_remote_code=trust_remote_code)
+    held = sum(0 not in tensor.shape for tensor in stored.values())
+    meta = skeleton.meta_model(directory, config, model_class, held, trust_remote_code=trust_remote_code)
     skeleton.check_names(meta, directory)
-    values, storage = _values(directory, meta, stored, way, trust_remote_code=trust_remote_code)
+    values, storage = _values(directory, meta, stored, way)
     parameters = dict(_described(meta, storage, values))
     weights = tuple(_weights(meta, storage, parameters, directory))
     if not weights:
@@ -121,12 +122,7 @@ def _provenance(
 
 
 def _values(
-    directory: Path,
-    model: Any,
-    stored: Mapping[str, shards.StoredTensor],
-    way: str,
-    *,
-    trust_remote_code: bool,
+    directory: Path, model: Any, stored: Mapping[str, shards.StoredTensor], way: str
 ) -> tuple[mapping.Values, dict[str, str]]:
     """Where the parameters' values come from, and which of them each parameter has.
 
@@ -152,7 +148,7 @@ def _values(
         if way == "dequantized":
             raise CheckpointError(f"this transformers cannot stream the quantized {directory}; try a newer one")
     _refuse_mostly_missing(directory, model, stored)
-    loaded = loading.load(directory, type(model), trust_remote_code=trust_remote_code, dequantize=way == "loaded")
+    loaded = loading.load(directory, model, stored, dequantize=way == "loaded")
     return loaded, _storage(directory, model, loaded)
 
 

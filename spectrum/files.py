@@ -1,15 +1,78 @@
-"""Work in a directory that another program may move or remove at any time."""
+"""Files that strangers may have made, and directories that another program may move or remove at any time."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 _T = TypeVar("_T")
 
 _TRIES = 3  # more often than that, a directory does not disappear by chance
+
+# Each value takes some 60 bytes once it is parsed. A header of 200,000 tensors has 2 million.
+_MOST_VALUES = 5_000_000
+
+# Without O_NONBLOCK, opening a FIFO waits for a writer. Windows has neither flag, and needs O_BINARY.
+FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file of a model, of a results directory, or a list, opened for reading.
+
+    Raises OSError for what a stranger could put in its place to have something else read, or to have this wait for
+    ever: anything but a regular file; a link that leads out of the file's directory. From a snapshot in the Hub's
+    cache, a link may lead to the blobs of the same repository.
+    """
+    real = Path(os.path.realpath(path))
+    directory = Path(os.path.realpath(path.parent))
+    if not real.is_relative_to(directory) and real.parent != _blobs(directory):
+        raise OSError(errno.ELOOP, f"it is a link out of its directory, to {real}; put the file itself there")
+    _check_regular(os.stat(real))  # before it is opened, since to open a device may have an effect
+    descriptor = os.open(real, os.O_RDONLY | FLAGS)
+    try:
+        _check_regular(os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read(path: Path, limit: int) -> bytes:
+    """The content of such a file. Raises OSError as `opened` does, and for more than `limit` bytes."""
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(min(size, limit) + 1)  # no more, since a buffer of that size is made
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is over {limit / (1 << 20):.3g} MiB long, more than any such file has")
+    return content
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError where it is none, or would take many times its size in memory."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise ValueError("it holds more values than any such file does")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def create(path: Path) -> int:
+    """The descriptor of a new file, to read and write. Raises FileExistsError for whatever is there, a link too."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, 0o666)
+
+
+def beside(path: Path) -> Path:
+    """A name for what will take a file's place once it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def in_directory(directory: Path, act: Callable[[], _T]) -> _T:
@@ -24,3 +87,17 @@ def in_directory(directory: Path, act: Callable[[], _T]) -> _T:
             return act()
     directory.mkdir(parents=True, exist_ok=True)
     return act()
+
+
+def _blobs(directory: Path) -> Path | None:
+    """Where the files of a snapshot in the Hub's cache are; None for any other directory."""
+    repository = directory.parent.parent
+    of_the_hub = directory.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository / "blobs" if of_the_hub else None
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")

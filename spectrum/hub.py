@@ -6,12 +6,12 @@ Cache, tokens, offline mode, mirrors and progress bars are huggingface_hub's own
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from spectrum.errors import CheckpointError, HubError, first_line
-from spectrum.shards import MAX_INDEX_BYTES, SINGLE_FILES, read_limited, why_no_weights
+from spectrum.files import parse_json, read
+from spectrum.shards import MAX_INDEX_BYTES, MOST_FILES, SINGLE_FILES, why_no_weights
 
 _TIMEOUT = 10  # seconds for the first request, so that a dead network is an answer and not a wait
 
@@ -147,8 +147,9 @@ def _shards(folder: Path, names: Collection[str]) -> list[str]:
         index = folder / f"{stem}.index.json"
         if index.name in names:
             try:
-                shards = set(json.loads(read_limited(index, MAX_INDEX_BYTES))["weight_map"].values())
-            except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                shards = set(parse_json(read(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 return []  # reading the directory says what is wrong with the index
-            return sorted(shard for shard in shards if isinstance(shard, str))
+            # Each is compared with the name of every file of the repository.
+            return sorted(shards) if len(shards) <= MOST_FILES else []
     return []

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from spectrum.errors import CheckpointError, first_line
+from spectrum import shards
+from spectrum.errors import CheckpointError
 from spectrum.layers import Parameter
-from spectrum.skeleton import quiet
+from spectrum.shards import StoredTensor
+from spectrum.skeleton import nothing_fetched, quiet, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +36,29 @@ class Loaded:
         return value if index is None else value[index]
 
 
-def load(directory: Path, model_class: type[Any], *, trust_remote_code: bool, dequantize: bool = False) -> Loaded:
-    """Load a model of a class with its weights, in the dtype of its config.
+def load(directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, dequantize: bool = False) -> Loaded:
+    """The parameters of a model's class and config, loaded from a checkpoint's tensors in the dtype of the config.
 
-    Dense weights stay mapped from disk where transformers can, fused experts are built. Raises CheckpointError where
-    that fails, or leaves a parameter to chance.
+    All tensors are read by this package's own reader, and are in memory. transformers maps the files that it reads
+    itself, and a mapped file that is cut ends the process. Raises CheckpointError where loading fails, or leaves a
+    parameter to chance.
     """
+    tensors = {key: shards.read_tensor(tensor) for key, tensor in stored.items()}
+    model_class = type(model)
     try:
-        with quiet():
+        with quiet(), nothing_fetched():
             model, info = model_class.from_pretrained(
-                str(directory),
+                None,
+                config=model.config,
+                state_dict=tensors,
                 dtype="auto",
                 device_map="cpu",
-                trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
             if dequantize:
                 model = model.dequantize()
     except Exception as error:  # anything, from missing packages to a full memory
-        raise CheckpointError(f"transformers cannot load {directory}: {first_line(error)}") from error
+        raise CheckpointError(f"transformers cannot load {directory}: {why(error)}") from error
     bad = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if bad:
         raise CheckpointError(

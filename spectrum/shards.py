@@ -1,31 +1,36 @@
 """A model directory's weight files: which they are, what their headers say, whether they are whole; reading a tensor.
 
-Formats: safetensors (an 8-byte length, a JSON header, then raw data) and torch's archives. Files are looked at with
-the standard library alone; torch is imported where tensors are made.
+Formats: safetensors (an 8-byte length, a JSON header, then raw data) and torch's archives (`archives`). Of both, a
+tensor is a dtype, a shape and a place in a file. torch is imported where tensors are made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import os
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from spectrum.errors import CheckpointError, first_line
+from spectrum import archives
+from spectrum.errors import CheckpointError
+from spectrum.files import opened, parse_json, read
 
 if TYPE_CHECKING:
     import torch
 
-# Room for 200,000 tensors a file and 500,000 a checkpoint. What is longer is damage, or an attack: parsed JSON takes
-# many times its size.
+# Room for 200,000 tensors a file and 500,000 a checkpoint. What is more is damage, or an attack: parsed JSON takes many
+# times its size. The largest published checkpoints have 140,000 tensors in under 200 files.
 MAX_HEADER_BYTES = 32 << 20
 MAX_INDEX_BYTES = 64 << 20
+_MOST_TENSORS = 500_000
+MOST_FILES = 2_000
+
+# No key is longer: each is matched with patterns, whose time may grow with the square of its length.
+_LONGEST_KEY = 1_000  # characters
 
 # Bytes per element, by torch's names for safetensors' dtypes. Others are listed, but cannot be read.
 _DTYPES = {
@@ -56,7 +61,6 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _MOST_DIMENSIONS = 64  # torch's own limit
 
 _LFS_POINTER = b"version https://git-lfs"
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of torch before 1.6
 
 # Enough to notice weights that were trained further in place, without reading them: some bytes from all over a file,
 # and of each tensor, up to this many places in a checkpoint.
@@ -70,13 +74,18 @@ _SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a checkpoint keeps a tensor. offset: of its first byte in a safetensors file, None in a torch archive."""
+    """Where a checkpoint keeps a tensor.
+
+    offset: of its first byte in the file. stride: in elements, of a tensor in a torch archive; None for rows that
+    follow one another without gaps.
+    """
 
     key: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    offset: int | None
+    offset: int
+    stride: tuple[int, ...] | None = None
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -99,10 +108,13 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError, naming the file, for damage of any kind.
     """
     files, weight_map = _located(directory)
-    by_file = {file: _tensors_of(file) for file in files}
+    by_file: dict[Path, dict[str, StoredTensor]] = {}
     tensors: dict[str, StoredTensor] = {}
-    for held in by_file.values():
-        tensors.update(held)
+    for file in files:
+        by_file[file] = _tensors_of(file)
+        tensors.update(by_file[file])
+        if sum(map(len, by_file.values())) > _MOST_TENSORS:
+            raise CheckpointError(f"{directory} holds more tensors than any model has; {_DOWNLOAD_AGAIN}")
     for key, name in weight_map.items():
         held = by_file[directory / name]
         if key not in held:
@@ -124,7 +136,7 @@ def fingerprint(directory: Path) -> str:
     files = weight_files(directory)
     for file in files:
         try:
-            with file.open("rb") as stream:
+            with opened(file) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 digest.update(f"{file.name}\0{size}\0".encode())
                 digest.update(_structure(file, stream))
@@ -141,7 +153,7 @@ def _middles(file: Path, size: int) -> Sequence[int]:
     spread = range(0, size, size // _SPREAD + 1)
     if file.suffix != ".safetensors":
         return spread
-    ends = sorted([*(tensor.offset or 0 for tensor in _safetensors(file).values()), size])
+    ends = sorted([*(tensor.offset for tensor in _safetensors(file).values()), size])
     return [*spread, *((start + end) // 2 for start, end in itertools.pairwise(ends))]
 
 
@@ -153,31 +165,42 @@ def _evenly(values: Sequence[int], count: int) -> Iterator[int]:
 def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     """A stored tensor in its stored dtype, or only row `index` of its first dimension (which is dropped).
 
-    Reads exactly those bytes into memory of its own; nothing of the file stays mapped. Raises CheckpointError where
-    the file has become unreadable or shorter.
+    Reads exactly those bytes, or what lies between the first and the last of them, into memory of its own. Nothing of
+    the file is mapped: a file that is cut in the meantime would end the process. Raises CheckpointError where the file
+    has become unreadable or shorter.
     """
+    dtype = torch_dtype(tensor)
+    shape, stride, offset = tensor.shape, tensor.stride or _contiguous(tensor.shape), tensor.offset
+    if index is not None:
+        offset += index * stride[0] * dtype.itemsize
+        shape, stride = shape[1:], stride[1:]
+    elements = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return _bytes(tensor, offset, elements * dtype.itemsize).view(dtype).as_strided(shape, stride)
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The stride of a tensor without gaps, in elements."""
+    return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+
+
+def _bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
+    """Some bytes of a tensor's file, as uint8."""
     import torch
 
-    if tensor.offset is None:
-        value = load_archive(tensor.file)[tensor.key].detach()
-        return (value if index is None else value[index]).clone()
-    dtype = torch_dtype(tensor)
-    shape = tensor.shape if index is None else tensor.shape[1:]
-    size = math.prod(shape) * dtype.itemsize
     buffer = torch.empty(size, dtype=torch.uint8)
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]
     try:
-        with tensor.file.open("rb", buffering=0) as stream:
-            stream.seek(tensor.offset + (index or 0) * size)
+        with opened(tensor.file) as stream:
+            stream.seek(offset)
             done = 0
             while done < size:  # the system hands out 2 GiB at most in one call
-                got = stream.readinto(view[done:])
+                got = stream.readinto(view[done:])  # type: ignore[attr-defined]
                 if not got:
                     raise CheckpointError(f"{tensor.file} ends within {tensor.key!r}: it was cut while being read")
                 done += got
     except OSError as error:
         raise _unreadable(tensor.file, error) from error
-    return buffer.view(dtype).reshape(shape)
+    return buffer
 
 
 def torch_dtype(tensor: StoredTensor) -> torch.dtype:
@@ -189,36 +212,6 @@ def torch_dtype(tensor: StoredTensor) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
     return dtype
-
-
-def load_archive(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a torch archive, mapped from disk where its format allows, never unpickling code.
-
-    Archives from before torch 1.6 are no zip files: they take their whole size in memory.
-    Raises CheckpointError for anything but a mapping of names to tensors.
-    """
-    import torch
-
-    try:
-        with file.open("rb") as stream:
-            mappable = stream.read(2) == b"PK"
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    except Exception as error:  # torch lets errors of its unpickler and its C++ reader through unchanged
-        raise CheckpointError(
-            f"{file} cannot be read as a torch checkpoint of tensors alone: {first_line(error)}"
-        ) from error
-    if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
-        raise CheckpointError(f"{file} holds other things than named dense tensors; {_SCAN_A_MODEL}")
-    return content
-
-
-def _is_named_tensor(key: object, value: object) -> bool:
-    import torch
-
-    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return isinstance(key, str) and is_dense
 
 
 def other_than_a_model(where: str, names: Collection[str]) -> str | None:
@@ -248,56 +241,44 @@ def _located(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
     for name in SINGLE_FILES:
         single = directory / name
         index = directory / f"{name}.index.json"
-        if single.is_file():
-            _refuse_link_out(single)
+        if single.exists():
             return [single], {}
-        if index.is_file():
+        if index.exists():
             weight_map = _weight_map(index)
-            files = [directory / name for name in sorted(set(weight_map.values()))]
-            for file in files:
-                _refuse_link_out(file)
-            return files, weight_map
+            return [directory / name for name in sorted(set(weight_map.values()))], weight_map
     raise CheckpointError(why_no_weights(str(directory), {path.name for path in directory.iterdir()}))
-
-
-def _refuse_link_out(file: Path) -> None:
-    """A link in a stranger's directory must not have us read other files, short of those in a cache of the Hub's."""
-    real = file.resolve()
-    of_the_hub = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
-    if not (of_the_hub or real.is_relative_to(file.parent.resolve())):
-        raise CheckpointError(f"{file} is a link out of its directory, to {real}; put the file itself there")
-
-
-def read_limited(path: Path, limit: int) -> bytes:
-    """A file's content. Raises CheckpointError where it is longer than such a file can be, OSError as it comes."""
-    with path.open("rb") as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise CheckpointError(f"{path} is over {limit >> 20} MiB long, which no model's is; {_DOWNLOAD_AGAIN}")
-    return content
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     try:
-        content = json.loads(read_limited(index, MAX_INDEX_BYTES))
+        content = parse_json(read(index, MAX_INDEX_BYTES))
     except OSError as error:
         raise _unreadable(index, error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{index} is not valid JSON ({error}); {_DOWNLOAD_AGAIN}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of keys to shard names; {_DOWNLOAD_AGAIN}")
-    for name in sorted(set(weight_map.values())):
+    names = sorted(set(weight_map.values()))
+    if len(names) > MOST_FILES:
+        raise CheckpointError(f"{index} names {len(names)} files, more than any model has; {_DOWNLOAD_AGAIN}")
+    for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
-        if not _is_file(index.parent / name):
+        if not _is_there(index.parent / name):
             raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {_DOWNLOAD_AGAIN}")
+    by_identity: dict[tuple[int, int], str] = {}
+    for name in names:
+        status = os.stat(index.parent / name)
+        other = by_identity.setdefault((status.st_dev, status.st_ino), name)
+        if other != name:
+            raise CheckpointError(f"{index} names {other} and {name}, which are one and the same file")
     return weight_map
 
 
-def _is_file(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except OSError:  # a name too long to be one
         return False
 
@@ -306,11 +287,14 @@ def _tensors_of(file: Path) -> dict[str, StoredTensor]:
     if file.suffix == ".safetensors":
         return _safetensors(file)
     with _opened(file) as stream:
-        _structure(file, stream)
-    return {
-        key: StoredTensor(key, file, str(value.dtype).removeprefix("torch."), tuple(value.shape), None)
-        for key, value in load_archive(file).items()
-    }
+        _refuse_placeholder(file, stream.read(len(_LFS_POINTER)))
+        try:
+            found = archives.tensors(stream)
+        except archives.ArchiveError as error:
+            raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {error}") from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+    return {key: StoredTensor(key, file, it.dtype, it.shape, it.offset, it.stride) for key, it in found.items()}
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:
@@ -319,8 +303,8 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
         header = _header(file, stream)
     start = 8 + len(header)
     try:
-        content = json.loads(header)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(header)
+    except ValueError as error:
         raise CheckpointError(f"{file} is damaged: its header is not valid JSON; {_DOWNLOAD_AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} is damaged: its header is no JSON object; {_DOWNLOAD_AGAIN}")
@@ -332,7 +316,9 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
         try:
             tensor, (begin, end) = _entry(file, key, entry, start)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file} is damaged: its entry {key!r} makes no sense; {_DOWNLOAD_AGAIN}") from error
+            raise CheckpointError(
+                f"{file} is damaged: its entry {key[:_LONGEST_KEY]!r} makes no sense; {_DOWNLOAD_AGAIN}"
+            ) from error
         tensors[key] = tensor
         spans.append((begin, end, key))
     expected = 0
@@ -354,8 +340,10 @@ def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[
     begin, end = entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
         raise ValueError("sizes are whole numbers")
-    if len(shape) > _MOST_DIMENSIONS:
-        raise ValueError("more dimensions than a tensor can have")
+    if len(shape) > _MOST_DIMENSIONS or math.prod(shape) >= 2**63:
+        raise ValueError("more dimensions or elements than a tensor can have")
+    if len(key) > _LONGEST_KEY:
+        raise ValueError("a key that is longer than any")
     if itemsize is not None and end - begin != math.prod(shape) * itemsize:
         raise ValueError("shape and bytes disagree")
     return StoredTensor(key, file, dtype, shape, start + begin), (begin, end)
@@ -365,17 +353,11 @@ def _structure(file: Path, stream: BinaryIO) -> bytes:
     """What a file says of its own tensors: the safetensors header, or the directory of a torch archive."""
     if file.suffix == ".safetensors":
         return _header(file, stream)
-    head = stream.read(len(_LFS_POINTER))
-    _refuse_placeholder(file, head)
-    if head.startswith(_LEGACY_TORCH):
-        return head
-    stream.seek(0)
+    _refuse_placeholder(file, stream.read(len(_LFS_POINTER)))
     try:
-        with zipfile.ZipFile(stream) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated, or no torch checkpoint; {_DOWNLOAD_AGAIN}") from error
-    return "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in records).encode()
+        return archives.structure(stream)
+    except archives.ArchiveError as error:
+        raise CheckpointError(f"{file} is truncated, or no torch checkpoint: {error}; {_DOWNLOAD_AGAIN}") from error
 
 
 def _header(file: Path, stream: BinaryIO) -> bytes:
@@ -398,7 +380,7 @@ def _refuse_placeholder(file: Path, head: bytes) -> None:
 
 def _opened(file: Path) -> BinaryIO:
     try:
-        return file.open("rb")
+        return opened(file)
     except OSError as error:
         raise _unreadable(file, error) from error
 

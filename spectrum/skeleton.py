@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,16 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
 
 from spectrum.errors import CheckpointError, first_line
+from spectrum.files import parse_json, read
 from spectrum.layers import MODULE_PATH
-from spectrum.shards import other_than_a_model, read_limited
+from spectrum.shards import other_than_a_model
 
 # Axolotl's order: the multimodal class before the language model inside it.
 _AUTO_CLASSES = (
@@ -33,12 +38,18 @@ _AUTO_CLASSES = (
 
 _MAX_CONFIG_BYTES = 16 << 20
 
+_NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can be there
+
 # More of these than any model has would take a machine's memory, in Python objects alone, before a weight is looked at.
 _MOST = {
     **dict.fromkeys(("layer", "layers", "types", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
     "experts": 20_000,
     "labels": 1_000_000,
 }
+_BY_STAGE = ("depth", "depths", "blocks", "stages")
+
+# The most that published models have are 120,000, with 70,000 tensors: experts with modules of their own.
+_MOST_MODULES = 200_000
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
@@ -47,12 +58,15 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     settings = _settings(directory)
     model_type = settings.get("model_type")
     remote = "AutoConfig" in (settings.get("auto_map") or {})
-    loader: Any = transformers.AutoConfig
-    if model_type is None:  # as in configs of 2019, which name a class alone
+    make: Callable[[], Any] = partial(_made, settings, directory, transformers.AutoConfig)
+    if remote and trust_remote_code:
+        make = partial(_made_by_remote_code, settings, directory)
+    elif model_type is None:  # as in configs of 2019, which name a class alone
         loader = getattr(_native_class(settings.get("architectures")), "config_class", None)
         if loader is None:
             raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
-    elif model_type not in transformers.CONFIG_MAPPING and not (remote and trust_remote_code):
+        make = partial(_made, settings, directory, loader)
+    elif model_type not in transformers.CONFIG_MAPPING:
         if remote:
             raise CheckpointError(
                 f"the model type {model_type!r} of {directory} needs code from its repository; "
@@ -63,28 +77,95 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
             "a newer transformers may"
         )
     try:
-        with quiet():
-            return loader.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+        with quiet(), nothing_fetched():
+            config = make()
+        _check_counts(path, config.to_dict())
+    except CheckpointError:
+        raise
     except Exception as error:  # configs validate themselves, each in its own way
-        raise CheckpointError(f"transformers cannot read {path}: {first_line(error)}") from error
+        raise CheckpointError(f"transformers cannot read {path}: {why(error)}") from error
+    return config
+
+
+def _made(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
+    """The config that transformers makes of these settings, and of nothing else.
+
+    They have been looked at. What lies in the directory may be something else by now, and `configuration_files` would
+    have transformers read another file of it.
+    """
+
+    def get_config_dict(cls: Any, name: object, /, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if str(name) != str(directory):
+            raise OfflineModeIsEnabled(f"{name} is another repository")
+        return copy.deepcopy(dict(settings)), {"name_or_path": str(directory)}
+
+    base = transformers.PreTrainedConfig
+    before = base.__dict__["get_config_dict"]
+    base.get_config_dict = classmethod(get_config_dict)  # type: ignore[method-assign,assignment]
+    try:
+        return loader.from_pretrained(str(directory))
+    finally:
+        base.get_config_dict = before  # type: ignore[method-assign]
+
+
+def _made_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
+    made: Any = get_class_from_dynamic_module(settings["auto_map"]["AutoConfig"], str(directory))
+    return made.from_dict(dict(settings), name_or_path=str(directory))
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Have transformers do without the Hub, and without what other programs have in its cache.
+
+    A config can name other repositories: backbones whose configs or weights, kernels whose code is to be taken. The
+    user has named one model alone.
+    """
+    kernels: Any = getattr(transformers.integrations, "hub_kernels", None)
+    changed: list[tuple[Any, str, object]] = [
+        (constants, "HF_HUB_OFFLINE", True),
+        (constants, "HF_HUB_CACHE", _NOWHERE),
+    ]
+    if hasattr(kernels, "_kernels_enabled"):
+        changed.append((kernels, "_kernels_enabled", False))
+    before = [getattr(module, name) for module, name, _ in changed]
+    for module, name, value in changed:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(changed, before, strict=True):
+            setattr(module, name, value)
+
+
+def why(error: Exception) -> str:
+    """What went wrong in transformers, in a line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OfflineModeIsEnabled):
+            return (
+                "it names another repository, of which nothing is fetched; what it takes from there must be in "
+                "config.json itself (a backbone's config as backbone_config)"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)
 
 
 def meta_model(directory: Path, config: Any, class_name: str | None, tensors: int, *, trust_remote_code: bool) -> Any:
     """The model on torch's meta device: names and shapes, no values; floating-point dtype as the config has it.
 
     The class is `class_name`, else the first of the config's architectures, else the first auto class that knows the
-    config. tensors: how many the checkpoint has. Raises CheckpointError where config or class make no model, or one
-    of many times more modules than that.
+    config. tensors: how many the checkpoint has that are not empty. Raises CheckpointError where config or class make
+    no model, or one of many times more modules than that.
     """
     name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
     dtype = getattr(config, "dtype", None)
     default = torch.get_default_dtype()
     try:
-        with quiet(), torch.device("meta"), _at_most(10_000 + 10 * tensors):
+        with quiet(), nothing_fetched(), torch.device("meta"), _at_most(min(10_000 + 10 * tensors, _MOST_MODULES)):
             torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)
             return build()
     except Exception as error:  # a model's constructor runs anything, from missing packages to bad sizes
-        raise CheckpointError(f"transformers cannot build {name} from {directory}: {first_line(error)}") from error
+        raise CheckpointError(f"transformers cannot build {name} from {directory}: {why(error)}") from error
     finally:
         torch.set_default_dtype(default)
 
@@ -96,7 +177,7 @@ def _at_most(modules: int) -> Iterator[None]:
 
     def count(*_: object) -> None:
         if not next(left):
-            raise ValueError(f"it has over {modules} modules, ten times as many as its weights explain")
+            raise ValueError(f"it has over {modules} modules, more than its weights explain")
 
     handle = register_module_module_registration_hook(count)
     try:
@@ -184,7 +265,7 @@ def _rival_class(model: Any) -> str | None:
         if chosen is type(model):
             continue
         try:
-            with quiet(), torch.device("meta"):
+            with quiet(), nothing_fetched(), torch.device("meta"):
                 rival = auto.from_config(config)
         except Exception:  # a class that cannot be built from this config is no rival
             continue
@@ -232,13 +313,13 @@ def _weight_name(model: Any, getter: str) -> str | None:
 def _settings(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        settings = json.loads(read_limited(path, _MAX_CONFIG_BYTES))
+        settings = parse_json(read(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
         other = other_than_a_model(str(directory), {file.name for file in directory.iterdir()})
         raise CheckpointError(other or f"{directory} has no config.json, so it is no transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} is no JSON object")
@@ -248,24 +329,65 @@ def _settings(directory: Path) -> dict[str, Any]:
     for key, kind in (("model_type", str), ("auto_map", dict)):
         if not isinstance(settings.get(key), kind | None):
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
+    for class_name in (settings.get("auto_map") or {}).values():
+        for each in class_name if isinstance(class_name, list) else [class_name]:
+            if isinstance(each, str) and "--" in each:
+                raise CheckpointError(
+                    f"{path} takes code from another repository, {each}; put that repository's Python files beside it, "
+                    "and take the part before -- out of its auto_map"
+                )
+    try:
+        _check_counts(path, settings)
+        return _without_implementations(settings)
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deep") from error
+
+
+def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, those within them too, but for which code computes: it changes no name and no shape.
+
+    `attn_implementation` may name a repository whose code is to be taken.
+    """
+
+    def without(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without(each) for each in value]
+        return _without_implementations(value) if isinstance(value, dict) else value
+
+    return {key: without(value) for key, value in settings.items() if not key.endswith("_implementation")}
+
+
+def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a config says that there are more modules, or labels, than any model has."""
     for key, count in _counts(settings):
         if count > _MOST[key.rpartition("_")[2]]:
             raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
-    return settings
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """What a config says of how many modules, or labels, there are; also in the configs within it."""
+    """What a config says of how many modules, or labels, there are; also in the configs within it.
+
+    A list says it by its numbers and by its length; where each stage of a model has its own depth, by their sum.
+    """
     for key, value in settings.items():
+        last = str(key).rpartition("_")[2]
+        parts = value if isinstance(value, list) else []
         if isinstance(value, dict):
             yield from _counts(value)
-        elif key.rpartition("_")[2] in _MOST:
-            yield from ((key, number) for number in _numbers(value))
+        for part in parts:
+            if isinstance(part, dict):
+                yield from _counts(part)
+        if last in _MOST:
+            numbers = list(_numbers(value))
+            yield from ((key, number) for number in numbers)
+            yield key, len(parts)
+            if last in _BY_STAGE:
+                yield key, sum(numbers)
 
 
 def _numbers(value: object) -> Iterator[int]:
     """Whole numbers in lists of any depth, which JSON's reader has bounded."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for part in value:
             yield from _numbers(part)
     elif isinstance(value, int):

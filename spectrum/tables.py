@@ -58,3 +58,8 @@ def visible(text: str) -> str:
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in text
     )
+
+
+def in_line(text: str) -> str:
+    """The same, with line breaks spelt out too: no name makes a line of its own."""
+    return visible(text).replace("\n", "\\n")
