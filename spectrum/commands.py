@@ -55,14 +55,14 @@ def select(args: argparse.Namespace, attendant: scans.Attendant, columns: int | 
     if other is not None:
         compared, problem = _compared(chosen, other, None if args.layer_types is None else scan.wanted)
     if args.quiet:
-        return Outcome(tables.visible(str(list_file)), problem)
+        return Outcome(tables.in_line(str(list_file)), problem)
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
     paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
     paths += [] if args.plot is None else [("picture", args.plot)]
     before = [scan.origin, _by_share(args, chosen)]
     after = ["\n".join(confidence.notes(chosen.types)), _plan(args, chosen), compared, report.written(paths)]
     # The table alone may hold what a terminal obeys.
-    parts = [*map(tables.visible, before), report.summary(chosen, columns), *map(tables.visible, after)]
+    parts = [*map(tables.in_line, before), report.summary(chosen, columns), *map(tables.visible, after)]
     return Outcome("\n\n".join(filter(None, parts)), problem)
 
 
@@ -100,17 +100,22 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     layer, file = args.plot_spectrum
     path = Path(file)
     plots.check(path)
-    results.check_writable([path.parent])
+    results.check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
     weight, index, values = scans.singular_values(_request(args), named[1], None if named[2] is None else int(named[2]))
     title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
     plots.spectrum_histogram(values, weight.matrix, title, args.model_name, path)
-    return Outcome(tables.visible(str(path)))
+    return Outcome(tables.in_line(str(path)))
 
 
 def _request(args: argparse.Namespace) -> scans.Request:
+    _, name, ending = formats.FORMATS[args.format]
+    written = [results.sorted_path(args.output_dir, args.model_name)]
+    if args.top_params is None:  # else the percentage comes of the scan
+        percent = args.top_percent or _DEFAULT_PERCENT
+        written.append(results.selection_path(args.output_dir, args.model_name, name, percent, ending))
     return scans.Request(
         model=args.model_name,
         results_dir=args.results_dir,
@@ -120,7 +125,7 @@ def _request(args: argparse.Namespace) -> scans.Request:
         layer_types=args.layer_types,
         device=args.device,
         rescan=args.rescan,
-        also_written=[args.output_dir, *([] if args.plot is None else [args.plot.parent])],
+        also_written=[*written, *([] if args.plot is None else [args.plot])],
     )
 
 

@@ -95,9 +95,9 @@ def described(comparison: Comparison) -> str:
     ]
     entering = [name for each in comparison.types for name in each.enter]
     leaving = [name for each in comparison.types for name in each.leave]
+    first, second = (tables.in_line(side.result.model) for side in (comparison.first, comparison.second))
     lines = [
-        f"{comparison.second.result.model} in place of {comparison.first.result.model}, "
-        f"top {comparison.first.percent} percent of each layer type:",
+        f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:",
         "",
         tables.aligned([header, *rows]),
     ]
@@ -105,8 +105,8 @@ def described(comparison: Comparison) -> str:
         lines += ["", *(f"+ {name}" for name in entering), *(f"- {name}" for name in leaving)]
     else:
         lines += ["", "of these types, both select the same layers"]
-    sides = ((comparison.only_first, comparison.first), (comparison.only_second, comparison.second))
-    only = [f"only in {scan.result.model}: {tables.listed(types)}" for types, scan in sides if types]
+    sides = ((comparison.only_first, first), (comparison.only_second, second))
+    only = [f"only in {name}: {tables.listed(types)}" for types, name in sides if types]
     lines += ["", *only] if only else []
     return "\n".join(lines)
 

@@ -1,42 +1,58 @@
 """Scores found so far, kept on disk line by line, so that a scan that was cut short goes on from there.
 
-A journal begins with a line that says which weights it is of, under which class and versions. Each line after that is
-a list of `[parameter, index, SNR, edge]`, the edge being a list in turn. What is appended is with the operating system
-at once, so the end of the process loses nothing, and on the disk within seconds, so the end of the machine loses
-little.
+A journal begins with a line that says which weights it is of, under which class and versions. Where there are results
+already, which those of its scan will replace, a second line has their digest. Each line after that is a list of
+`[parameter, index, SNR, edge]`, the edge being a list in turn. What is appended is with the operating system at once,
+so the end of the process loses nothing, and on the disk within seconds, so the end of the machine loses little.
+
+A directory of results may be a stranger's. So a journal is a regular file of this user's, under one name; whatever else
+has its name is not read, not written to, and replaced.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-from spectrum.files import in_directory
+from spectrum import files
 from spectrum.layers import Edge, MatrixScore
 
 Matrix = tuple[str, int]  # a parameter's name, and the index in its stack
 
 _SYNC_EVERY = 2.0  # seconds
 
+# What is read at most: a line of a scan of a trillion parameters has 1,000 scores, and all its lines 10 MB.
+_LONGEST_LINE = 2 << 20  # bytes
+_LONGEST = 32 << 20
+_SCORES_IN_A_LINE = 1_000
+
+_PRECEDES = "precedes"
+
 
 class Journal:
     """A journal that is open for writing, by one process at a time.
 
-    known: what it held already. problem: why it can no longer be written, if so; it then takes no more.
+    precedes: the digest of the results that are there as the scan begins, None where there are none. known: what the
+    journal held already. problem: why it can no longer be written, if so; it then takes no more.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
         self.path = path
         self.problem: str | None = None
         self.known: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._head = _line(identity)
+        self._precedes = precedes
         try:
             self._end, self.known = _understood(path, self._head)
         except OSError as error:
@@ -49,11 +65,17 @@ class Journal:
         try:
             if self._file is None:
                 self._open()
-            self._write(_line([(*matrix, *score) for matrix, score in scores]))
+            for start in range(0, len(scores), _SCORES_IN_A_LINE):
+                part = scores[start : start + _SCORES_IN_A_LINE]
+                self._write(_line([(*matrix, *score) for matrix, score in part]))
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 self._sync()
         except OSError as error:
             self._give_up(error)
+
+    def begin_anew(self) -> None:
+        """Forget what the journal held: it is replaced at the first score."""
+        self._end, self.known = 0, {}
 
     def close(self) -> None:
         """Leave the journal for the next run."""
@@ -66,12 +88,33 @@ class Journal:
 
     def _open(self) -> None:
         """Open the file behind its whole part: for the first score, since a scan that finds none should leave none."""
-        mode = "r+b" if self._end else "wb"
-        self._file = in_directory(self.path.parent, lambda: self.path.open(mode, buffering=0))
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
-        if not self._end:
+        if self._end:
+            descriptor = _owned(self.path, os.O_RDWR)
+            self._file = FileIO(descriptor, "r+")
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        else:
+            files.in_directory(self.path.parent, self._replace)
+
+    def _replace(self) -> None:
+        """Begin a new file, which takes the place of whatever file or link has the journal's name."""
+        with suppress(FileNotFoundError):
+            mode = self.path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+                raise OSError(errno.EEXIST, "what has its name is no file")
+        new = files.beside(self.path)
+        self._file = FileIO(files.create(new), "r+")
+        try:
             self._write(self._head)
+            if self._precedes is not None:
+                self._write(_line({_PRECEDES: self._precedes}))
+            new.replace(self.path)
+        except BaseException:
+            self._file.close()
+            self._file = None
+            with suppress(OSError):
+                new.unlink()
+            raise
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
@@ -97,26 +140,90 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, MatrixScore]:
         return {}
 
 
+def is_outdated(path: Path, results: str | None) -> bool:
+    """Whether results have been written since a journal began, by the digest of those that are there.
+
+    What is no journal, or another user's, is not.
+    """
+    try:
+        with _reading(path) as file:
+            if not isinstance(_parsed(file.readline(_LONGEST_LINE)), dict):
+                return False
+            second = _parsed(file.readline(_LONGEST_LINE))
+    except OSError:
+        return False
+    return (second.get(_PRECEDES) if isinstance(second, dict) else None) != results
+
+
 def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
     """How much of a journal is whole, and the scores in that. What follows was being written when its run ended."""
     known: dict[Matrix, MatrixScore] = {}
     try:
-        with path.open("rb") as file:
+        with _reading(path) as file:
             if file.readline(len(head)) != head:  # of other weights, or none: whatever it holds is not read
                 return 0, {}
             end = len(head)
-            for line in file:
-                try:
-                    entries = {(str(name), int(index)): _score(*score) for name, index, *score in json.loads(line)}
-                except (ValueError, TypeError, RecursionError, OverflowError):
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                known |= entries
+            while end < _LONGEST and (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
+                content = _parsed(line)
+                if not (end == len(head) and isinstance(content, dict) and content.keys() == {_PRECEDES}):
+                    try:
+                        entries = {(str(name), int(index)): _score(*score) for name, index, *score in content}
+                    except (ValueError, TypeError, OverflowError):
+                        break
+                    known |= entries
                 end += len(line)
-    except FileNotFoundError:
+    except (FileNotFoundError, _NotOursError):
         return 0, {}
     return end, known
+
+
+class _NotOursError(OSError):
+    """What has a journal's name was not written as one by this user."""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    with os.fdopen(_owned(path, os.O_RDONLY), "rb") as file:
+        yield file
+
+
+def _owned(path: Path, access: int) -> int:
+    """The descriptor of a journal that this user wrote. Raises _NotOursError for anything else of that name."""
+    try:
+        status = path.lstat()
+        _check_ours(path, status)
+        descriptor = os.open(path, access | files.FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a FIFO or a socket since
+            raise _NotOursError(error.errno, error.strerror) from error
+        raise
+    try:
+        _check_ours(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_ours(path: Path, status: os.stat_result) -> None:
+    if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == _writer(path.parent)):
+        raise _NotOursError(errno.EPERM, "it is no journal of this user's")
+
+
+def _writer(directory: Path) -> int | None:
+    """Whose the files are that this process writes to a directory: on network disks, root may be nobody there."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:
+        return None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _score(snr: Any, edge: Any) -> MatrixScore:

@@ -15,8 +15,8 @@ from spectrum import tables
 from spectrum.errors import LayerTypeError
 
 # What a module or parameter may be called. Names become lines of YAML, patterns, and text on a terminal: anything that
-# one of these could take differently is refused.
-MODULE_PATH = re.compile(r"\w[\w.\-/]*", re.ASCII)
+# one of these could take differently is refused. So is what is longer than any name, and would widen every table.
+MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class ScanResult:
     def _title(self) -> str:
         of = f" ({self.provenance.model_class})" if self.provenance else ""
         left_out = f"; {len(self.left_out)} left out for NaN or infinity" if self.left_out else ""
-        return f"Scan of {self.model}{of}: {tables.plural(len(self.layers), 'layer')}{left_out}"
+        return f"Scan of {tables.in_line(self.model)}{of}: {tables.plural(len(self.layers), 'layer')}{left_out}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("layer type", "layers", "lowest SNR", "median SNR", "highest SNR")]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -16,10 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.files import in_directory
+from spectrum.files import beside, create, in_directory, parse_json, read
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _AGAIN = "; scan again with --rescan, or remove it"
+
+# Scans of a trillion parameters take 10 MB. Parsed JSON takes many times its size.
+_MAX_BYTES = 64 << 20
+_MOST_LAYERS = 300_000
+
+_MOST_DIMENSIONS = 64
+
+_LONGEST_MODEL = 4_096  # characters; a path's
+_LONGEST_WORD = 200  # of a sidecar, such as a class or a version
 
 _ABANDONED = 3600.0  # seconds: writing a file takes less
 
@@ -88,13 +98,12 @@ def written(results_dir: Path, model: str) -> int | None:
         return None
 
 
-def remove_outdated_journals(results_dir: Path, model: str) -> None:
-    """Remove the journals of a scan that ended between writing its results and that; others are younger than these."""
-    with suppress(OSError):
-        written = scan_path(results_dir, model).stat().st_mtime_ns
-        for journal in journals(results_dir, model):
-            if journal.stat().st_mtime_ns < written:
-                journal.unlink()
+def digest(results_dir: Path, model: str) -> str | None:
+    """Digest of the cached scan of a model; None where there is none."""
+    try:
+        return _digest(read(scan_path(results_dir, model), _MAX_BYTES))
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,8 @@ def _load(path: Path, sidecar: Path, model: str) -> CachedScan | None:
     layers = _parse_scores(path, text)
     if not layers:
         raise _malformed(path, "it holds no layers")
+    if len(layers) > _MOST_LAYERS:
+        raise _malformed(path, f"it holds {len(layers)} layers, more than any model has")
     recorded = _read(sidecar)
     types = tuple(dict.fromkeys(layer.layer_type for layer in layers))
     finite = tuple(layer for layer in layers if not math.isnan(layer.snr))
@@ -147,7 +158,7 @@ def _load(path: Path, sidecar: Path, model: str) -> CachedScan | None:
         finite = tuple(replace(layer, edge=edges.get(layer.name)) for layer in finite)
         left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
         whole = meta["scores_sha256"] == _digest(text)
-        model = str(meta["model"])
+        model = _model(meta["model"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _malformed(sidecar, f"{type(error).__name__} {error}") from error
     return CachedScan(ScanResult(model, finite, left_out, scanned, provenance), whole)
@@ -164,7 +175,7 @@ def save(results_dir: Path, result: ScanResult) -> Path:
     if result.provenance is not None:
         meta = {
             "model": result.model,
-            "scores_sha256": _digest(text),
+            "scores_sha256": _digest(text.encode()),
             "scanned": result.scanned,
             "left_out": result.left_out,
             "edges": {layer.name: layer.edge for layer in result.layers if layer.edge is not None},
@@ -193,10 +204,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Raises ResultsError where that fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = beside(path)
 
     def write() -> None:
-        with temporary.open("wb") as file:
+        with os.fdopen(create(temporary), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -221,20 +232,34 @@ def _sweep(path: Path) -> None:
                 left.unlink()
 
 
-def check_writable(directories: Iterable[Path]) -> None:
-    """Find out before a long scan whether results can be written after it. Creates nothing that stays.
+def check_writable(paths: Iterable[Path]) -> None:
+    """Find out before a long scan whether files can be written after it. Creates nothing that stays.
 
-    Raises ResultsError where a directory, or the nearest one above it that exists, takes no file.
+    Raises ResultsError where a file's directory, or the nearest one above it that exists, takes no file, and where
+    what has the file's name cannot be replaced.
     """
-    for directory in directories:
-        existing = directory
+    for path in paths:
+        existing = path.parent
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
         try:
-            with tempfile.TemporaryFile(dir=existing):
-                pass
+            with tempfile.TemporaryFile(dir=existing) as file:
+                me = os.fstat(file.fileno()).st_uid
         except OSError as error:
-            raise ResultsError(f"cannot write to {directory}: {error.strerror or error}") from error
+            raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+        try:
+            if os.path.lexists(path):
+                _check_replaceable(path.lstat(), existing.stat(), me)
+        except OSError as error:
+            raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_replaceable(file: os.stat_result, directory: os.stat_result, me: int) -> None:
+    if stat.S_ISDIR(file.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    # Such as /tmp: what is there can be replaced by its owner, the directory's, and root alone.
+    if directory.st_mode & stat.S_ISVTX and me not in (0, file.st_uid, directory.st_uid):
+        raise PermissionError(errno.EPERM, "it is another user's; take another --results-dir or --output-dir")
 
 
 def _entry(layer: LayerSnr) -> dict[str, Any]:
@@ -248,25 +273,25 @@ def _known(parameter: Parameter) -> dict[str, Any]:
     return {key: value for key, value in asdict(parameter).items() if value is not None}
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path) -> bytes | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return read(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _malformed(path, str(error)) from error
+    except OSError as error:
+        raise _malformed(path, error.strerror or str(error)) from error
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if not text.strip():
         raise ResultsError(f"the cached scan {path} is empty{_AGAIN}")
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise _malformed(path, f"no valid JSON, {error}") from error
     if not isinstance(content, dict):
         raise _malformed(path, f"a JSON object is expected, not {type(content).__name__}")
@@ -275,7 +300,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return content
 
 
-def _parse_scores(path: Path, text: str) -> list[LayerSnr]:
+def _parse_scores(path: Path, text: bytes) -> list[LayerSnr]:
     content = _parse(path, text)
     if all(isinstance(value, dict) and "snr" in value for value in content.values()):
         return [
@@ -312,15 +337,15 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         revision=_optional(meta["revision"]),
         commit=_optional(meta["commit"]),
         fingerprint=_optional(meta["fingerprint"]),
-        model_class=str(meta["model_class"]),
+        model_class=_word(meta["model_class"]),
         class_asked=_optional(meta["class_asked"]),
-        versions={str(k): str(v) for k, v in meta["versions"].items()},
+        versions={_word(k): _word(v) for k, v in meta["versions"].items()},
         head=None if meta["head"] is None else _path(meta["head"]),
         embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
         parameters={
             _path(name): Parameter(
-                tuple(int(d) for d in entry["shape"]),
-                str(entry["dtype"]),
+                _shape(entry["shape"]),
+                _word(entry["dtype"]),
                 None if entry.get("tied_to") is None else _path(entry["tied_to"]),
                 _optional(entry.get("module")),
             )
@@ -332,7 +357,22 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
 
 def _edge(values: Any) -> Edge:
     above, below, gap, jump = values
-    return Edge(int(above), int(below), float(gap), float(jump))
+    return Edge(_count(above), _count(below), float(gap), float(jump))
+
+
+def _shape(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > _MOST_DIMENSIONS:
+        raise ValueError("a shape is a list of sizes")
+    shape = tuple(map(_count, values))
+    if math.prod(shape) >= 2**63:
+        raise ValueError("a shape of more elements than a tensor can have")
+    return shape
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]} is no number of anything")
+    return value
 
 
 def _paths(values: object) -> tuple[str, ...]:
@@ -342,7 +382,20 @@ def _paths(values: object) -> tuple[str, ...]:
 
 
 def _optional(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else _word(value)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_WORD or not value.isprintable():
+        raise ValueError(f"{str(value)[:40]!r} is no word")
+    return value
+
+
+def _model(value: object) -> str:
+    """A model's name, which may be a long path."""
+    if not isinstance(value, str) or len(value) > _LONGEST_MODEL:
+        raise ValueError(f"{str(value)[:40]!r} is no name of a model")
+    return value
 
 
 def _path(value: object) -> str:

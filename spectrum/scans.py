@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import difflib
 import math
+import os
+import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +30,7 @@ from spectrum.errors import (
     SpectrumError,
     first_line,
 )
-from spectrum.journal import Journal, Matrix, read
+from spectrum.journal import Journal, Matrix, is_outdated, read
 from spectrum.layers import (
     LayerWeight,
     MatrixScore,
@@ -51,6 +53,15 @@ if TYPE_CHECKING:
 # Raised by any change to the score that moves a digit or adds to it: journals of other versions are not gone on with.
 SCORE_VERSION = 2
 
+# Scores of a journal that are computed once more. Whether a stranger made it up is seen in any of them; what a single
+# false score among thousands would do, a false weight does too.
+_CHECKED = 3
+
+# How near a singular value is to the bulk edge where another device may see it on the other side. 1e-6 is far beyond
+# what devices differ by otherwise.
+_AT_THE_EDGE = 1e-7
+_SAME = 1e-6
+
 _M_MMAP_THRESHOLD = -3  # from malloc.h
 
 Scored = Generator[tuple[WeightBatch, list[MatrixScore]], None, None]
@@ -61,7 +72,7 @@ class Request:
     """What is to be scanned, and how.
 
     layer_types: types and patterns that are wanted; None for those that the cache has, or those that `ask` says.
-    also_written: directories that the scan's results will be needed in, which is found out before it.
+    also_written: files that will be made of the scan's results. Whether they can be is found out before it.
     """
 
     model: str
@@ -102,10 +113,14 @@ class Obtained:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is scanned, as the main process tells the others. identity: for all to be sure that it is the same."""
+    """What is scanned, as the main process tells the others. identity: for all to be sure that it is the same.
+
+    precedes: the digest of the results that are there as the scan begins, None where there are none.
+    """
 
     request: Request
     identity: dict[str, Any]
+    precedes: str | None
     layer_types: tuple[str, ...]
     batch_size: int | None
 
@@ -231,6 +246,7 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
     seen = results.written(request.results_dir, request.model)
     cached = None if request.rescan else _usable(request, attendant.note)
     if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
+        _tidy(request)
         return obtained
     # What the cache has, but not all that is wanted.
     prepared = _prepare(request if cached is None else _as_cached(request, cached), attendant)
@@ -244,6 +260,7 @@ def _obtain(request: Request, attendant: Attendant) -> Obtained:
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
             cached = _usable(request, attendant.note)
             if cached is not None and (obtained := _served(cached, request, attendant)) is not None:
+                _remove_outdated(request)
                 return obtained
             prepared, cached = _reduced(prepared, cached, request)
         try:
@@ -262,7 +279,6 @@ def _served(cached: ScanResult, request: Request, attendant: Attendant) -> Obtai
     wanted, missing = _in_cache(cached, request.layer_types)
     if missing:
         return None
-    results.remove_outdated_journals(request.results_dir, request.model)
     known = len(cached.provenance.layer_types) if cached.provenance else 0
     if wanted is None and len(cached.scanned) < known:
         attendant.warn(
@@ -295,14 +311,15 @@ class _Prepared:
 
 def _prepare(request: Request, attendant: Attendant) -> _Prepared:
     started = time.monotonic()
-    results.check_writable([request.results_dir, *request.also_written])
+    written = [path(request.results_dir, request.model) for path in (results.scan_path, results.sidecar_path)]
+    results.check_writable([*written, *request.also_written])
     checkpoint = _open(request)
     for warning in checkpoint.warnings:
         attendant.warn(warning)
     asked = time.monotonic()
     batch_size, types = attendant.ask(request, checkpoint)
     started += time.monotonic() - asked
-    return _Prepared(started, checkpoint, _Job(request, _identity(checkpoint), tuple(types), batch_size))
+    return _Prepared(started, checkpoint, _Job(request, _identity(checkpoint), None, tuple(types), batch_size))
 
 
 def _reduced(prepared: _Prepared, cached: ScanResult | None, request: Request) -> tuple[_Prepared, ScanResult | None]:
@@ -318,19 +335,20 @@ def _reduced(prepared: _Prepared, cached: ScanResult | None, request: Request) -
 
 
 def _scan(prepared: _Prepared, attendant: Attendant) -> Obtained:
-    job, checkpoint, made = prepared.job, prepared.checkpoint, prepared.checkpoint.provenance
+    request, checkpoint, made = prepared.job.request, prepared.checkpoint, prepared.checkpoint.provenance
+    job = replace(prepared.job, precedes=results.digest(request.results_dir, request.model))
     processes.from_main(job)
     scores, where = _scores(checkpoint, job, attendant)
     weights = _weights(checkpoint, job)
-    result = assemble(job.request.model, weights, layer_scores(weights, scores), made)
+    result = assemble(request.model, weights, layer_scores(weights, scores), made)
     if not result.layers:
-        _settle(job.request)
+        _settle(request)
     _check_any(result)
     origin = (
         f"Scanned {tables.plural(len(weights), 'layer')} of {result.model} ({made.model_class}) "
         f"{where} in {tables.duration(time.monotonic() - prepared.started)}."
     )
-    return Obtained(result, job.layer_types, results.scan_path(job.request.results_dir, result.model), origin)
+    return Obtained(result, job.layer_types, results.scan_path(request.results_dir, result.model), origin)
 
 
 def _unheard(message: str) -> None:
@@ -350,23 +368,39 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     devices = devices_for(request.device, attendant.warn, processes.local_rank() if together > 1 else None)
     path = results.journal_path(request.results_dir, request.model, processes.rank())
     elsewhere = _other_journals(job, path)
-    journal = Journal(path, job.identity)
-    foreign = not journal.known and path.exists()
+    journal = Journal(path, job.identity, job.precedes)
+    foreign = not journal.known and os.path.lexists(path)
     try:
         known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
         # For all to plan the same.
         budget, gpu = processes.from_main((batch_budget(devices), devices[0].type == "cuda"))
-        planned = partial(plan, _weights(checkpoint, job), job.batch_size, budget, gpu=gpu)
+        weights = _weights(checkpoint, job)
+        planned = partial(plan, weights, job.batch_size, budget, gpu=gpu)
         every, left = planned(), planned(known)
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every
-        total, done = matrices(every), matrices(every) - matrices(left)
+        total = matrices(every)
         if foreign and not known and processes.rank() == 0:
-            attendant.note(f"{path} is of other weights, another class or other versions; beginning anew")
-        if done and processes.rank() == 0:
+            attendant.note(f"{path} is of other weights, another class, other versions or another user; beginning anew")
+        if matrices(left) < total and processes.rank() == 0:
+            done = total - matrices(left)
             attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
+        compute = partial(_computed, checkpoint=checkpoint, devices=devices, attendant=attendant)
         try:
-            new = _computed(share(left, together)[processes.rank()], checkpoint, devices, journal, attendant)
+            if checked := processes.from_main(_some_of(known, weights)):
+                again = planned({(w.parameter, i) for w in weights for i in range(w.count)}.difference(checked))
+                anew = dict(processes.gathered(compute(share(again, together)[processes.rank()], None)))
+                false = [name for name, index in checked if not _agree(known[name, index], anew[name, index])]
+                if false:
+                    known, left = {}, every
+                    journal.begin_anew()
+                    _remove_journals(request)
+                    if processes.rank() == 0:
+                        attendant.warn(
+                            f"the journal of an interrupted scan has another score of {false[0]} than its weight; "
+                            "beginning anew"
+                        )
+            new = compute(share(left, together)[processes.rank()], journal)
         except KeyboardInterrupt as error:
             left = planned({**known, **read(path, job.identity)})
             raise Interrupted(_kept(total - matrices(left), total)) from error
@@ -376,25 +410,41 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     return known, f"in {together} processes" if together > 1 else f"on {', '.join(map(str, devices))}"
 
 
+def _some_of(known: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:
+    """A few of the scores that a journal has of some weights, which nobody can tell beforehand. Rows all score 1."""
+    wanted = [(w.parameter, i) for w in weights if min(w.matrix) > 1 for i in range(w.count)]
+    held = [matrix for matrix in dict.fromkeys(wanted) if matrix in known]
+    return random.SystemRandom().sample(held, min(_CHECKED, len(held)))
+
+
+def _agree(one: MatrixScore, other: MatrixScore) -> bool:
+    """Whether two scores can be of the same matrix, on different devices."""
+    both_nan = math.isnan(one.snr) and math.isnan(other.snr)
+    return both_nan or other.edge.gap < _AT_THE_EDGE or math.isclose(one.snr, other.snr, rel_tol=_SAME)
+
+
 def _computed(
     batches: Sequence[WeightBatch],
+    journal: Journal | None,
+    *,
     checkpoint: Checkpoint,
     devices: Sequence[torch.device],
-    journal: Journal,
     attendant: Attendant,
 ) -> list[tuple[Matrix, MatrixScore]]:
-    """Scores of a process's own share, in the journal as soon as they are there."""
+    """Scores of a process's own share, in the journal as soon as they are there; under a bar where there is one."""
     from spectrum.scanning import score
 
     new: list[tuple[Matrix, MatrixScore]] = []
     told = False
     stream = score(batches, checkpoint.read, devices, attendant.warn, _sharing(devices[0]))
-    shown = attendant.progress(stream, batches)
+    shown = stream if journal is None else attendant.progress(stream, batches)
     try:
         for batch, values in shown:
             scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
-            journal.append(scored)
             new += scored
+            if journal is None:
+                continue
+            journal.append(scored)
             if journal.problem is not None and not told:
                 told = True
                 attendant.warn(
@@ -429,6 +479,11 @@ def _kept(scored: int, total: int) -> str:
 def _settle(request: Request) -> None:
     """Remove the journals, once the main process has come here from writing the results, and before it goes on."""
     processes.gathered([])
+    _remove_journals(request)
+
+
+def _remove_journals(request: Request) -> None:
+    """Remove all journals, and let no process go on before."""
     own = results.journal_path(request.results_dir, request.model, processes.rank())
     for path in [own, *_journals_here(request)]:
         with suppress(OSError):
@@ -490,11 +545,11 @@ def _alone(request: Request, attendant: Attendant) -> Iterator[None]:
     The lock is the system's, and ends with the process that has it.
     """
     path = results.lock_path(request.results_dir, request.model)
-    lock = FileLock(path, mode=0o666)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultsError(f"cannot lock {path}: {first_line(error)}") from error
+    lock = _lock(path)
     try:
         try:
             lock.acquire(timeout=0)
@@ -507,6 +562,29 @@ def _alone(request: Request, attendant: Attendant) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    # What filelock has in place of flock outlives its process: the next run would wait for ever.
+    return FileLock(path, fallback_to_soft=False)
+
+
+def _tidy(request: Request) -> None:
+    """Remove the journals of a scan that ended between writing its results and that, unless one is under way."""
+    if not results.journals(request.results_dir, request.model):
+        return
+    lock = _lock(results.lock_path(request.results_dir, request.model))
+    with suppress(OSError, NotImplementedError), lock.acquire(timeout=0):
+        _remove_outdated(request)
+
+
+def _remove_outdated(request: Request) -> None:
+    """Remove the journals of scans whose results are there. The lock is held."""
+    now = results.digest(request.results_dir, request.model)
+    for path in results.journals(request.results_dir, request.model):
+        if is_outdated(path, now):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _as_cached(request: Request, cached: ScanResult) -> Request:

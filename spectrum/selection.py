@@ -84,7 +84,8 @@ class Selection:
 
     def _title(self) -> str:
         embeddings = "with" if self.embeddings else "without"
-        return f"Top {self.percent} percent of {self.result.model}, {embeddings} input embedding and output head"
+        model = tables.in_line(self.result.model)
+        return f"Top {self.percent} percent of {model}, {embeddings} input embedding and output head"
 
     def rows(self) -> list[tuple[str, ...]]:
         """A row per layer type: its layers, how many are selected, the range of their SNR, the margin of the cut."""

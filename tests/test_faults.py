@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spectrum import journal, snr
+from spectrum import files, journal, results, snr
 from tests import command
 from tests.command import Finished
 from tests.conftest import TINY_LLAMA
@@ -159,13 +163,15 @@ class File:
 @contextmanager
 def faulty(fault: Fault) -> Iterator[None]:
     """Have the fault in everything that a scan does to files."""
-    open_file, replace, mkdir, fsync = Path.open, Path.replace, Path.mkdir, os.fsync
+    create, fdopen, replace, mkdir, fsync = files.create, os.fdopen, Path.replace, Path.mkdir, os.fsync
 
-    def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if not set(mode) & set("wax+"):
-            return open_file(path, mode, *args, **kwargs)
+    def created(path: Path) -> int:
         fault.check("open")
-        return File(open_file(path, mode, *args, **kwargs), fault)
+        return create(path)
+
+    def opened(descriptor: int, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = fdopen(descriptor, mode, *args, **kwargs)
+        return File(file, fault) if mode == "wb" else file
 
     def replaced(path: Path, target: Any) -> Path:
         fault.check("replace")
@@ -180,7 +186,10 @@ def faulty(fault: Fault) -> Iterator[None]:
         fsync(descriptor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "open", opened)
+        patch.setattr(files, "create", created)
+        patch.setattr(results, "create", created)
+        patch.setattr(os, "fdopen", opened)
+        patch.setattr(journal, "FileIO", lambda *args: File(FileIO(*args), fault))
         patch.setattr(Path, "replace", replaced)
         patch.setattr(Path, "mkdir", made)
         patch.setattr(os, "fsync", synced)
@@ -231,10 +240,10 @@ def assert_goes_on(directory: Path, models: Models, *, said: str) -> None:
 # the last time that it is flushed to disk is when all is scored.
 EXPECTED = {
     "open": ["journal", *WRITTEN],
-    "write": ["journal", "journal", "journal", *WRITTEN],
+    "write": ["journal", "journal", "journal", "journal", *WRITTEN],
     "flush": [*WRITTEN],
     "fsync": ["journal", "journal", "nothing", *WRITTEN],
-    "replace": [*WRITTEN],
+    "replace": ["journal", *WRITTEN],
     "mkdir": ["lock", "journal", *WRITTEN],
 }
 
@@ -290,10 +299,11 @@ def test_a_disk_that_stays_full_costs_the_run_and_no_file(operation: str, models
         match = re.search(r"interrupted scan: (\d) of 9 matrices", again.err)
         gone_on_with.append(int(match[1]) if match else 0)
     if operation == "write":
-        # The journal's head, its first line or its second is torn; which of the two batches was first is by chance.
-        assert gone_on_with[:2] == [0, 0]
-        assert gone_on_with[2] in (1, 8)
-        assert gone_on_with[3:] == [9, 9, 0, 0]
+        # The journal's head, what it precedes, its first line or its second is torn; which of the two batches was first
+        # is by chance.
+        assert gone_on_with[:3] == [0, 0, 0]
+        assert gone_on_with[3] in (1, 8)
+        assert gone_on_with[4:] == [9, 9, 0, 0]
     else:
         assert gone_on_with[-4:] == [9, 9, 0, 0]
 
@@ -485,19 +495,15 @@ def at_call(patch: pytest.MonkeyPatch, number: int, act: Any) -> None:
 # A journal that is none.
 
 
-def symlink_to_full(path: Path) -> None:
-    path.symlink_to("/dev/full")
-
-
 def directory_of_that_name(path: Path) -> None:
     path.mkdir()
 
 
-def link_to_nowhere(path: Path) -> None:
-    path.symlink_to(path.parent / "missing" / "file")
+def fifo_of_that_name(path: Path) -> None:
+    os.mkfifo(path)
 
 
-@pytest.mark.parametrize("make", [symlink_to_full, directory_of_that_name, link_to_nowhere])
+@pytest.mark.parametrize("make", [directory_of_that_name, fifo_of_that_name])
 def test_a_journal_that_cannot_be_written_is_warned_of_and_stops_no_scan(
     make: Any, models: Models, tmp_path: Path
 ) -> None:
@@ -518,6 +524,60 @@ def test_a_warning_in_mid_scan_begins_a_line(models: Models, tmp_path: Path) -> 
     assert found
     assert "0/9 weights" in before
     assert before[-1] in "\r\n"
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_journal_that_is_a_link_leaves_what_it_leads_to(link: Any, models: Models, tmp_path: Path) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    own = tmp_path / "thesis.tex"
+    own.write_text("the only copy\n" * 1000)
+    link(directory / JOURNAL, own)
+    done = run(directory)
+    assert (done.status, done.said("warning: ")) == (0, [])
+    assert own.read_text() == "the only copy\n" * 1000
+    assert written(directory) == models.clean
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_lock_that_is_a_link_leaves_what_it_leads_to(link: Any, models: Models, tmp_path: Path) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    own = tmp_path / "thesis.tex"
+    own.write_text("the only copy\n" * 1000)
+    (directory / LOCK).unlink(missing_ok=True)
+    link(directory / LOCK, own)
+    done = run(directory)
+    assert done.status == 0
+    assert len(done.said(f"warning: cannot lock {LOCK}, ")) == (link is Path.symlink_to)
+    assert own.read_text() == "the only copy\n" * 1000
+    assert {name: (directory / name).read_bytes() for name in WRITTEN.values()} == models.clean
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_lock_has_the_permissions_that_the_umask_leaves(umask: int, models: Models, tmp_path: Path) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    (directory / LOCK).unlink(missing_ok=True)
+    before = os.umask(umask)
+    try:
+        assert run(directory).status == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((directory / LOCK).stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_file_system_without_flock_is_said_once(models: Models, tmp_path: Path) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(fcntl, "flock", refuse)
+        done = run(directory)
+    assert done.status == 0
+    assert len(done.said(f"warning: cannot lock {LOCK}, so nothing keeps two scans of one model apart: ")) == 1
+    assert len(done.said("warning: ")) == 1
+    assert {name: (directory / name).read_bytes() for name in WRITTEN.values()} == models.clean
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\0" * 100, b"[]\n[]\n", b'{"weights"', b"\xff\xfe" * 1000])

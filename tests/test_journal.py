@@ -6,8 +6,10 @@ import errno
 import json
 import math
 import os
+import socket
 import struct
 import time
+import tracemalloc
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum.journal import Journal, Matrix, read
+from spectrum.journal import Journal, Matrix, is_outdated, read
 from spectrum.layers import Edge, MatrixScore
 
 IDENTITY: dict[str, Any] = {"weights": "0f3a", "class": "LlamaForCausalLM", "score": 1, "versions": {"torch": "2.13.0"}}
@@ -350,11 +352,7 @@ class FullDisk:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 return super().write(data[:taken])
 
-        def opened(path: Path, mode: str = "r", buffering: int = -1) -> Any:
-            return original(path, mode) if mode == "rb" else File(path, mode.replace("b", ""))
-
-        original = Path.open
-        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr("spectrum.journal.FileIO", File)
 
 
 LINE = line(written_as("w", 0, 1.0))
@@ -393,15 +391,6 @@ def test_a_disk_that_is_full_before_the_first_score_is_a_problem(
     journal.append(SCORES)
     journal.close()
     assert read(path, IDENTITY) == {}
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-def test_a_device_that_is_full_is_a_problem() -> None:
-    journal = Journal(Path("/dev/full"), IDENTITY)
-    journal.append(SCORES)
-    assert journal.problem
-    journal.append(SCORES)
-    journal.close()
 
 
 def test_a_failing_fsync_is_a_problem(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,6 +432,130 @@ def test_a_directory_that_takes_no_file_is_a_problem(path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "mkdir", refuse)
     journal = write(path, SCORES)
     assert journal.problem == os.strerror(errno.EACCES)
+
+
+# What a stranger may have put in its place.
+
+
+def content(identity: dict[str, Any] = IDENTITY) -> bytes:
+    """A journal with a score."""
+    return json.dumps(identity, separators=(",", ":")).encode() + b"\n" + line(written_as("w", 0, 1.0))
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "dangling"])
+@pytest.mark.parametrize("held", [b"something of the user's\n" * 100, content(), content({"weights": "other"})])
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(
+    link: str, held: bytes, path: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(held)
+    path.parent.mkdir()
+    if link == "hard":
+        path.hardlink_to(outside)
+    else:
+        path.symlink_to(outside if link == "symbolic" else tmp_path / "nowhere")
+    assert read(path, IDENTITY) == {}
+    journal = write(path, SCORES)
+    assert (journal.known, journal.problem) == ({}, None)
+    assert outside.read_bytes() == held
+    assert not (tmp_path / "nowhere").exists()
+    assert not path.is_symlink()
+    assert path.stat().st_nlink == 1
+    assert read(path, IDENTITY) == dict(SCORES)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_link_within_the_directory_is_replaced_too(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    write(other, SCORES)
+    path.symlink_to(other.name)
+    assert read(path, IDENTITY) == {}
+    write(path, SCORES[:1])
+    assert read(other, IDENTITY) == dict(SCORES)
+    assert read(path, IDENTITY) == dict(SCORES[:1])
+
+
+def test_a_journal_that_becomes_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
+    write(path, SCORES[:1])
+    journal = Journal(path, IDENTITY)
+    outside = tmp_path / "outside"
+    outside.write_bytes(path.read_bytes() + b"more that is the user's")
+    before = outside.read_bytes()
+    path.unlink()
+    path.symlink_to(outside)
+    journal.append(SCORES[1:])
+    journal.close()
+    assert journal.problem
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket"])
+def test_what_is_no_file_hangs_nothing_and_stays(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)  # the paths of sockets are short
+    if kind == "FIFO":
+        os.mkfifo(path.name)
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    assert read(path, IDENTITY) == {}
+    assert not is_outdated(path, None)
+    journal = write(path, SCORES)
+    assert journal.problem == "what has its name is no file"
+    assert not path.is_file()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives files away")
+def test_what_another_user_wrote_is_not_believed(path: Path) -> None:
+    write(path, SCORES)
+    os.chown(path, 12345, -1)
+    assert read(path, IDENTITY) == {}
+    assert write(path, SCORES[:1]).known == {}
+    assert read(path, IDENTITY) == dict(SCORES[:1])
+
+
+@pytest.mark.parametrize("more", [b"[" + b" " * 3_000_000 + b"]\n", b" " * 3_000_000], ids=["whole", "endless"])
+def test_an_endless_line_is_not_read(more: bytes, path: Path) -> None:
+    write(path, SCORES[:1])
+    with path.open("ab") as file:
+        file.write(more)
+        file.write(line(written_as("w", 0, 1.0)))
+    assert read(path, IDENTITY) == dict(SCORES[:1])
+
+
+def test_a_sparse_file_takes_no_memory(path: Path) -> None:
+    write(path, SCORES[:1])
+    os.truncate(path, 8 << 30)
+    tracemalloc.start()
+    try:
+        assert read(path, IDENTITY) == dict(SCORES[:1])
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_scores_at_once_are_lines_that_can_be_read(path: Path) -> None:
+    many = [score(f"model.layers.{i}.{'x' * 250}", i, float(i)) for i in range(20_000)]
+    write(path, many)
+    assert read(path, IDENTITY) == dict(many)
+
+
+# Which results it precedes.
+
+
+@pytest.mark.parametrize("at_the_start", [None, "0f3a", "1234"])
+@pytest.mark.parametrize("now", [None, "0f3a", "1234"])
+def test_a_journal_is_outdated_once_results_are_written(at_the_start: str | None, now: str | None, path: Path) -> None:
+    journal = Journal(path, IDENTITY, at_the_start)
+    journal.append(SCORES)
+    journal.close()
+    assert is_outdated(path, now) is (at_the_start != now)
+    again = Journal(path, IDENTITY, now)
+    assert again.known == read(path, IDENTITY) == dict(SCORES)
+    again.append([score("w", 0, 1.0)])
+    again.close()
+    assert read(path, IDENTITY) == dict([*SCORES, score("w", 0, 1.0)])
 
 
 # How soon it is on the disk.

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectrum import results
 from spectrum.errors import ResultsError
 from spectrum.layers import Edge, LayerSnr, Parameter, Provenance, ScanResult
 from spectrum.results import (
@@ -147,7 +149,7 @@ LAYER = '{"snr": 1.0, "type": "up"}'
         pytest.param('{"a":' * 100_000, "JSON", id="deep nesting"),
         pytest.param("[" * 100_000, "JSON", id="deep list"),
         pytest.param(b'{"h.0.\xff": {"snr": 1.0, "type": "up"}}', "utf-8", id="not UTF-8"),
-        pytest.param(b"\xef\xbb\xbf{}", "JSON", id="byte order mark"),
+        pytest.param(b"\xef\xbb\xbf{}", "no layers", id="byte order mark"),
     ],
 )
 def test_a_malformed_cache_is_refused_by_name(tmp_path: Path, content: str | bytes, found: str) -> None:
@@ -506,7 +508,7 @@ def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> Non
 
 def test_check_writable_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_writable([Path(), Path("a/b"), tmp_path, tmp_path / "c" / "d"])
+    check_writable([Path("a"), Path("a/b"), tmp_path / "a", tmp_path / "c" / "d"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -514,8 +516,36 @@ def test_check_writable_creates_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_check_writable_names_a_directory_that_takes_no_file(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResultsError, match="cannot write to") as refused:
-        check_writable([tmp_path, tmp_path / where])
+        check_writable([tmp_path / "scan.json", tmp_path / where / "scan.json"])
     assert str(tmp_path / where) in str(refused.value)
+
+
+def test_check_writable_names_a_directory_in_a_files_place(tmp_path: Path) -> None:
+    (tmp_path / "scan.json").mkdir()
+    with pytest.raises(ResultsError, match=r"cannot write .*/scan\.json: Is a directory"):
+        check_writable([tmp_path / "scan.json"])
+
+
+def status(mode: int, uid: int) -> os.stat_result:
+    return os.stat_result((mode, 1, 1, 1, uid, uid, 1, 0, 0, 0))
+
+
+STICKY = stat.S_IFDIR | stat.S_ISVTX | 0o777
+
+
+@pytest.mark.parametrize(
+    ("directory", "of_directory", "of_file", "me", "allowed"),
+    [
+        (STICKY, 0, 1001, 1000, False),  # as in /tmp
+        (STICKY, 0, 1000, 1000, True),
+        (STICKY, 1000, 1001, 1000, True),
+        (STICKY, 0, 1001, 0, True),
+        (stat.S_IFDIR | 0o777, 0, 1001, 1000, True),
+    ],
+)
+def test_whose_files_can_be_replaced(directory: int, of_directory: int, of_file: int, me: int, allowed: bool) -> None:
+    with nullcontext() if allowed else pytest.raises(PermissionError, match="another user"):
+        results._check_replaceable(status(stat.S_IFREG | 0o644, of_file), status(directory, of_directory), me)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import itertools
 import json
@@ -42,6 +43,7 @@ SORTED = Path("snr_results_model_sorted.json")
 YAML = Path("snr_results_model_unfrozenparameters_50percent.yaml")
 WRITTEN = [SCAN, SIDECAR, SORTED, YAML]
 MATRICES = 75  # of the sample checkpoint
+CHECKED = 3  # scores of a journal that are computed once more
 
 HANG = 240.0  # seconds that nothing here takes, short of a test that would never end
 
@@ -114,7 +116,6 @@ def cut_short(directory: Path, after: int, *args: str) -> Finished:
         if thread.name.startswith(("score ", "read ahead")):
             thread.join(HANG)
     assert done.status == 130
-    assert not (directory / SCAN).exists()
     return done
 
 
@@ -206,7 +207,7 @@ def test_a_second_run_goes_on_from_where_the_first_was_cut_short(
         done = run(fresh, err=err)
     assert done.status == 0
     assert done.err.index(WAITING) < done.err.index("going on with an interrupted scan: 20 of 75 matrices are scored")
-    assert sum(reads.values()) == 55
+    assert sum(reads.values()) == MATRICES - 20 + CHECKED
     assert written(fresh) == scanned.files
 
 
@@ -398,12 +399,13 @@ def test_a_scan_cut_short_is_gone_on_with(
     after: int, again: tuple[str, ...], scanned: Scanned, fresh: Path, reads: Counter[str]
 ) -> None:
     assert f"; {after} of 75 matrices are scored and kept; the same command " in cut_short(fresh, after, *again).err
+    assert not (fresh / SCAN).exists()
     assert len(journal(fresh).read_bytes().splitlines()) == 1 + after
     reads.clear()
     done = run(fresh, *again)
     assert done.status == 0
     assert f"spectrum: going on with an interrupted scan: {after} of 75 matrices are scored\n" in done.err
-    assert (len(reads), set(reads.values())) == (MATRICES - after, {1})
+    assert (len(reads), set(reads.values())) == (MATRICES - after + min(after, CHECKED), {1})
     assert written(fresh) == scanned.files
     assert not journal(fresh).exists()
 
@@ -415,7 +417,7 @@ def test_a_scan_cut_short_twice_is_gone_on_with_twice(scanned: Scanned, fresh: P
     assert "; 20 of 75 matrices are scored and kept; " in cut_short(fresh, 10).err
     reads.clear()
     assert "interrupted scan: 20 of 75" in run(fresh).err
-    assert sum(reads.values()) == MATRICES - 20
+    assert sum(reads.values()) == MATRICES - 20 + CHECKED
     assert written(fresh) == scanned.files
 
 
@@ -424,7 +426,7 @@ def test_a_complete_journal_is_all_that_a_scan_needs(scanned: Scanned, fresh: Pa
     reads.clear()
     done = run(fresh)
     assert "going on with an interrupted scan: 75 of 75" in done.err
-    assert not reads
+    assert sum(reads.values()) == CHECKED
     assert written(fresh) == scanned.files
     assert not journal(fresh).exists()
 
@@ -449,9 +451,9 @@ def test_a_journal_of_some_types_serves_a_scan_of_all(scanned: Scanned, fresh: P
     reads.clear()
     done = run(fresh)
     assert "going on with an interrupted scan: 20 of 75 matrices" in done.err
-    assert sum(reads.values()) == MATRICES - 20
+    assert sum(reads.values()) == MATRICES - 20 + CHECKED
     # Read ahead, though not scored, was one more or two.
-    assert len(done_before & set(reads)) <= len(done_before) - 20
+    assert len(done_before & set(reads)) <= len(done_before) - 20 + CHECKED
     assert written(fresh) == scanned.files
 
 
@@ -460,7 +462,7 @@ def test_a_journal_of_all_types_serves_a_scan_of_some(scanned: Scanned, fresh: P
     reads.clear()
     done = run(fresh, "--layer-types", "mlp.*")
     assert "going on with an interrupted scan: 24 of 24 matrices" in done.err
-    assert not reads
+    assert sum(reads.values()) == CHECKED
     scores, every = json.loads((fresh / SCAN).read_text()), json.loads(scanned.files[SCAN])
     assert scores == {name: entry for name, entry in every.items() if entry["type"].startswith("mlp.")}
 
@@ -516,7 +518,7 @@ def test_journals_of_several_processes_are_used_and_removed(scanned: Scanned, fr
     reads.clear()
     done = run(fresh)
     assert "going on with an interrupted scan: 40 of 75 matrices" in done.err
-    assert sum(reads.values()) == MATRICES - 40
+    assert sum(reads.values()) == MATRICES - 40 + CHECKED
     assert written(fresh) == scanned.files
     assert list((fresh / CACHE).glob("*journal*")) == []
 
@@ -530,11 +532,99 @@ def test_the_journal_of_another_model_is_left_alone(scanned: Scanned, fresh: Pat
     assert written(fresh) == scanned.files
 
 
-def test_a_cached_run_leaves_a_journal_of_a_rescan_alone(scanned: Scanned, fresh: Path) -> None:
+# The journal of a rescan, and of a scan that ended between writing its results and removing it.
+
+
+def head_of(identity: object = None) -> bytes:
+    return json.dumps(identity or {"weights": "0f3a"}).encode() + b"\n"
+
+
+def precedes(content: bytes) -> bytes:
+    return json.dumps({"precedes": hashlib.sha256(content).hexdigest()}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("later", [-3600, 0, 3600 * 24 * 365])  # the time of the scan's file, against the journal's
+def test_a_cached_run_leaves_the_journal_of_an_interrupted_rescan(scanned: Scanned, fresh: Path, later: int) -> None:
     shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
-    journal(fresh).write_text("of a scan that is under way")
+    content = head_of() + precedes(scanned.files[SCAN])
+    journal(fresh).write_bytes(content)
+    now = time.time()
+    os.utime(fresh / SCAN, (now, now + later))
     assert run(fresh).status == 0
-    assert journal(fresh).read_text() == "of a scan that is under way"
+    assert journal(fresh).read_bytes() == content
+
+
+@pytest.mark.parametrize("second", [b"", precedes(b"other results")])
+def test_a_cached_run_removes_the_journal_that_its_results_are_made_of(
+    scanned: Scanned, fresh: Path, second: bytes
+) -> None:
+    shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
+    journal(fresh).write_bytes(head_of() + second)
+    assert run(fresh).status == 0
+    assert not journal(fresh).exists()
+
+
+def test_a_cached_run_removes_no_journal_while_a_scan_is_under_way(scanned: Scanned, fresh: Path) -> None:
+    shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
+    journal(fresh).write_bytes(head_of())
+    with FileLock(fresh / results.lock_path(CACHE, "model")):
+        assert run(fresh).status == 0
+        assert journal(fresh).exists()
+    assert run(fresh).status == 0
+    assert not journal(fresh).exists()
+
+
+def test_a_rescan_that_is_cut_short_says_what_it_precedes(scanned: Scanned, fresh: Path) -> None:
+    shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
+    cut_short(fresh, 10, "--rescan")
+    assert journal(fresh).read_bytes().splitlines(keepends=True)[1] == precedes(scanned.files[SCAN]).replace(b" ", b"")
+    os.utime(fresh / SCAN, (0, time.time() + 3600))
+    assert run(fresh).status == 0
+    done = run(fresh, "--rescan")
+    assert "going on with an interrupted scan: 10 of 75" in done.err
+    assert not journal(fresh).exists()
+
+
+def test_what_is_no_journal_is_left_alone_by_a_cached_run(scanned: Scanned, fresh: Path) -> None:
+    shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
+    journal(fresh).write_text("not a journal")
+    assert run(fresh).status == 0
+    assert journal(fresh).read_text() == "not a journal"
+
+
+# A journal that was made up.
+
+
+def doctored(line: bytes, snr: float) -> bytes:
+    return json.dumps([[name, index, snr, edge] for name, index, _, edge in json.loads(line)]).encode() + b"\n"
+
+
+@pytest.mark.parametrize("again", [(), ("--rescan",)])
+def test_scores_that_are_not_the_weights_are_not_believed(
+    scanned: Scanned, fresh: Path, again: tuple[str, ...]
+) -> None:
+    finished_but_for_the_results(fresh)
+    head, *lines = journal(fresh).read_bytes().splitlines(keepends=True)
+    journal(fresh).write_bytes(b"".join([head, *(doctored(line, 1e6) for line in lines[:-1])]))
+    journal(fresh, 5).write_bytes(b"".join([head, *(doctored(line, 1e6) for line in lines[1:])]))
+    done = run(fresh, *again)
+    assert done.status == 0
+    if not again:
+        assert len(done.said("warning: the journal of an interrupted scan has another score of ")) == 1
+    assert written(fresh) == scanned.files
+    assert list((fresh / CACHE).glob("*journal*")) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives files away")
+def test_the_journal_of_another_user_is_not_used(scanned: Scanned, fresh: Path, reads: Counter[str]) -> None:
+    finished_but_for_the_results(fresh)
+    os.chown(journal(fresh), 12345, -1)
+    reads.clear()
+    done = run(fresh)
+    assert (done.status, "going on" in done.err) == (0, False)
+    assert "another user; beginning anew" in done.err
+    assert sum(reads.values()) == MATRICES
+    assert written(fresh) == scanned.files
 
 
 # A crowd.
