@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,10 @@ def check(read: EntryList, model: Outline) -> Checked:
     """Compare a list with a model's parameters under the rule of each of those that read it."""
     # Trainers go through `named_parameters()`, where a tied parameter is listed once.
     seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
-    matched = {
-        name: {entry: frozenset(filter(rule(entry), seen)) for entry in read.entries} for name, rule in RULES.items()
-    }
+    matched = {rule: consumers.matched(rule, read.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*of.values()) for rule, of in matched.items()}
     of_axolotl = matched[AXOLOTL]
-    nothing = {entry: _tied(entry, model) for entry, names in of_axolotl.items() if not names}
+    nothing = _tied([entry for entry, names in of_axolotl.items() if not names], model)
     problems = [
         *_unmatched(nothing, trained[AXOLOTL], model),
         *(text for entry, names in of_axolotl.items() for text in _beyond(entry, names, model)),
@@ -149,10 +147,14 @@ def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
         yield f"{entry} is for rows that {tables.listed(short, 2)} does not have, which Axolotl refuses"
 
 
-def _tied(entry: str, model: Outline) -> str | None:
-    """The parameter that an entry's is tied to, where it names one that trainers do not see."""
-    matches = consumers.axolotl(entry)
-    return next((seen for name, seen in tied(model.parameters).items() if matches(name)), None)
+def _tied(entries: Sequence[str], model: Outline) -> dict[str, str | None]:
+    """Entries, and the parameter that the one which each names is tied to, where it names one that trainers do not see.
+
+    None for all others.
+    """
+    seen = tied(model.parameters)
+    matched = consumers.matched(AXOLOTL, entries, list(seen))
+    return {entry: next((seen[name] for name in seen if name in matched[entry]), None) for entry in entries}
 
 
 def _nearest(entry: str, model: Outline) -> str | None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from spectrum import patterns
 from spectrum.errors import SelectionError, first_line
+from spectrum.files import read
 
 KEY = "unfrozen_parameters"
 
-_PART, _MOST_PARTS = 1 << 16, 64  # bytes that are read at a time, and how often
+# A list of all weights of a mixture of experts whose experts are modules of their own has 30,000 entries.
+_MOST_BYTES = 4 << 20
+_MOST_ENTRIES = 50_000
+_LONGEST_ENTRY = 2_000  # characters
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 10_000  # keys that one mapping takes over from others, which YAML lets multiply
+
+# A name, which a reader of patterns takes no time over.
+_NAME = re.compile(r"[\w.\-/]*", re.ASCII)
+_ANCHORED = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
 
 # Axolotl's: rows of a parameter, at the end of an entry.
 _ROWS = re.compile(r"^(.+)\[([0-9]{0,18})(?::([0-9]{0,18}))?\]$")
@@ -56,11 +64,10 @@ def read_list(path: Path) -> EntryList:
             super().flatten_mapping(node)
 
     try:
-        with path.open("rb") as file:
-            parts = list(islice(iter(partial(file.read, _PART), b""), _MOST_PARTS + 1))
-        if len(parts) > _MOST_PARTS:
-            raise SelectionError(f"{path} is larger than any list of parameters ({_PART * _MOST_PARTS >> 20} MiB)")
-        text = b"".join(parts).decode()
+        written = read(path, _MOST_BYTES)
+        if max(map(written.count, (b"\n", b","))) > 4 * _MOST_ENTRIES:  # before it is parsed, which takes a while
+            raise SelectionError(f"{path} has more lines than any list of parameters")
+        text = written.decode()
         content = yaml.load(text, Loader)
     except OSError as error:
         raise SelectionError(f"cannot read {path}: {error.strerror or error}") from error
@@ -72,13 +79,17 @@ def read_list(path: Path) -> EntryList:
     entries = content[KEY]
     if not isinstance(entries, list):
         raise SelectionError(f"{KEY} in {path} is not a list of names")
+    if not entries:
+        raise SelectionError(f"{KEY} in {path} is empty; trainers take that as no list at all, and train everything")
+    if len(entries) > _MOST_ENTRIES:
+        raise SelectionError(f"{KEY} in {path} has {len(entries)} entries, more than any model has parameters")
     for place, entry in enumerate(entries, 1):
         if not isinstance(entry, str) or not entry:
             raise SelectionError(f"{KEY} in {path} is not a list of names: entry {place} is {type(entry).__name__}")
-    if not entries:
-        raise SelectionError(f"{KEY} in {path} is empty; trainers take that as no list at all, and train everything")
-    for entry in entries:
-        for rule in RULES.values():
+        if len(entry) > _LONGEST_ENTRY or not entry.isprintable():
+            what = "is longer than any name" if entry.isprintable() else "holds a character that is not printed"
+            raise SelectionError(f"{KEY} in {path}: entry {place} {what}: {entry[:40]!r}")
+        for rule in RULES.values() if not _NAME.fullmatch(entry) else ():
             try:
                 rule(entry)
             except (re.error, OverflowError, RecursionError) as error:
@@ -102,9 +113,40 @@ def rows(entry: str) -> tuple[int, int | None] | None:
     return start, start + 1 if ranged[3] is None else int(ranged[3]) if ranged[3] else None
 
 
+def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """For each entry, the names that it matches under a rule.
+
+    Raises SelectionError where that takes too long, as a pattern can.
+    """
+    slow = [entry for entry in entries if rule != SUBSTRING and not _ANCHORED.fullmatch(entry)]
+    written = [_as_axolotl(entry) if rule == AXOLOTL else entry for entry in slow]
+    try:
+        found = {entry: frozenset(of) for entry, of in zip(slow, patterns.matching(written, names), strict=True)}
+    except patterns.TooSlowError as error:
+        raise SelectionError(
+            f"{slow[error.place]!r} takes over {patterns.SECONDS:.0f} seconds to match: a pattern that repeats what "
+            "repeats may take for ever; write it without"
+        ) from error
+    until = time.monotonic() + patterns.SECONDS
+    for entry in entries:
+        if time.monotonic() > until:
+            raise SelectionError(
+                f"{len(entries)} entries take over {patterns.SECONDS:.0f} seconds to match with {len(names)} parameters"
+            )
+        if entry not in found:
+            found[entry] = frozenset(filter(RULES[rule](entry), names))
+    return {entry: found[entry] for entry in entries}
+
+
 def axolotl(entry: str) -> Callable[[str], bool]:
     """Axolotl's rule: dots are dots unless a plus follows; else a regular expression, from the name's start."""
-    return regular_expression(re.sub(r"\.(?!\+)", r"\\.", without_rows(entry)))
+    if _NAME.fullmatch(entry):
+        return lambda name: name.startswith(entry)
+    return regular_expression(_as_axolotl(entry))
+
+
+def _as_axolotl(entry: str) -> str:
+    return re.sub(r"\.(?!\+)", r"\\.", without_rows(entry))
 
 
 def regular_expression(entry: str) -> Callable[[str], bool]:

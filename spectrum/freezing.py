@@ -124,15 +124,14 @@ def _of_selection(model: torch.nn.Module, selection: Selection, names: Sequence[
 
 def _of_list(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> set[str]:
     read = consumers.read_list(Path(path))
-    wanted: set[str] = set()
     for entry in read.entries:
         if consumers.without_rows(entry) != entry:
             raise SelectionError(f"{path}: {entry!r} is for some rows of a parameter, which only Axolotl can train")
-        matched = set(filter(consumers.axolotl(entry), names))
-        if not matched:
+    matched = consumers.matched(consumers.AXOLOTL, read.entries, names)
+    for entry, of in matched.items():
+        if not of:
             raise SelectionError(f"{path}: {entry!r} matches no parameter of this {type(model).__name__}; {_ADVICE}")
-        wanted |= matched
-    return wanted
+    return set().union(*matched.values())
 
 
 def _unwrapped(name: str) -> str:

@@ -58,16 +58,17 @@ def checked(found: Checked, title: str) -> str:
     """What is wrong with a list, what else there is to know, and what each rule makes of it."""
     header = ("rule", "entries that match", "parameters that train")
     rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
-    told = [f"problem: {text}" for text in found.problems] + [f"note: {text}" for text in found.notes]
+    told = [f"problem: {tables.in_line(text)}" for text in found.problems]
+    told += [f"note: {tables.in_line(text)}" for text in found.notes]
     if not found.problems:
         told.insert(0, "ok: every entry does what it says")
-    return "\n\n".join(filter(None, [title, "\n".join(told), tables.aligned([header, *rows])]))
+    return "\n\n".join(filter(None, [tables.in_line(title), "\n".join(told), tables.aligned([header, *rows])]))
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:
     """The paths of what was written, one a line."""
     width = max(len(label) for label, _ in paths)
-    return "\n".join(f"{label:<{width}}  {path}" for label, path in paths)
+    return "\n".join(f"{label:<{width}}  {tables.in_line(str(path))}" for label, path in paths)
 
 
 def _memory(trained: Sequence[training.Size], everything: Sequence[training.Size], devices: int) -> str:
