@@ -12,10 +12,10 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
 
 import torch
 
+from spectrum import memory
 from spectrum.errors import DeviceError, first_line
 
 # How many lanes a GPU has, up to which short side k. The host's part of the eigensolver takes k^2 time, the GPU's k^3:
@@ -25,8 +25,6 @@ _GPU_LANES_BEYOND = 3
 
 _CPU_BATCH = 16 << 20  # bytes
 _GPU_BATCH = 768 << 20
-
-_UNKNOWN_MEMORY = 8 << 30  # a small machine of today
 
 # What a device could not do, as messages say it.
 NO_MEMORY = "has no memory for"
@@ -39,14 +37,6 @@ _OUT_OF_MEMORY = (
     *("_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate"),
 )
 _REFUSED = "cusolver error"  # of arguments that cuSOLVER does not accept
-
-_CGROUP = [
-    tuple(f"/sys/fs/cgroup/{name}" for name in names)
-    for names in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    )
-]
 
 
 def devices_for(name: str, warn: Callable[[str], None], process: int | None = None) -> list[torch.device]:
@@ -168,7 +158,7 @@ def memory_budget(device: torch.device, processes: int = 1) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, and kept by torch
         return free * 4 // 5 // processes
-    return _available_memory() // 2 // processes
+    return memory.available() // 2 // processes
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -188,20 +178,3 @@ def problem_of(error: Exception) -> str | None:
     if isinstance(error, torch.linalg.LinAlgError) or _REFUSED in str(error):  # type: ignore[attr-defined]
         return NO_DECOMPOSITION
     return None
-
-
-def _available_memory() -> int:
-    """Bytes of main memory that can be had without swapping, within the limit that a container sets."""
-    limits = []
-    with suppress(OSError, ValueError, IndexError):
-        meminfo = Path("/proc/meminfo").read_text()
-        limits.append(int(meminfo.split("MemAvailable:")[1].split()[0]) << 10)
-    for limit, used, statistics in _CGROUP:
-        with suppress(OSError, ValueError, IndexError):  # "max" where there is no limit
-            # What is counted as used includes files' pages, which are given up for whoever needs memory.
-            pages = int(Path(statistics).read_text().split("inactive_file ")[1].split()[0])
-            limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()) + pages)
-    if not limits:
-        with suppress(AttributeError, OSError, ValueError):
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(0, min(limits, default=_UNKNOWN_MEMORY))

@@ -164,19 +164,26 @@ def score(
     warm_up(devices)  # all, before any thread is started
     crews = [_Crew(scan, device, batches, processes) for device in devices]
     with one_core_a_thread(devices):
-        readers, workers = [], []
-        for crew in crews:
-            # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
-            reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
-            following = _read_ahead(reader, partial(next_read, crew), crew)
-            readers.append(reader)
-            for _ in range(crew.size):
-                arguments = (crew, following)
-                workers.append(threading.Thread(target=work, args=arguments, daemon=True, name=f"score {crew.device}"))
+        readers: list[ThreadPoolExecutor] = []
+        workers: list[threading.Thread] = []
         interrupted = False
         try:
-            for worker in workers:
-                worker.start()
+            for crew in crews:
+                # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
+                readers.append(ThreadPoolExecutor(1, thread_name_prefix="read ahead"))
+                with _no_memory_for_a_thread():
+                    following = _read_ahead(readers[-1], partial(next_read, crew), crew)
+                for number in range(crew.size):
+                    name = f"score {crew.device}"
+                    worker = threading.Thread(target=work, args=(crew, following), daemon=True, name=name)
+                    try:
+                        with _no_memory_for_a_thread():
+                            worker.start()
+                    except DeviceError:
+                        if number == 0:
+                            raise
+                        break  # there are fewer lanes, then
+                    workers.append(worker)
             for _ in batches:
                 result = results.get()
                 if isinstance(result, BaseException):
@@ -192,12 +199,20 @@ def score(
                 crew.time.close()
             if not interrupted:
                 for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
-                    if worker.ident is not None:
-                        worker.join()
+                    worker.join()
             for reader in readers:
                 reader.shutdown(wait=not interrupted)
             if not interrupted:
                 give_memory_back(devices)
+
+
+@contextmanager
+def _no_memory_for_a_thread() -> Iterator[None]:
+    """Raise DeviceError where a thread cannot be started, of which Python only says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError("there is no memory for a thread, or the system allows no more of them") from error
 
 
 def _read_ahead(

@@ -700,3 +700,27 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     assert found == pytest.approx(expected, rel=1e-9)
     # In between it depends on the workspace that cuBLAS takes for each lane.
     assert len(warnings) in {1000: [0], 100: range(9), 1: [8]}[mebibytes]
+
+
+@pytest.mark.parametrize("started", [0, 1, 2, 3])
+def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
+    started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, threads, start = alike(6), 0, threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal threads
+        if threads == started:
+            raise RuntimeError("can't start new thread")
+        threads += 1
+        start(thread)
+
+    monkeypatch.setattr(scanning, "lanes", lambda device, k: 4)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    if started < 2:  # one that reads, one that scores
+        with pytest.raises(DeviceError, match="no memory for a thread"):
+            list(scan(reader.weights(), reader, [CPU], 1))
+    else:
+        assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 6
+    assert threads == started
+    assert workers() == []
