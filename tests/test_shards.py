@@ -659,3 +659,36 @@ def test_the_fingerprint_of_a_damaged_file_is_refused_by_name(tmp_path: Path, la
     os.truncate(file, 20)
     with pytest.raises(CheckpointError, match=file.name):
         shards.fingerprint(tmp_path)
+
+
+# Views, which a torch archive may hold: read as torch reads them, whole and by rows.
+
+BASE = torch.arange(4 * 6 * 10, dtype=torch.float32).reshape(4, 6, 10)
+VIEWS = {
+    "whole": BASE,
+    "transposed": BASE.transpose(1, 2),
+    "experts last": BASE.permute(2, 0, 1),
+    "slice": BASE[1:3, ::2, 3:],
+    "row": BASE[2],
+    "column": BASE[:, 1, 1],
+    "scalar": BASE[3, 5, 9],
+    "empty": BASE[:0],
+    "bf16": BASE.to(torch.bfloat16).transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_an_archive_are_read_as_torch_reads_them(name: str, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    content = {"first": torch.ones(7), name: VIEWS[name], "same": VIEWS[name]}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    expected = torch.load(path, weights_only=True)
+    stored = shards.stored_tensors(tmp_path)
+    assert stored.keys() == content.keys()
+    for key, value in expected.items():
+        found = shards.read_tensor(stored[key])
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert torch.equal(found, value)
+        for index in range(len(value) if value.ndim else 0):
+            assert torch.equal(shards.read_tensor(stored[key], index), value[index])
