@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -32,10 +33,12 @@ TERMINATED = 143
 
 _FORMAT = "axolotl"
 
+_LONGEST_NOTE = 4_000  # characters
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {tables.in_line(message)} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,15 +143,48 @@ def parser() -> argparse.ArgumentParser:
 def command() -> NoReturn:
     """Run the command as a process of its own, and end that."""
     signal.signal(signal.SIGTERM, _terminate)
+    _prepare_streams()
     status = main()
     if status in (INTERRUPTED, TERMINATED) or processes.count() > 1:
         # Threads may be in the midst of a decomposition, or of talking to other processes, which Python neither ends
         # nor survives.
         with suppress(OSError, ValueError, AttributeError):
-            sys.stdout.flush()
             sys.stderr.flush()
+            sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _prepare_streams() -> None:
+    """Have no stream fail for what is written to it: stderr for any reason, stdout for what its encoding lacks."""
+    # A file that was opened under the number of a stream that was closed before the start would get what C libraries
+    # write there.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    if sys.stderr is None:
+        sys.stderr = _unfailing(spare, "utf-8")
+    else:
+        os.close(spare)
+        sys.stderr = _unfailing(sys.stderr.fileno(), sys.stderr.encoding)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _unfailing(descriptor: int, encoding: str) -> io.TextIOWrapper:
+    raw = _Unfailing(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
+
+
+class _Unfailing(io.FileIO):
+    """A file that loses what cannot be written: a log's disk is full, or its reader is gone, but the job goes on.
+
+    Whoever writes to stderr, be it a library's bar or Python at its exit, gets here.
+    """
+
+    def write(self, data: Any, /) -> int:
+        with suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -171,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         grammar.error(f"{mode} selects nothing: leave out --top-percent, --top-params, --format, --plot and --compare")
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
-        outcome = _run(args)
+        with processes.telling(_note):
+            outcome = _run(args)
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
@@ -185,6 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ProcessError) and processes.rank():
             return 1  # the process that ended first has said why, or the main one says that it is gone
         return _fail(str(error))
+    except MemoryError:
+        if debug:
+            raise
+        return _fail("there is no memory left; free some, or raise the limit that this process is under")
     except Exception as error:
         if debug:
             raise
@@ -283,9 +324,11 @@ def _note(message: str) -> None:
     if sys.stderr is None:  # closed before the start
         return
     who = f" (process {processes.rank()})" if processes.rank() else ""
-    # The job goes on without whoever listened. A progress bar makes way.
-    with suppress(BrokenPipeError), tqdm.external_write_mode(file=sys.stderr):
-        print(f"spectrum{who}: {tables.visible(message)}", file=sys.stderr, flush=True)
+    text = tables.in_line(message)
+    if len(text) > _LONGEST_NOTE:  # for a name in it that is as long as a book
+        text = f"{text[: _LONGEST_NOTE // 2]} ... {text[-_LONGEST_NOTE // 2 :]}"
+    with tqdm.external_write_mode(file=sys.stderr):  # a progress bar makes way
+        print(f"spectrum{who}: {text}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str) -> int:

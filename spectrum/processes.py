@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -22,9 +23,13 @@ from spectrum.errors import ProcessError, first_line
 # A process waits for the others as long as it takes: while the user is asked, while the busiest one finishes.
 _PATIENCE = timedelta(days=30)
 
+# It says so after as many seconds, in case that they will not come.
+SILENCE = 30.0
+
 _T = TypeVar("_T")
 
 _alone = ContextVar("alone", default=False)
+_note: ContextVar[Callable[[str], None] | None] = ContextVar("note", default=None)
 
 
 @contextmanager
@@ -35,6 +40,16 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+@contextmanager
+def telling(note: Callable[[str], None]) -> Iterator[None]:
+    """Have long waits for other processes told of, which else are silent."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
 
 
 def count() -> int:
@@ -57,10 +72,14 @@ def join() -> None:
     if count() > 1:
         from accelerate import PartialState
 
+        known = " and ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE"))
+        waiting = (
+            f"waiting for the other processes: {known} say that there are {count()}; unset them if this one is alone"
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # accelerate's advice on the number of threads is for training
             # Named, since accelerate prefers MPI where torch has it, under which each process would be by itself.
-            _interruptibly(lambda: PartialState(cpu=True, backend="gloo", timeout=_PATIENCE))
+            _interruptibly(lambda: PartialState(cpu=True, backend="gloo", timeout=_PATIENCE), waiting)
 
 
 def leave() -> None:
@@ -88,7 +107,11 @@ def gathered(values: list[_T]) -> list[_T]:
         return values
     from accelerate.utils import gather_object
 
-    everyone: list[_T] = _interruptibly(lambda: gather_object(values))
+    waiting = (
+        f"the main process has done its part and waits for the other {count() - 1}; one that hangs or is stopped is "
+        "not noticed, so see that all are at work"
+    )
+    everyone: list[_T] = _interruptibly(lambda: gather_object(values), None if rank() else waiting)
     return everyone
 
 
@@ -105,8 +128,11 @@ def _environment(name: str, default: int) -> int:
     return int(value) if value.isdecimal() else default
 
 
-def _interruptibly(call: Callable[[], Any]) -> Any:
-    """What a call returns that waits for other processes. Signals reach Python only between two calls of the kind."""
+def _interruptibly(call: Callable[[], Any], waiting: str | None = None) -> Any:
+    """What a call returns that waits for other processes. Signals reach Python only between two calls of the kind.
+
+    waiting: what to say where that takes long.
+    """
     done: Future[Any] = Future()
 
     def work() -> None:
@@ -117,8 +143,12 @@ def _interruptibly(call: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=work, daemon=True, name="wait for processes")
     thread.start()
+    note, started = _note.get(), time.monotonic()
     while not done.done():
         wait([done], timeout=0.5)
+        if waiting and note and time.monotonic() - started > SILENCE and not done.done():
+            note(waiting)
+            waiting = None
     thread.join()
     try:
         return done.result()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prompt_toolkit.application import Application
@@ -83,16 +85,45 @@ def _on_stderr() -> Any:
 
 
 def _run(dialog: Application[_Answer | None]) -> _Answer:
-    """A dialog's answer. Esc and Ctrl-C, which dialogs leave unbound, cancel like the button."""
+    """A dialog's answer. Esc, Ctrl-C and SIGINT, which dialogs leave unbound, cancel like the button."""
     keys = KeyBindings()
 
     @keys.add("escape", eager=True)
     @keys.add("c-c")
+    @keys.add("<sigint>")  # from elsewhere: Ctrl-C is a key here
     def _(event: KeyPressEvent) -> None:
-        event.app.exit(result=None)
+        _close(event.app)
 
     dialog.key_bindings = merge_key_bindings([dialog.key_bindings or KeyBindings(), keys])
-    answer: _Answer | None = dialog.run()
+    with _closed_by_sigterm(dialog) as received:
+        answer: _Answer | None = dialog.run(pre_run=lambda: _close(dialog) if received else None)
     if answer is None:
         raise Cancelled("cancelled; nothing was scanned, nothing was written")
     return answer
+
+
+@contextmanager
+def _closed_by_sigterm(dialog: Application[Any]) -> Iterator[list[int]]:
+    """Have SIGTERM close a dialog first, and then do what it did before; yield what has come of it.
+
+    An exception in the midst of a dialog may leave the terminal in a state in which it shows nothing that is typed.
+    """
+    received: list[int] = []
+
+    def close(number: int, frame: object) -> None:
+        received.append(number)
+        if dialog.loop is not None:
+            dialog.loop.call_soon_threadsafe(_close, dialog)
+
+    before = signal.signal(signal.SIGTERM, close)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _close(dialog: Application[Any]) -> None:
+    if dialog.is_running and not dialog.is_done:
+        dialog.exit(result=None)

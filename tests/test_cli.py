@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ import spectrum
 import spectrum.checkpoint
 import spectrum.cli
 import spectrum.scans
-from spectrum import prompts, results, snr
+from spectrum import commands, prompts, results, snr
 from spectrum.cli import main
 from spectrum.errors import LayerTypeError
 from tests.command import Finished, run
@@ -576,7 +577,7 @@ def test_an_output_directory_that_cannot_be_made_with_a_cached_scan(scanned: Pat
     [
         (LayerTypeError("one\nmessage on  two lines"), ["one message on two lines"]),
         (ZeroDivisionError("division by zero"), ["unexpected ZeroDivisionError: division by zero", "SPECTRUM_DEBUG=1"]),
-        (MemoryError(), ["unexpected MemoryError"]),
+        (MemoryError(), ["there is no memory left"]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -701,11 +702,205 @@ def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch
     assert "from the cached scan" in run(fresh, *first, "mlp.up_proj").out
 
 
-@pytest.mark.parametrize("closed", ["<&-", "2>&-"])
-def test_a_closed_stream_stops_no_scan(closed: str, fresh: Path) -> None:
-    command = f"{sys.executable} -m spectrum --model-name tiny_llama --yes --layer-types mlp.down_proj {closed}"
-    subprocess.run(["bash", "-c", command], cwd=fresh, capture_output=True, timeout=120)
+def test_a_closed_stdin_stops_no_scan(fresh: Path) -> None:
+    command = f"{sys.executable} -m spectrum --model-name tiny_llama --yes --layer-types mlp.down_proj <&-"
+    done = subprocess.run(["bash", "-c", command], cwd=fresh, capture_output=True, timeout=120)
+    assert done.returncode == 0
     assert (fresh / yaml_of("50")).exists()
+
+
+# A stderr that cannot be written.
+
+UNWRITABLE = ["a full disk", "a pipe without a reader", "closed"]
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@contextmanager
+def unwritable(kind: str) -> Iterator[int | None]:
+    """A descriptor to have for stderr; None for none."""
+    if kind == "a full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    elif kind == "closed":
+        yield None
+        return
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture(params=UNWRITABLE)
+def unheard(request: pytest.FixtureRequest) -> Iterator[Program]:
+    """Runs Python in a working directory, with a stderr that cannot be written."""
+    with unwritable(request.param) as descriptor:
+        closing = ["bash", "-c", 'exec "$0" "$@" 2>&-'] if descriptor is None else []
+
+        def run(directory: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*closing, sys.executable, *map(str, args)],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=descriptor,
+                text=True,
+                timeout=120,
+            )
+
+        yield run
+
+
+def test_a_scan_goes_on_unheard(unheard: Program, first_scan: FirstScan, fresh: Path) -> None:
+    done = unheard(fresh, "-m", "spectrum", "--model-name", "tiny_llama")
+    assert done.returncode == 0
+    assert done.stdout.partition("\n")[2] == first_scan.done.out.partition("\n")[2]
+    assert files_below(fresh) == files_below(first_scan.directory)
+    assert (fresh / SCAN).read_bytes() == (first_scan.directory / SCAN).read_bytes()
+
+
+def test_other_jobs_are_done_unheard(unheard: Program, scanned: Path) -> None:
+    sidecar = content(scanned / SIDECAR)  # a warning is due
+    (scanned / SIDECAR).write_text(json.dumps(sidecar | {"class_asked": "LlamaForCausalLM"}))
+    model = ("--model-name", "tiny_llama")
+    for args in ((*model, "--top-percent", "12.4"), (*model, "--check", yaml_of("50")), ("--version",), ("--help",)):
+        expected = run(scanned, *args)
+        assert expected.status == 0
+        done = unheard(scanned, "-m", "spectrum", *args)
+        assert (done.returncode, done.stdout) == (0, expected.out), args
+
+
+@pytest.mark.parametrize(
+    ("status", "args"), [(1, ["--model-name", "missing"]), (2, ["--frobnicate"]), (2, [])], ids=str
+)
+def test_failures_keep_their_exit_status_unheard(
+    status: int, args: list[str], unheard: Program, tmp_path: Path
+) -> None:
+    done = unheard(tmp_path, "-m", "spectrum", *args)
+    assert (done.returncode, done.stdout) == (status, "")
+
+
+# What libraries write, in a process of the command's, whatever they write it with.
+TALKATIVE = """
+import logging, sys, warnings
+from huggingface_hub.utils import tqdm as bar_of_hub
+from tqdm import tqdm
+from spectrum import cli
+
+def main():
+    for bar in (tqdm, bar_of_hub):
+        for _ in bar(range(3), mininterval=0):
+            pass
+    warnings.warn("of a library's")
+    logging.getLogger("library").warning("another one")
+    sys.stderr.write("the beginning of a line")
+    sys.stderr.buffer.write(b"bytes" * 10_000)
+    print("done")
+    return 0
+
+cli.main = main
+cli.command()
+"""
+
+
+def test_libraries_go_on_unheard(unheard: Program, tmp_path: Path) -> None:
+    done = unheard(tmp_path, "-c", TALKATIVE)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path: Path) -> None:
+    opening = "cli.main = lambda: print(os.open('file', os.O_CREAT | os.O_WRONLY)) or 0"
+    program = f"import os; from spectrum import cli; {opening}; cli.command()"
+    command = ["bash", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, program]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0
+    assert int(done.stdout) > 2
+
+
+def test_a_reader_of_stderr_may_leave_in_mid_scan(first_scan: FirstScan, fresh: Path) -> None:
+    command = [sys.executable, "-m", "spectrum", "--model-name", "tiny_llama", "--device", "cpu"]
+    with subprocess.Popen(
+        command, cwd=fresh, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = b""
+        while b"0/75 " not in said:  # the bar's first state; it is drawn again at its end
+            part = os.read(process.stderr.fileno(), 1000)
+            assert part, said
+            said += part
+        process.stderr.close()
+        out = process.stdout.read().decode()
+    assert process.returncode == 0
+    assert out.partition("\n")[2] == first_scan.done.out.partition("\n")[2]
+    assert files_below(fresh) == files_below(first_scan.directory)
+
+
+# A stdout that cannot show every name.
+
+CHINESE = "\N{CJK UNIFIED IDEOGRAPH-6A21}\N{CJK UNIFIED IDEOGRAPH-578B}"
+UNDECODABLE = os.fsdecode(b"model-\xff")
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "environment"),
+    [
+        (CHINESE, r"\u6a21\u578b", {"PYTHONIOENCODING": "ascii"}),
+        (CHINESE, r"\u6a21\u578b", {"PYTHONIOENCODING": "latin-1"}),
+        # As UTF-8 has it, where the locale has no characters but bytes.
+        (CHINESE, r"\udce6\udca8\udca1\udce5\udc9e\udc8b", {"PYTHONUTF8": "0", "LC_ALL": "C"}),
+        (UNDECODABLE, r"model-\udcff", {"PYTHONIOENCODING": "utf-8"}),
+    ],
+    ids=["ascii", "latin-1", "C", "undecodable"],
+)
+def test_what_an_encoding_lacks_is_spelt_out(
+    name: str, found: str, environment: dict[str, str], run_spectrum: Spectrum, tmp_path: Path
+) -> None:
+    try:
+        (tmp_path / name).symlink_to(TINY_LLAMA)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    model = ("--model-name", name, "--layer-types", "lm_head", "--top-percent", "100")
+    scanned = run_spectrum(*model, **environment)
+    assert scanned.returncode == 0, scanned.stderr
+    assert scanned.stdout.startswith(f"Scanned 1 layer of {found} (LlamaForCausalLM)")
+    listed = f"snr_results_{found}_unfrozenparameters_100percent.yaml"
+    assert scanned.stdout.endswith(f" {listed}\n")
+    quiet = run_spectrum(*model, "--quiet", **environment)
+    assert (quiet.returncode, quiet.stdout) == (0, f"{listed}\n"), quiet.stderr
+    (written,) = tmp_path.glob("*.yaml")
+    checked = run_spectrum("--model-name", name, "--check", written.name, **environment)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith(f"{listed}, ")
+    helped = run_spectrum("--help", **environment)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    missing = run_spectrum("--model-name", f"{name}-missing", **environment)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"spectrum: error: '{found}-missing' is neither ")
+
+
+# Names in strangers' files.
+
+SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}"
+
+
+def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def select(args: object, attendant: spectrum.scans.Attendant, columns: object) -> commands.Outcome:
+        attendant.note(f"a note on {SPOOF}")
+        attendant.warn(f"of {SPOOF}")
+        return commands.Outcome("", f"a problem with {SPOOF}")
+
+    monkeypatch.setattr(commands, "select", select)
+    done = run(tmp_path, "--model-name", "m")
+    spelt = r"name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\u2028"
+    note, warning, error = done.err.splitlines(keepends=True)
+    assert note == f"spectrum: a note on {spelt}\n"
+    assert warning == f"spectrum: warning: of {spelt}\n"
+    assert error == "spectrum: error: a problem with name spectrum: error: spoofed \\x1b[2Kspectrum: done\n"
+
+
+def test_no_argument_makes_a_line_of_its_own(tmp_path: Path) -> None:
+    refused(run(tmp_path, "--model-name", "m", SPOOF), r"name\nspectrum: error: spoofed\r\x1b", status=2)
 
 
 BUSY = """
@@ -781,3 +976,14 @@ def test_what_selects_nothing_takes_no_options_of_a_selection(
     mode: list[str], others: list[str], tmp_path: Path
 ) -> None:
     refused(run(tmp_path, "--model-name", "m", *mode, *others), mode[0], "selects nothing", status=2)
+
+
+def test_memory_that_runs_out_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fill(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(commands, "select", fill)
+    done = run(tmp_path, "--model-name", TINY_LLAMA)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("spectrum: error: there is no memory left; ")
+    assert len(done.err.splitlines()) == 1

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -165,6 +166,47 @@ def test_cancelling_scans_and_writes_nothing(
     status, batches, said = terminal.finished()
     assert (status, batches) == (1, [])
     assert said == ["spectrum: error: cancelled; nothing was scanned, nothing was written"]
+    assert [name for name in files_below(directory) if not name.startswith("model/")] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 1, "spectrum: error: cancelled; nothing was scanned, nothing was written"),
+        (signal.SIGTERM, 143, "spectrum: interrupted"),
+        (signal.SIGHUP, 129, None),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
+)
+def test_signals_from_elsewhere_end_a_dialog(
+    number: signal.Signals, status: int, said: str | None, directory: Path
+) -> None:
+    command = shlex.join([sys.executable, "-m", "spectrum", "--model-name", "model"])
+    # The shell stays, to say how the terminal was left.
+    inner = shlex.quote(f"echo process $$; exec {command}")
+    child = pexpect.spawn(
+        "/bin/sh",
+        ["-c", f"stty -g; sh -c {inner}; echo status $?; stty -g"],
+        cwd=str(directory),
+        dimensions=(40, 120),
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect(r"(\S+)\r\nprocess (\d+)\r\n")
+    assert isinstance(child.match, re.Match)
+    before, process = child.match.groups()
+    child.expect_exact(BATCH_SIZE)
+    child.expect("auto *\x1b")
+    os.kill(int(process), number)
+    if said is not None:
+        child.expect_exact(f"{said}\r\n")
+    child.expect(r"status (\d+)\r\n(\S+)\r\n")
+    assert isinstance(child.match, re.Match)
+    assert child.match[1] == str(status)
+    if said is not None:  # a terminal that hung up is nobody's any more
+        assert child.match[2] == before
+    child.expect(pexpect.EOF)
+    child.close()
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 

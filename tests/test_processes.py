@@ -6,11 +6,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -31,12 +33,17 @@ from tests.architectures import built
 from tests.conftest import TINY_LLAMA, files_below
 from tests.slow_spectrum import await_journals, scored
 from tests.test_batching import BATCH_SIZES, BUDGET, UNTIMED, models
+from tests.test_main import add_strangers
 
 # Runs of two processes, of which a small machine has cores for two at a time.
 _AT_ONCE = 2
 _GUARD = 150  # seconds, against hangs; a quiet machine needs ten
 
-SPECTRUM = ["-m", "spectrum"]
+# As the README recommends.
+BIN = Path(sys.executable).parent
+SPECTRUM = ["--no-python", str(BIN / "spectrum")]
+ACCELERATED = ["--no_python", str(BIN / "spectrum")]
+MODULE = ["-m", "spectrum"]
 SCRIPT = [slow_spectrum.__file__]
 
 MODEL = ["--model-name", "model"]
@@ -81,19 +88,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 def torchrun(number: int, *args: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}", *args]
+    return [str(BIN / "torchrun"), "--standalone", f"--nproc-per-node={number}", *args]
 
 
 def node(rank: int, port: int, *args: str) -> list[str]:
     """One of two machines with a process each."""
     place = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", *place, *args]
+    return [str(BIN / "torchrun"), "--nproc-per-node=1", *place, *args]
 
 
 def accelerate(number: int, *args: str) -> list[str]:
     options = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     options += [f"--num_processes={number}", f"--main_process_port={free_port()}"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, *args]
+    return [str(BIN / "accelerate"), "launch", *options, *args]
 
 
 def free_port() -> int:
@@ -160,6 +167,17 @@ class Launcher:
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
+
+
+def said_until(process: subprocess.Popen[str], words: str) -> str:
+    """What comes on a process's stderr until it has these words, or has ended, or nothing more comes."""
+    assert process.stderr is not None
+    stream, said = process.stderr.fileno(), b""
+    while words.encode() not in said and select.select([stream], [], [], _GUARD)[0]:
+        if not (part := os.read(stream, 10_000)):
+            break
+        said += part
+    return said.decode()
 
 
 def whole(launcher: Launcher, command: list[str]) -> list[Run]:
@@ -242,6 +260,61 @@ def terminated(launcher: Launcher) -> list[Run]:
     return signalled(launcher, lambda process: os.kill(process, signal.SIGTERM))
 
 
+# A scan in which process 1 is stopped at its first matrix, and the main process, at work by then, has little patience.
+STOPPING = """
+import os, signal
+from spectrum import checkpoint, cli, processes
+
+read = checkpoint.Checkpoint.read
+
+def stopping(self, weight, index):
+    processes.SILENCE = 0.5
+    if processes.rank() == 1 and not os.path.exists("stopped"):
+        with open("stopped.new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename("stopped.new", "stopped")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return read(self, weight, index)
+
+checkpoint.Checkpoint.read = stopping
+cli.command()
+"""
+STOPPED = "stopped"
+
+
+def stopped(launcher: Launcher) -> list[Run]:
+    """A process that is stopped, and goes on once the main process says that it waits."""
+    directory = launcher.place()
+    (directory / "stopping.py").write_text(STOPPING)
+    process = launcher.start(torchrun(2, "stopping.py", *MODEL), directory)
+    said = said_until(process, "waits for the other")
+    while process.poll() is None:
+        with suppress(OSError):  # it is not stopped yet, or has ended
+            os.kill(int((directory / STOPPED).read_text()), signal.SIGCONT)
+        time.sleep(0.1)
+    for name in (STOPPED, "stopping.py"):
+        (directory / name).unlink()
+    (run,) = launcher.wait()
+    run.err = said + run.err
+    return [run]
+
+
+def among_strangers(launcher: Launcher, command: list[str]) -> list[Run]:
+    """A scan in a directory of hostile modules, one of which has the command's own name."""
+    directory = launcher.place()
+    add_strangers(directory, "spectrum")
+    launcher.start([*command, *MODEL, "--layer-types", "lm_head", "--top-percent", "100"], directory)
+    return launcher.wait()
+
+
+def torchrun_among_strangers(launcher: Launcher) -> list[Run]:
+    return among_strangers(launcher, torchrun(2, *SPECTRUM))
+
+
+def accelerate_among_strangers(launcher: Launcher) -> list[Run]:
+    return among_strangers(launcher, accelerate(2, *ACCELERATED))
+
+
 # The longest first, so that none is left for the end alone.
 SCENARIOS: Sequence[Callable[[Launcher], list[Run]]] = [
     four,
@@ -253,6 +326,9 @@ SCENARIOS: Sequence[Callable[[Launcher], list[Run]]] = [
     other_failed,
     interrupted,
     terminated,
+    stopped,
+    torchrun_among_strangers,
+    accelerate_among_strangers,
     damaged,
 ]
 
@@ -390,7 +466,7 @@ def cached(alone: Run, tmp_path: Path) -> Path:
 
 def test_a_cached_scan_serves_all(cached: Path, environment: Mapping[str, str]) -> None:
     run = subprocess.run(
-        torchrun(2, *SPECTRUM, *MODEL, "--top-percent", "25"),
+        torchrun(2, *MODULE, *MODEL, "--top-percent", "25"),
         cwd=cached,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -402,6 +478,77 @@ def test_a_cached_scan_serves_all(cached: Path, environment: Mapping[str, str]) 
     assert run.stdout == single(cached, *MODEL, "--top-percent", "25").out
     assert run.stdout.startswith("75 layers of model (LlamaForCausalLM), from the cached scan.")
     assert "spectrum" not in run.stderr
+
+
+@of(torchrun_among_strangers, accelerate_among_strangers)
+def test_no_module_of_the_working_directory_is_run(runs: list[Run]) -> None:
+    assert runs[0].status == 0, runs[0].err
+    assert runs[0].out.startswith("Scanned 1 layer of model (LlamaForCausalLM) in 2 processes in ")
+    assert not (runs[0].directory / "owned").exists()
+
+
+# Waits.
+
+
+@of(stopped)
+def test_a_wait_for_a_process_that_is_stopped_is_said_once(runs: list[Run], alone: Run) -> None:
+    assert runs[0].status == 0, runs[0].err
+    note = (
+        "spectrum: the main process has done its part and waits for the other 1; one that hangs or is stopped is not "
+        "noticed, so see that all are at work"
+    )
+    assert list(dict.fromkeys(runs[0].lines())) == [*alone.lines(), note]  # on a busy machine it may wait again
+    assert written(runs[0]) == written(alone)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_main_process_says_that_it_waits_for_scores(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def received(call: object, waiting: str | None = None) -> list[None]:
+        told.append(waiting is not None)
+        return [None]
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_together", lambda: True)
+    monkeypatch.setattr(processes, "_interruptibly", received)
+    processes.gathered([None])
+    processes.from_main(None)  # the user may be being asked
+    assert told == [rank == "0", False]
+
+
+IMPATIENT = "from spectrum import cli, processes; processes.SILENCE = 0.5; cli.command()"
+
+
+@pytest.mark.parametrize(("rank", "who"), [("0", "spectrum"), ("1", "spectrum (process 1)")])
+def test_variables_that_a_launcher_left_are_named(
+    rank: str, who: str, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(TINY_LLAMA)
+    left = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, *MODEL, "--yes"],
+        cwd=tmp_path,
+        env={**environment, **left},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = said_until(process, "waiting for")
+        time.sleep(1.5)  # in which it would say so again
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+        assert process.stdout.read() == ""
+    lines = [line for line in said.splitlines() if line.startswith("spectrum")]
+    assert lines[0] == (
+        f"{who}: waiting for the other processes: RANK={rank} and WORLD_SIZE=2 say that there are 2; unset them if "
+        "this one is alone"
+    )
+    assert lines[1:] == (["spectrum: interrupted"] if rank == "0" else [])
+    assert process.returncode == 130
 
 
 # Scans that do not.

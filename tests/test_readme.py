@@ -32,7 +32,7 @@ def test_every_long_option_in_the_text_exists() -> None:
     ours = {name for action in parser()._actions for name in action.option_strings}
     underscored = {"--top_percent"}  # the spelling with an underscore, said to work
     of_launchers = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--ntasks-per-node"}
-    of_launchers |= {"--multi_gpu", "--num_processes"}
+    of_launchers |= {"--multi_gpu", "--num_processes", "--no-python", "--no_python"}
     of_our_tests = {"--moments", "--runs", "--examples", "--out", "--rehearse"}
     of_ms_swift = {"--model", "--tuner_type"}
     foreign = underscored | of_launchers | of_ms_swift | of_our_tests

@@ -1,0 +1,126 @@
+"""`python -m spectrum` in a directory of strangers' files: none of them is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import spectrum
+from tests.conftest import ROOT, TINY_LLAMA
+
+# What the command imports sooner or later. Python itself needs others, `contextlib` for one, to find any module.
+SHADOWED = [
+    "__future__",
+    "accelerate",
+    "argparse",
+    "filelock",
+    "huggingface_hub",
+    "json",
+    "logging",
+    "numpy",
+    "prompt_toolkit",
+    "safetensors",
+    "shutil",
+    "signal",
+    "torch",
+    "tqdm",
+    "typing",
+    "yaml",
+]
+
+
+def add_strangers(directory: Path, *others: str) -> Path:
+    """Modules that stand for those of the same names, where these are looked for; the file that any of them makes."""
+    marker = directory / "owned"
+    code = f"with open({str(marker)!r}, 'a') as file:\n    file.write(__name__ + chr(10))\n"
+    for name in SHADOWED:
+        (directory / f"{name}.py").write_text(code)
+    for name in ("transformers", *others):
+        (directory / name).mkdir()
+        for part in ("__init__", "__main__"):
+            (directory / name / f"{part}.py").write_text(code)
+    return marker
+
+
+def run(directory: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited: Mapping[str, str] = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    return subprocess.run(
+        [sys.executable, "-m", "spectrum", *args],
+        cwd=directory,
+        env={**inherited, "HF_HUB_OFFLINE": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def search_path(*first: Path) -> str:
+    """A PYTHONPATH of these directories, and of those that the tests were given."""
+    return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+SCAN = ["--model-name", "model", "--yes", "--layer-types", "lm_head", "--top-percent", "100", "--quiet"]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "model").symlink_to(TINY_LLAMA)
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["", "PYTHONPATH"])
+@pytest.mark.parametrize(
+    ("args", "printed"),
+    [
+        (["--version"], f"spectrum {spectrum.__version__}\n"),
+        (SCAN, "snr_results_model_unfrozenparameters_100percent.yaml\n"),
+    ],
+    ids=["version", "scan"],
+)
+def test_no_module_of_the_working_directory_is_run(
+    args: list[str], printed: str, elsewhere: bool, directory: Path
+) -> None:
+    marker = add_strangers(directory)
+    environment = {"PYTHONPATH": search_path(directory.parent / "lib")} if elsewhere else {}
+    done = run(directory, *args, **environment)
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("safe", ["", "1"], ids=["", "PYTHONSAFEPATH"])
+def test_directories_that_the_user_names_stay(safe: str, directory: Path) -> None:
+    if safe and sys.version_info < (3, 11):
+        pytest.skip("Python has no such setting yet")
+    # The working directory itself, which then is the first with the setting, and the second without.
+    marker = directory / "chosen"
+    (directory / "tqdm.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef tqdm(*args): ...\n")
+    done = run(directory, "--version", PYTHONPATH=search_path(directory), PYTHONSAFEPATH=safe)
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+
+
+def test_a_clone_that_is_not_installed_runs_itself(directory: Path) -> None:
+    shutil.copytree(ROOT / "spectrum", directory / "spectrum", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "spectrum" / "version.py").write_text('__version__ = "of the clone"\n')
+    assert run(directory, "--version").stdout == "spectrum of the clone\n"
+    done = run(directory, *SCAN)
+    assert done.returncode == 0, done.stderr
+    assert '"of the clone"' in (directory / "model_snr_results" / "snr_results_model.meta.json").read_text()
+
+
+def test_a_working_directory_that_is_gone_is_no_obstacle(directory: Path) -> None:
+    gone = directory / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-m", "spectrum", "--version"]
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$0" "$@"', *command], cwd=gone, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, f"spectrum {spectrum.__version__}\n"), done.stderr
