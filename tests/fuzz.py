@@ -6,8 +6,10 @@ Whatever a file holds, the command ends with status 0 or 1, says why in one prin
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import os
 import re
 import resource
 import shutil
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spectrum.layers import MODULE_PATH
-from spectrum.results import journal_path, scan_path, selection_path, sidecar_path
+from spectrum.results import journal_path, lock_path, scan_path, selection_path, sidecar_path
 from spectrum.unfrozen import render_axolotl
 from tests.command import Finished, run, tiny_llama
 
@@ -182,6 +185,7 @@ class Arena:
         tiny_llama(self.sharded, shards_of="1KB")
         assert (self.sharded / INDEX).exists()
         self._sound = {path: path.read_bytes() for path in [*self.model.iterdir(), *self.sharded.iterdir()]}
+        self.archives = dict(_archives(self.model / "model.safetensors"))
         done = self.run(self.model)
         assert done.status == 0, done.err
         files = (scan_path, sidecar_path)
@@ -211,6 +215,17 @@ class Arena:
         assert_well_formed(written)
         found: list[str] = yaml.safe_load(written)["unfrozen_parameters"] or []
         return found
+
+
+def _archives(file: Path) -> Iterator[tuple[str, bytes]]:
+    """The same weights as torch saves them, by the format."""
+    import safetensors.torch
+    import torch
+
+    for form, zipped in (("zip", True), ("legacy", False)):
+        buffer = io.BytesIO()
+        torch.save(safetensors.torch.load_file(file), buffer, _use_new_zipfile_serialization=zipped)
+        yield form, buffer.getvalue()
 
 
 class _Hang(BaseException):
@@ -254,8 +269,8 @@ def assert_decent(done: Finished) -> None:
 
 
 def assert_printable(text: str, but: str) -> None:
-    """No character that is not shown, but these."""
-    bad = {c for c in text if not c.isprintable() and c not in but}
+    """No character that is not shown, but these, and spaces of other widths."""
+    bad = {c for c in text if not c.isprintable() and c not in but and unicodedata.category(c) != "Zs"}
     assert not bad, f"{bad!r} in {text!r}"
 
 
@@ -429,8 +444,97 @@ def layer_names(arena: Arena, data: st.DataObject) -> None:
     assert (yaml.safe_load(written)["unfrozen_parameters"] or []) == expected
 
 
+OPCODES = b"(.01234FGIJKLMNPQRSTUVX]abcdefghijlopqrstu}" + bytes(range(0x80, 0x99))
+
+
+def archive(arena: Arena, data: st.DataObject) -> None:
+    """A torch archive of either format: any of its bytes, steps of its pickle, and its length."""
+    (arena.model / "model.safetensors").unlink()
+    sound = arena.archives[data.draw(st.sampled_from(sorted(arena.archives)), "format")]
+    start = max(0, sound.find(b"\x80\x02", 30))
+    step = st.tuples(st.integers(start, start + 1500), st.sampled_from(OPCODES))
+    content = with_bytes(sound, data.draw(raw_edits | st.lists(step, max_size=3), "bytes"))
+    cut = data.draw(st.just(0) | st.integers(-400, 40) | st.integers(-len(sound), 0), "bytes more or less")
+    (arena.model / "pytorch_model.bin").write_bytes(content[:cut] if cut < 0 else content + bytes(cut))
+    assert_decent(arena.run(arena.model))
+
+
+SECRET = "nobody-else-s-business"
+
+
+def kinds(arena: Arena, data: st.DataObject) -> None:
+    """Any file that is read or written, in the place of which there is something else; nothing outside is touched."""
+    outside = arena.output.parent / "outside"
+    outside.write_text(f"{SECRET}: [")
+    model = data.draw(st.sampled_from([arena.model, arena.sharded]), "model")
+    if data.draw(st.booleans(), "scanned before"):
+        arena.run(model)
+    (arena.output / "list.yaml").write_text("unfrozen_parameters:\n- model.norm\n")
+    results = [path(arena.results, str(model)) for path in (scan_path, sidecar_path)]
+    results += [journal_path(arena.results, str(model), number) for number in (0, 3)]
+    places = [*sorted(model.iterdir()), *results, lock_path(arena.results, str(model)), arena.output / "list.yaml"]
+    place = data.draw(st.sampled_from(places), "place")
+    kind = data.draw(st.sampled_from(["link", "hard link", "nowhere", "FIFO", "device", "directory", "sparse"]), "kind")
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(outside)
+    elif kind == "hard link":
+        place.hardlink_to(outside)
+    elif kind == "nowhere":
+        place.symlink_to(arena.output.parent / "nowhere")
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "directory":
+        place.mkdir()
+    else:
+        place.touch()
+        os.truncate(place, 1 << 40)
+    more = data.draw(st.sampled_from([(), ("--rescan",), ("--check", str(arena.output / "list.yaml"))]), "options")
+    done = arena.run(model, *more)
+    if "--check" not in more:
+        assert_decent(done)
+    # What a hard link leads to is in the directory, whatever else it is called.
+    assert kind == "hard link" or SECRET not in done.out + done.err
+    assert outside.read_text() == f"{SECRET}: ["
+    assert not (arena.output.parent / "nowhere").exists()
+
+
+def entries(arena: Arena, data: st.DataObject) -> None:
+    """A list of parameters, or a trainer's config: entries, patterns, and what else is in it."""
+    parts = st.sampled_from(
+        ["model", ".", "layers", "[0-9]", "+", "*", "(", ")", "|", "^", "$", "\\", "[", "{3}", "norm"]
+    )
+    pattern = st.lists(parts, max_size=8).map("".join)
+    settings_of = st.dictionaries(
+        st.sampled_from(
+            ["adapter", "fsdp", "fsdp_config", "deepspeed", "plugins", "load_in_8bit", "freeze_mm_modules"]
+        ),
+        values,
+        max_size=2,
+    )
+    written: dict[str, Any] = {
+        "unfrozen_parameters": data.draw(st.lists(texts | pattern | values, max_size=4), "entries")
+    }
+    written |= data.draw(settings_of, "settings")
+    path = arena.output / "list.yaml"
+    text = yaml.safe_dump(written, allow_unicode=data.draw(st.booleans(), "Unicode as it is"))
+    path.write_bytes(with_bytes(text.encode(errors="surrogatepass"), data.draw(raw_edits, "bytes")))
+    done = arena.run(arena.model, "--check", str(path))
+    assert done.status in (0, 1)
+    assert_printable(done.out, "\n")
+    assert_printable(done.err, "\n\r")
+    assert "unexpected" not in done.err
+    for line in done.out.splitlines():
+        assert not line.startswith("ok: ") or done.status == 0
+
+
 TARGETS: dict[str, Check] = {
     "weights": weights,
+    "archive": archive,
+    "kinds": kinds,
+    "entries": entries,
     "index": index,
     "config": config,
     "cache": cache,

@@ -314,6 +314,71 @@ def archive_of_zeros(directory: Path) -> None:
         archive.writestr("archive/version", "3\n")
 
 
+def many_empty_tensors(directory: Path) -> None:
+    """So many that a model of millions of modules might be theirs."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    weights(header_of({f"t{i}": entry for i in range(200_000)}))(directory)
+    config_set(
+        model_type="switch_transformers",
+        architectures=["SwitchTransformersModel"],
+        num_experts=20_000,
+        num_layers=1_000,
+        num_sparse_encoder_layers=1_000,
+    )(directory)
+
+
+def one_header_under_many_names(directory: Path) -> None:
+    """Twelve shards that are one file, whose header is long."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    weights(header_of({f"{i}{'x' * 90}": entry for i in range(150_000)}))(directory)
+    names = [f"model-{number}.safetensors" for number in range(12)]
+    (directory / "model.safetensors").rename(directory / names[0])
+    for name in names[1:]:
+        (directory / name).symlink_to(names[0])
+    (directory / INDEX).write_text(json.dumps({"weight_map": {name: name for name in names}}))
+
+
+def index_of_many_files(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / INDEX).write_text(json.dumps({"weight_map": {f"k{i}": f"m{i}.safetensors" for i in range(300_000)}}))
+
+
+def shards_of_many_tensors(directory: Path) -> None:
+    """Many more tensors than any model has, though no file holds too many."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    (directory / "model.safetensors").unlink()
+    content = header_of({f"t{i}": entry for i in range(180_000)})
+    names = [f"model-{number}.safetensors" for number in range(4)]
+    for name in names:
+        (directory / name).write_bytes(content)
+    (directory / INDEX).write_text(json.dumps({"weight_map": {name: name for name in names}}))
+
+
+def bin_of(pickled: bytes) -> Change:
+    """A torch archive with this pickle."""
+
+    def change(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        with zipfile.ZipFile(directory / "pytorch_model.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/version", "3\n")
+
+    return change
+
+
+def bin_that_repeats(directory: Path) -> None:
+    """Seven kilobytes that are a matrix of six gigabytes, by a stride of zero."""
+    state = state_of(directory)
+    (directory / "model.safetensors").unlink()
+    torch.save(state | {UP_PROJ: torch.ones(1).expand(40_000, 40_000)}, directory / "pytorch_model.bin")
+
+
+def _tuples_in_tuples(depth: int) -> bytes:
+    """A dictionary whose key takes 2^depth steps to hash, as the same tuple is in each twice."""
+    twice = b"".join(b"h%c" % i + b"h%c" % i + b"\x86q%c" % (i + 1) + b"0" for i in range(depth))
+    return b"\x80\x02)q\x000" + twice + b"}h%cK\1s." % depth
+
+
 DEEP = '{"a":' * 500_000
 DAMAGED = "model.safetensors is damaged"
 
@@ -328,23 +393,48 @@ TOO_MUCH: Mapping[str, tuple[Change, tuple[str, ...]]] = {
     "shape-boolean": (with_entry("U8", [True, 64], [0, 64]), (DAMAGED, UP_PROJ)),
     "offset-boolean": (with_entry("U8", [64], [False, 64]), (DAMAGED, UP_PROJ)),
     "offset-past-2-63": (with_entry("U8", [64], [2**64, 2**64 + 64]), (DAMAGED, UP_PROJ)),
-    "of-an-unknown-dtype": (with_entry("F4", [2**62, 2**62], [0, 64]), ("model lacks the parameter",)),
+    "of-an-unknown-dtype": (with_entry("F4", [2**62, 2**62], [0, 64]), (DAMAGED, UP_PROJ)),
     "length-of-2-63": (weights((2**63).to_bytes(8, "little") + b"{}"), ("truncated, or no safetensors file",)),
     "length-of-a-terabyte": (sparse("model.safetensors", (1 << 40).to_bytes(8, "little"), 8 + (1 << 40)), ("no safe",)),
     "header-too-deep": (weights(len(DEEP).to_bytes(8, "little") + DEEP.encode()), ("header is not valid JSON",)),
     "archive-that-unpacks-to-much": (archive_of_zeros, ("pytorch_model.bin",)),
     "archive-of-a-terabyte": (only_index(sparse("pytorch_model.bin", b"PK", 1 << 40)), ("pytorch_model.bin",)),
+    "archive-with-a-key-that-hashes-for-ever": (bin_of(_tuples_in_tuples(100)), ("pytorch_model.bin",)),
+    "archive-with-3-gb-of-zeros": (
+        bin_of(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x7f\x85R."),
+        ("pytorch_model.bin", "builtins.bytearray"),
+    ),
+    "archive-that-repeats-a-number": (bin_that_repeats, ("pytorch_model.bin", "repeats a smaller one")),
+    "key-of-60000-characters": (
+        weights(
+            header_of({"quant_state" * 6000 + "\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
+        ),
+        (DAMAGED,),
+    ),
+    "dimensions-whose-product-has-many-digits": (with_entry("F4", [2**62] * 64, [0, 64]), (DAMAGED, UP_PROJ)),
+    "many-empty-tensors": (many_empty_tensors, ("modules, more than its weights explain",)),
+    "one-header-under-many-names": (one_header_under_many_names, ("one and the same file",)),
+    "shards-of-many-tensors": (shards_of_many_tensors, ("more tensors than any model has",)),
     # Other files
+    "index-of-many-files": (index_of_many_files, (INDEX, "names 300000 files")),
+    "index-of-lists": (
+        only_index(lambda d: (d / INDEX).write_text('{"weight_map":[' + "[]," * 20_000_000 + "[]]}")),
+        (INDEX, "more values"),
+    ),
     "index-of-65-mib": (only_index(sparse(INDEX, b'{"weight_map":', 65 << 20)), (INDEX, "over 64 MiB")),
     "index-of-a-terabyte": (only_index(sparse(INDEX, b'{"weight_map":', 1 << 40)), (INDEX, "over 64 MiB")),
     "index-too-deep": (only_index(lambda d: (d / INDEX).write_text(DEEP)), (INDEX, "not valid JSON")),
-    "config-of-17-mib": (sparse("config.json", b"{", 17 << 20), ("config.json is over 16 MiB",)),
-    "config-of-a-terabyte": (sparse("config.json", b"{", 1 << 40), ("config.json is over 16 MiB",)),
+    "config-of-17-mib": (sparse("config.json", b"{", 17 << 20), ("config.json: it is over 16 MiB",)),
+    "config-of-a-terabyte": (sparse("config.json", b"{", 1 << 40), ("config.json: it is over 16 MiB",)),
     "config-too-deep": (lambda d: (d / "config.json").write_text(DEEP), ("config.json is not valid JSON",)),
     # Sizes in a config
     "layers": (config_set(num_hidden_layers=10**9), ("config.json", "1000000000 as num_hidden_layers")),
     "layers-as-a-fraction": (config_set(num_hidden_layers=1e9), ("config.json", "num_hidden_layers")),
     "layers-as-text": (config_set(num_hidden_layers="1000000000"), ("config.json", "num_hidden_layers")),
+    "depths-of-many-stages": (
+        config_set(model_type="swin", architectures=["SwinModel"], depths=[2000] * 50_000),
+        ("config.json", "as depths"),
+    ),
     "labels": (config_set(num_labels=10**9), ("config.json", "1000000000 as num_labels")),
     "vocabulary": (config_set(vocab_size=10**15), ("as [8, 8]", "1000000000000000")),
     "vocabulary-past-64-bits": (config_set(vocab_size=10**30), ("model",)),
