@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO, TypeVar
 _T = TypeVar("_T")
 
 _TRIES = 3  # more often than that, a directory does not disappear by chance
+
+_ABANDONED = 3600.0  # seconds: writing a file takes less
 
 # Each value takes some 60 bytes once it is parsed. A header of 200,000 tensors has 2 million.
 _MOST_VALUES = 5_000_000
@@ -73,6 +76,15 @@ def create(path: Path) -> int:
 def beside(path: Path) -> Path:
     """A name for what will take a file's place once it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def sweep(path: Path) -> None:
+    """Remove what runs have left `beside` a file that were killed before it was whole."""
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            left = path.with_name(name)
+            if name.startswith(f".{path.name}.") and time.time() - left.lstat().st_mtime > _ABANDONED:
+                left.unlink()
 
 
 def in_directory(directory: Path, act: Callable[[], _T]) -> _T:

@@ -95,6 +95,7 @@ class Journal:
             self._file.seek(self._end)
         else:
             files.in_directory(self.path.parent, self._replace)
+            files.sweep(self.path)
 
     def _replace(self) -> None:
         """Begin a new file, which takes the place of whatever file or link has the journal's name."""

@@ -9,7 +9,6 @@ import math
 import os
 import stat
 import tempfile
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.files import beside, create, in_directory, parse_json, read
+from spectrum.files import beside, create, in_directory, parse_json, read, sweep
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _AGAIN = "; scan again with --rescan, or remove it"
@@ -30,8 +29,6 @@ _MOST_DIMENSIONS = 64
 
 _LONGEST_MODEL = 4_096  # characters; a path's
 _LONGEST_WORD = 200  # of a sidecar, such as a class or a version
-
-_ABANDONED = 3600.0  # seconds: writing a file takes less
 
 # Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
 _LONGEST_SLUG = 180
@@ -220,16 +217,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):  # after the rename there is none; where it could not be made, neither
             temporary.unlink()
-    _sweep(path)
-
-
-def _sweep(path: Path) -> None:
-    """Remove the temporaries of runs that were killed while they wrote this file."""
-    with suppress(OSError):
-        for name in os.listdir(path.parent):
-            left = path.with_name(name)
-            if name.startswith(f".{path.name}.") and time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink()
+    sweep(path)
 
 
 def check_writable(paths: Iterable[Path]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import constants
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
@@ -141,7 +141,7 @@ def why(error: Exception) -> str:
     """What went wrong in transformers, in a line."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OfflineModeIsEnabled):
+        if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError):
             return (
                 "it names another repository, of which nothing is fetched; what it takes from there must be in "
                 "config.json itself (a backbone's config as backbone_config)"

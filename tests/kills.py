@@ -51,8 +51,8 @@ COMMAND = [
     *("--top-percent", "25", "--batch-size", "1", "--device", "cpu", "--yes"),
 ]
 
-# What a kill in the midst of `write_atomically` leaves: hidden, and never taken for a result.
-_TEMPORARY = re.compile(r"\..+\.(json|yaml)\.\d+\.[0-9a-f]{8}")
+# What a kill leaves before a new file takes its name: hidden, and never taken for a result.
+_TEMPORARY = re.compile(r"\..+\.(jsonl?|yaml)\.\d+\.[0-9a-f]{8}")
 _LOCK = re.compile(r"\..+\.lock")
 _GOING_ON = re.compile(r"^spectrum: going on with an interrupted scan: (\d+) of (\d+) matrices are scored$", re.M)
 

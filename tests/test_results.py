@@ -208,14 +208,15 @@ LAYERS = st.lists(
     max_size=6,
     unique_by=lambda layer: layer.name,
 )
-TEXTS = st.none() | st.text(max_size=6)
+WORDS = st.text(max_size=6).filter(str.isprintable)
+TEXTS = st.none() | WORDS
 PROVENANCES = st.builds(
     replace,
     st.just(PROVENANCE),
     revision=TEXTS,
     commit=TEXTS,
     fingerprint=TEXTS,
-    model_class=st.text(max_size=6),
+    model_class=WORDS,
     class_asked=TEXTS,
     head=st.none() | NAMES,
     embedding=st.none() | NAMES,
@@ -223,7 +224,7 @@ PROVENANCES = st.builds(
         NAMES,
         st.builds(
             Parameter,
-            st.lists(st.integers(0, 9)).map(tuple),
+            st.lists(st.integers(0, 9), max_size=8).map(tuple),
             st.sampled_from(["float32", "bfloat16"]),
             st.none() | NAMES,
             st.none() | st.sampled_from(["Linear", "Embedding", "Conv1D"]),
