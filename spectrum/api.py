@@ -117,7 +117,9 @@ def _typed(percent: float | str) -> str:
         exact = f"{Decimal(str(percent)):f}"
     except InvalidOperation:
         return str(percent)  # which is refused
-    return exact if len(exact) <= selection.LONGEST_PERCENT else f"{percent:.17f}".rstrip("0")
+    if len(exact) <= selection.LONGEST_PERCENT or not isinstance(percent, float):
+        return exact
+    return f"{percent:.17f}".rstrip("0")
 
 
 def _warn(message: str) -> None:

@@ -33,6 +33,8 @@ TERMINATED = 143
 
 _FORMAT = "axolotl"
 
+_NO_MEMORY = "there is no memory left; free some, or raise the limit that this process is under"
+
 _LONGEST_NOTE = 4_000  # characters
 
 
@@ -225,10 +227,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         if debug:
             raise
-        return _fail("there is no memory left; free some, or raise the limit that this process is under")
+        return _fail(_NO_MEMORY)
+    except OSError as error:  # a directory that may not be entered, a path that is too long
+        if debug:
+            raise
+        return _fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except Exception as error:
         if debug:
             raise
+        if "bad_alloc" in str(error):  # of libraries in C++
+            return _fail(_NO_MEMORY)
         return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
     if processes.rank() > 0 or not outcome.text:
         return _fail(outcome.problem) if outcome.problem else 0

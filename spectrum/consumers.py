@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum import patterns
-from spectrum.errors import SelectionError, first_line
+from spectrum.errors import SelectionError
 from spectrum.files import read
 
 KEY = "unfrozen_parameters"
@@ -20,6 +20,7 @@ KEY = "unfrozen_parameters"
 _MOST_BYTES = 4 << 20
 _MOST_ENTRIES = 50_000
 _LONGEST_ENTRY = 2_000  # characters
+_TOKENS = (b"\n", b"\r", b",", b"- ", b": ", b"[", b"{", b"*", b"&")  # of YAML
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 10_000  # keys that one mapping takes over from others, which YAML lets multiply
@@ -65,13 +66,13 @@ def read_list(path: Path) -> EntryList:
 
     try:
         written = read(path, _MOST_BYTES)
-        if max(map(written.count, (b"\n", b","))) > 4 * _MOST_ENTRIES:  # before it is parsed, which takes a while
-            raise SelectionError(f"{path} has more lines than any list of parameters")
+        if sum(map(written.count, _TOKENS)) > 6 * _MOST_ENTRIES:  # before it is parsed, which takes a while
+            raise SelectionError(f"{path} holds more than any list of parameters")
         text = written.decode()
         content = yaml.load(text, Loader)
     except OSError as error:
         raise SelectionError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, IndexError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, ArithmeticError, IndexError, RecursionError, yaml.YAMLError) as error:
         raise SelectionError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or KEY not in content:
         hint = f"; put its list under `{KEY}:`" if isinstance(content, list) else ""
@@ -89,11 +90,11 @@ def read_list(path: Path) -> EntryList:
         if len(entry) > _LONGEST_ENTRY or not entry.isprintable():
             what = "is longer than any name" if entry.isprintable() else "holds a character that is not printed"
             raise SelectionError(f"{KEY} in {path}: entry {place} {what}: {entry[:40]!r}")
-        for rule in RULES.values() if not _NAME.fullmatch(entry) else ():
-            try:
-                rule(entry)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise SelectionError(f"{path}: {entry!r} is no regular expression: {first_line(error)}") from error
+    for rule in (AXOLOTL, REGULAR_EXPRESSION):
+        try:
+            matched(rule, entries, [])
+        except SelectionError as error:
+            raise SelectionError(f"{path}: {error}") from error
     lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
     return EntryList(tuple(entries), lines, {key: value for key, value in content.items() if key != KEY})
 
@@ -116,16 +117,19 @@ def rows(entry: str) -> tuple[int, int | None] | None:
 def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
     """For each entry, the names that it matches under a rule.
 
-    Raises SelectionError where that takes too long, as a pattern can.
+    Raises SelectionError for one that is no pattern, and where that takes too long, as a pattern can.
     """
     slow = [entry for entry in entries if rule != SUBSTRING and not _ANCHORED.fullmatch(entry)]
     written = [_as_axolotl(entry) if rule == AXOLOTL else entry for entry in slow]
     try:
         found = {entry: frozenset(of) for entry, of in zip(slow, patterns.matching(written, names), strict=True)}
-    except patterns.TooSlowError as error:
+    except patterns.PatternError as error:
+        entry = slow[error.place]
+        if error.reason is not None:
+            raise SelectionError(f"{entry!r} is no regular expression: {error.reason}") from error
         raise SelectionError(
-            f"{slow[error.place]!r} takes over {patterns.SECONDS:.0f} seconds to match: a pattern that repeats what "
-            "repeats may take for ever; write it without"
+            f"{entry!r} takes over {patterns.SECONDS:.0f} seconds to match: a pattern that repeats what repeats may "
+            "take for ever; write it without"
         ) from error
     until = time.monotonic() + patterns.SECONDS
     for entry in entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -79,12 +80,23 @@ def beside(path: Path) -> Path:
 
 
 def sweep(path: Path) -> None:
-    """Remove what runs have left `beside` a file that were killed before it was whole."""
+    """Remove what runs have left `beside` a file that were killed before it was whole, and nothing of an editor's."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.[0-9a-f]{{8}}")
     with suppress(OSError):
-        for name in os.listdir(path.parent):
+        for name in filter(ours.fullmatch, os.listdir(path.parent)):
             left = path.with_name(name)
-            if name.startswith(f".{path.name}.") and time.time() - left.lstat().st_mtime > _ABANDONED:
+            if time.time() - left.lstat().st_mtime > _ABANDONED:
                 left.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raises OSError where a new file cannot take a name: a directory has it, a device, a FIFO or a socket."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EEXIST, "what has its name is no file")
 
 
 def in_directory(directory: Path, act: Callable[[], _T]) -> _T:

@@ -99,10 +99,7 @@ class Journal:
 
     def _replace(self) -> None:
         """Begin a new file, which takes the place of whatever file or link has the journal's name."""
-        with suppress(FileNotFoundError):
-            mode = self.path.lstat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-                raise OSError(errno.EEXIST, "what has its name is no file")
+        files.check_place(self.path)
         new = files.beside(self.path)
         self._file = FileIO(files.create(new), "r+")
         try:

@@ -6,39 +6,56 @@ A short pattern can take for ever on a short name, and nothing ends a match from
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
 
 SECONDS = 30.0  # for all patterns; those of real lists take a thousandth of it
 
+# Limited by itself, too, for when its parent is killed.
 _MATCHER = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
+import json, re, sys, warnings
+patterns, names, seconds = json.load(sys.stdin)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+except (ImportError, ValueError, OSError):
+    pass
 for pattern in patterns:
-    match = re.compile(pattern).match
-    print(json.dumps([place for place, name in enumerate(names) if match(name)]), flush=True)
+    try:
+        match = re.compile(pattern).match
+    except (re.error, OverflowError, RecursionError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+    else:
+        found = [place for place, name in enumerate(names) if match(name)]
+    print(json.dumps(found), flush=True)
 """
 
 
-class TooSlowError(Exception):
-    """A pattern takes too long. `place`: its number among those given."""
+class PatternError(Exception):
+    """A pattern is none, or takes too long. place: its number among those given. reason: None for the latter."""
 
-    def __init__(self, place: int) -> None:
-        super().__init__(f"pattern {place}")
-        self.place = place
+    def __init__(self, place: int, reason: str | None) -> None:
+        super().__init__(f"pattern {place}: {reason or 'it takes too long'}")
+        self.place, self.reason = place, reason
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> list[list[str]]:
-    """For each pattern, the names that it matches from their start. Raises TooSlowError."""
+    """For each pattern, the names that it matches from their start. Raises PatternError."""
     if not patterns:
         return []
     # Isolated (-I), without site packages (-S): it starts in 20 ms, and imports nothing from the working directory.
     command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", _MATCHER]
+    told = json.dumps([patterns, names, math.ceil(SECONDS) + 1]).encode()
     try:
-        done = subprocess.run(
-            command, input=json.dumps([patterns, names]).encode(), capture_output=True, timeout=SECONDS, check=True
-        )
+        printed = subprocess.run(command, input=told, capture_output=True, timeout=SECONDS).stdout
     except subprocess.TimeoutExpired as error:
-        raise TooSlowError((error.stdout or b"").count(b"\n")) from error
-    return [[names[place] for place in json.loads(line)] for line in done.stdout.splitlines()]
+        printed = error.stdout or b""
+    found = [json.loads(line) for line in printed.splitlines()]
+    for place, each in enumerate(found):
+        if isinstance(each, str):
+            raise PatternError(place, each)
+    if len(found) < len(patterns):
+        raise PatternError(len(found), None)
+    return [[names[place] for place in places] for places in found]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.files import beside, create, in_directory, parse_json, read, sweep
+from spectrum.files import beside, check_place, create, in_directory, parse_json, read, sweep
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _AGAIN = "; scan again with --rescan, or remove it"
@@ -204,6 +204,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = beside(path)
 
     def write() -> None:
+        check_place(path)
         with os.fdopen(create(temporary), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -236,6 +237,7 @@ def check_writable(paths: Iterable[Path]) -> None:
         except OSError as error:
             raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
         try:
+            check_place(path)
             if os.path.lexists(path):
                 _check_replaceable(path.lstat(), existing.stat(), me)
         except OSError as error:
@@ -243,8 +245,6 @@ def check_writable(paths: Iterable[Path]) -> None:
 
 
 def _check_replaceable(file: os.stat_result, directory: os.stat_result, me: int) -> None:
-    if stat.S_ISDIR(file.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     # Such as /tmp: what is there can be replaced by its owner, the directory's, and root alone.
     if directory.st_mode & stat.S_ISVTX and me not in (0, file.st_uid, directory.st_uid):
         raise PermissionError(errno.EPERM, "it is another user's; take another --results-dir or --output-dir")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +44,11 @@ _NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can be there
 # More of these than any model has would take a machine's memory, in Python objects alone, before a weight is looked at.
 _MOST = {
     **dict.fromkeys(("layer", "layers", "types", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
+    "replace": 2_000,  # first_k_dense_replace: so many layers are not mixtures of experts
+    "window_kernel_size": 10_000,
+    "indices": 1_000_000,
     "experts": 20_000,
+    "speakers": 1_000_000,
     "labels": 1_000_000,
 }
 _BY_STAGE = ("depth", "depths", "blocks", "stages")
@@ -360,8 +365,14 @@ def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
 def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a config says that there are more modules, or labels, than any model has."""
     for key, count in _counts(settings):
-        if count > _MOST[key.rpartition("_")[2]]:
+        if count > _most(key):
             raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
+
+
+def _most(key: object) -> float:
+    """The largest number that a key may have: of that name, or of its last word."""
+    name = str(key)
+    return _MOST.get(name, _MOST.get(name.rpartition("_")[2], math.inf))
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -370,18 +381,17 @@ def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     A list says it by its numbers and by its length; where each stage of a model has its own depth, by their sum.
     """
     for key, value in settings.items():
-        last = str(key).rpartition("_")[2]
         parts = value if isinstance(value, list) else []
         if isinstance(value, dict):
             yield from _counts(value)
         for part in parts:
             if isinstance(part, dict):
                 yield from _counts(part)
-        if last in _MOST:
+        if _most(key) < math.inf:
             numbers = list(_numbers(value))
             yield from ((key, number) for number in numbers)
             yield key, len(parts)
-            if last in _BY_STAGE:
+            if str(key).rpartition("_")[2] in _BY_STAGE:
                 yield key, sum(numbers)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spectrum.files import in_directory
+from spectrum.errors import ResultsError
+from spectrum.files import beside, in_directory
 from spectrum.journal import Journal, read
 from spectrum.results import write_atomically
 from tests.test_journal import IDENTITY, SCORES
@@ -84,3 +86,27 @@ def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(FileExistsError):
         in_directory(tmp_path / "cache", (tmp_path / "cache" / "file").touch)
+
+
+def test_what_an_editor_has_beside_a_file_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    ours = beside(path)
+    others = [tmp_path / f".list.yaml{end}" for end in (".swp", ".un~", ".mine", ".1234", ".1234.0f3a0f3a.more")]
+    for file in (ours, *others):
+        file.touch()
+        os.utime(file, (0, 0))
+    beside(path).touch()  # of a run that is under way
+    write_atomically(path, "text")
+    assert not ours.exists()
+    assert all(file.exists() for file in others)
+    assert len(list(tmp_path.iterdir())) == len(others) + 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_replaced(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    make(path)
+    with pytest.raises(ResultsError, match=f"cannot write {path}: "):
+        write_atomically(path, "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["list.yaml"]
+    assert not path.is_file()

@@ -497,6 +497,44 @@ def test_a_pattern_that_takes_for_ever_is_refused(pattern: str, here: Path, monk
     assert_refused(done, repr(pattern), "over 2 seconds")
 
 
+def test_what_matches_patterns_ends_though_its_parent_was_killed(here: Path, tmp_path: Path) -> None:
+    script = f"""
+from spectrum import patterns
+patterns.SECONDS = 1.0
+import subprocess
+run = subprocess.run
+def started(command, *, input, **more):
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    child.stdin.write(input)
+    child.stdin.close()
+    print(child.pid, flush=True)
+    child.wait()
+    print(child.returncode, flush=True)
+    raise SystemExit
+subprocess.run = started
+patterns.matching(["(([a-z])+)+!"], ["{"a" * 60}"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    _, status = done.stdout.split()
+    assert int(status) in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+def test_patterns_that_take_for_ever_to_be_read_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectrum.patterns.SECONDS", 2.0)
+    wide = "(?i)" + "[!-\uffe6]" * 390
+    entries = "".join(f'- "{wide}{number}"\n' for number in range(40))
+    done = check(here, f"unfrozen_parameters:\n{entries}")
+    assert_refused(done, "over 2 seconds")
+
+
+@pytest.mark.parametrize("value", ["1" + ":1" * 400 + ".5", "1" + ":1" * 20_000, "2020-13-01", "!foo bar"])
+def test_values_that_yaml_cannot_make_are_refused_in_a_line(value: str, here: Path) -> None:
+    done = check(here, f"x: {value}\nunfrozen_parameters:\n- model.norm\n")
+    assert done.status in (0, 1)
+    if done.status:
+        assert_refused(done, "list.yaml")
+
+
 def test_patterns_that_take_no_time_are_matched_as_ever(here: Path) -> None:
     done = check(here, "unfrozen_parameters:\n- model.layers.[0-9]+.mlp.up_proj\n- ^lm_head.weight$\n")
     assert "Axolotl                                       2                      2" in done.out, done.out
@@ -505,12 +543,13 @@ def test_patterns_that_take_no_time_are_matched_as_ever(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("unfrozen_parameters:\n" + "- a\n" * 1_000_000, "more lines than any list of parameters"),
+        ("unfrozen_parameters:\n" + "- a\n" * 1_000_000, "more than any list of parameters"),
+        ("unfrozen_parameters:\r" + "- a\r" * 900_000, "more than any list of parameters"),
         ("unfrozen_parameters:\n" + "- a\n" * 60_000, "60000 entries, more than any model has parameters"),
         ("unfrozen_parameters: [" + "a," * 60_000 + "a]\n", "60001 entries"),
         ("unfrozen_parameters:\n- " + "a" * 3_000 + "\n", "entry 1 is longer than any name"),
     ],
-    ids=["million", "block", "flow", "long"],
+    ids=["million", "carriage returns", "block", "flow", "long"],
 )
 def test_lists_longer_than_any_are_refused(text: str, reason: str, here: Path) -> None:
     assert_refused(check(here, text), reason)
