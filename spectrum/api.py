@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum import processes, progress, scans, selection
+from spectrum import processes, progress, scans, selection, tables
 from spectrum.batching import parse_batch_size
 from spectrum.errors import SpectrumError
 from spectrum.freezing import Unfrozen, unfreeze
@@ -57,7 +57,10 @@ def scan(
     wanted = [layer_types] if isinstance(layer_types, str) else layer_types or None
     _tqdm()  # first, since what follows imports it too, and lets its advice through
     attendant = scans.Attendant(
-        note=_logger.info, warn=_warn, ask=partial(_answers, size), progress=_with_bar if show_progress else _bare
+        note=lambda message: _logger.info("%s", tables.in_line(message)),
+        warn=_warn,
+        ask=partial(_answers, size),
+        progress=_with_bar if show_progress else _bare,
     )
     with processes.alone():
         if not isinstance(model, str | Path):
@@ -126,7 +129,7 @@ def _warn(message: str) -> None:
     frame, depth = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, UserWarning, stacklevel=depth)  # where the caller's code is
+    warnings.warn(tables.in_line(message), UserWarning, stacklevel=depth)  # where the caller's code is
 
 
 def _answers(batch_size: int | None, request: scans.Request, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:

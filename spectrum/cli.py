@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from spectrum import commands, formats, processes, progress, scans, selection, tables
 from spectrum.batching import parse_batch_size
-from spectrum.errors import ProcessError, SpectrumError
+from spectrum.errors import ProcessError, SpectrumError, UnmetError
 from spectrum.layers import WeightBatch, match_types
 from spectrum.version import __version__
 
@@ -209,6 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         grammar.error(f"{mode} selects nothing: leave out --top-percent, --top-params, --format, --plot and --compare")
     debug = os.environ.get("SPECTRUM_DEBUG") == "1"
     try:
+        Path.cwd()
+    except OSError as error:  # libraries end the process then
+        return _fail(f"the working directory is gone: {error.strerror}; change to one that is there")
+    try:
         with processes.telling(_note):
             outcome = _run(args)
     except KeyboardInterrupt as interrupt:
@@ -221,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpectrumError as error:
         if debug:
             raise
-        if isinstance(error, ProcessError) and processes.rank():
+        if isinstance(error, ProcessError) and not isinstance(error, UnmetError) and processes.rank():
             return 1  # the process that ended first has said why, or the main one says that it is gone
         return _fail(str(error))
     except MemoryError:
@@ -232,6 +236,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+    except RecursionError:
+        if debug:
+            raise
+        return _fail("a path, or what a file holds, is nested too deep")
     except Exception as error:
         if debug:
             raise
@@ -252,7 +260,7 @@ def _print(text: str) -> int:
     except OSError as error:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"the results are written, but this cannot be printed: {error.strerror or error}")
+        return _fail(f"the result cannot be printed: {error.strerror or error}; files, if any, are written")
     return 0
 
 
@@ -264,15 +272,12 @@ def _run(args: argparse.Namespace) -> commands.Outcome:
         ask=partial(_answers, args),
         progress=partial(_with_progress, quiet=args.quiet),
     )
-    alone = args.check is not None or args.plot_spectrum is not None
     if processes.rank() > 0:
-        if not alone:
-            scans.assist(attendant)
+        scans.assist(attendant)
         return commands.Outcome("")
-    if args.check is not None:
-        return commands.check(args, attendant)
-    if args.plot_spectrum is not None:
-        return commands.plot_layer(args)
+    if args.check is not None or args.plot_spectrum is not None:
+        with scans.leading():  # the others have nothing to do, but wait for this one
+            return commands.check(args, attendant) if args.check is not None else commands.plot_layer(args)
     return commands.select(args, attendant, _coloured_columns())
 
 

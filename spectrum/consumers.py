@@ -20,7 +20,8 @@ KEY = "unfrozen_parameters"
 _MOST_BYTES = 4 << 20
 _MOST_ENTRIES = 50_000
 _LONGEST_ENTRY = 2_000  # characters
-_TOKENS = (b"\n", b"\r", b",", b"- ", b": ", b"[", b"{", b"*", b"&")  # of YAML
+_TOKENS = (b"\n", b"\r", b",", b"- ", b": ", b"[", b"{", b"*", b"&", b"\xc2\x85", b"\xe2\x80")  # of YAML
+_LONG_NUMBER = re.compile(rb"[0-9:_.]{1000}")
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 10_000  # keys that one mapping takes over from others, which YAML lets multiply
@@ -68,6 +69,8 @@ def read_list(path: Path) -> EntryList:
         written = read(path, _MOST_BYTES)
         if sum(map(written.count, _TOKENS)) > 6 * _MOST_ENTRIES:  # before it is parsed, which takes a while
             raise SelectionError(f"{path} holds more than any list of parameters")
+        if _LONG_NUMBER.search(written):  # which YAML takes the square of its length to read
+            raise SelectionError(f"{path} holds a number that is longer than any")
         text = written.decode()
         content = yaml.load(text, Loader)
     except OSError as error:

@@ -8,12 +8,18 @@ SpectrumError
 ├── ResultsError        a cached scan that cannot be read; a file that cannot be written
 ├── DeviceError         a device that this machine does not have, or that cannot do the work
 ├── ProcessError        processes of one run that lost each other
+│   └── UnmetError      or never met
 └── Cancelled           the user closed a dialog
 """
 
+from spectrum import tables
+
 
 class SpectrumError(Exception):
-    """The job cannot be done; the message says why in one line."""
+    """The job cannot be done; the message says why in one line, whatever the names in it hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(tables.in_line(message))
 
 
 class CheckpointError(SpectrumError):
@@ -44,10 +50,17 @@ class ProcessError(SpectrumError):
     """The processes that scan together cannot reach each other, or one has ended."""
 
 
+class UnmetError(ProcessError):
+    """The processes that are to scan together have not met."""
+
+
 class Cancelled(SpectrumError):  # noqa: N818 - a choice of the user's, not a fault
     """A dialog was cancelled: nothing is scanned, nothing is written."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library's says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an exception of a library's says, in a line: its first, and the second where that only leads to it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return next(iter(lines), type(error).__name__)

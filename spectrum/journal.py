@@ -42,7 +42,8 @@ class Journal:
     """A journal that is open for writing, by one process at a time.
 
     precedes: the digest of the results that are there as the scan begins, None where there are none. known: what the
-    journal held already. problem: why it can no longer be written, if so; it then takes no more.
+    journal held already. problem: why it can no longer be written, if so; it then takes no more. foreign: whether what
+    is there is no journal of this scan.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
@@ -56,7 +57,9 @@ class Journal:
         try:
             self._end, self.known = _understood(path, self._head)
         except OSError as error:
+            self._end = 0
             self._give_up(error)
+        self.foreign = not self._end and os.path.lexists(path)
 
     def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
         """Add scores."""

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from spectrum.errors import ProcessError, first_line
+from spectrum.errors import ProcessError, UnmetError, first_line
 
 # A process waits for the others as long as it takes: while the user is asked, while the busiest one finishes.
 _PATIENCE = timedelta(days=30)
@@ -79,7 +79,10 @@ def join() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # accelerate's advice on the number of threads is for training
             # Named, since accelerate prefers MPI where torch has it, under which each process would be by itself.
-            _interruptibly(lambda: PartialState(cpu=True, backend="gloo", timeout=_PATIENCE), waiting)
+            try:
+                _interruptibly(lambda: PartialState(cpu=True, backend="gloo", timeout=_PATIENCE), waiting)
+            except ProcessError as error:
+                raise UnmetError(f"{error} ({known}; unset them if this process is alone)") from error
 
 
 def leave() -> None:

@@ -315,9 +315,12 @@ def _number(path: Path, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _malformed(path, f"the SNR of {name!r} is {value!r}, not a number")
     try:
-        return float(value)
+        snr = float(value)
     except OverflowError as error:
         raise _malformed(path, f"the SNR of {name!r} is out of range") from error
+    if snr < 0:
+        raise _malformed(path, f"the SNR of {name!r} is {value!r}, less than any")
+    return snr
 
 
 def _provenance(meta: dict[str, Any]) -> Provenance:

@@ -369,7 +369,6 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
     path = results.journal_path(request.results_dir, request.model, processes.rank())
     elsewhere = _other_journals(job, path)
     journal = Journal(path, job.identity, job.precedes)
-    foreign = not journal.known and os.path.lexists(path)
     try:
         known = dict(processes.gathered([*elsewhere.items(), *journal.known.items()]))
         # For all to plan the same.
@@ -380,7 +379,7 @@ def _scores(checkpoint: Checkpoint, job: _Job, attendant: Attendant) -> tuple[di
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every
         total = matrices(every)
-        if foreign and not known and processes.rank() == 0:
+        if journal.foreign and not known and processes.rank() == 0:
             attendant.note(f"{path} is of other weights, another class, other versions or another user; beginning anew")
         if matrices(left) < total and processes.rank() == 0:
             done = total - matrices(left)
@@ -652,7 +651,7 @@ def _why_stale(request: Request, cached: ScanResult) -> str | None:
     made = cached.provenance
     if made is None:
         return None
-    if cached.model != request.model:
+    if _in_utf8(cached.model) != _in_utf8(request.model):
         return f"it is of {cached.model!r}, whose files have the same name"
     if request.model_class not in (None, made.model_class, made.class_asked):
         return f"its names are those of {made.model_class}, not of {request.model_class}"
@@ -672,6 +671,13 @@ def _why_stale(request: Request, cached: ScanResult) -> str | None:
     if on_disk is not None and on_disk.name != made.commit:
         return f"it is of commit {made.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
     return None
+
+
+def _in_utf8(model: str) -> bytes:
+    """A model's name, which Python decodes otherwise where the locale is another."""
+    with suppress(UnicodeEncodeError):
+        return os.fsencode(model)
+    return model.encode("utf-8", "surrogatepass")
 
 
 def _in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:

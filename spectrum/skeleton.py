@@ -19,6 +19,7 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import dynamic_module_utils
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.pytorch_utils import Conv1D
 
@@ -49,7 +50,7 @@ _MOST = {
     "indices": 1_000_000,
     "experts": 20_000,
     "speakers": 1_000_000,
-    "labels": 1_000_000,
+    "labels": 200_000,
 }
 _BY_STAGE = ("depth", "depths", "blocks", "stages")
 
@@ -84,6 +85,8 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     try:
         with quiet(), nothing_fetched():
             config = make()
+            if not trust_remote_code and hasattr(config, "auto_map"):
+                del config.auto_map  # or a part of the model would ask whether its code may run
         _check_counts(path, config.to_dict())
     except CheckpointError:
         raise
@@ -129,6 +132,7 @@ def nothing_fetched() -> Iterator[None]:
     changed: list[tuple[Any, str, object]] = [
         (constants, "HF_HUB_OFFLINE", True),
         (constants, "HF_HUB_CACHE", _NOWHERE),
+        (dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),  # seconds to ask on the terminal; 0: refuse
     ]
     if hasattr(kernels, "_kernels_enabled"):
         changed.append((kernels, "_kernels_enabled", False))
@@ -287,8 +291,16 @@ def own_class(config: Any) -> str | None:
 
 def _native_class(architectures: Sequence[str] | None) -> Any:
     """transformers' own model class of the first name in a config's `architectures`, None where there is none."""
-    known = getattr(transformers, architectures[0], None) if architectures else None
+    known = _of_models(architectures[0]) if architectures else None
     return known if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel) else None
+
+
+def _of_models(name: str) -> Any:
+    """What has a name among transformers' models; None for all others, some of which do more when they are imported."""
+    if not transformers._class_to_module.get(name, "").startswith("models."):  # type: ignore[attr-defined]
+        return None
+    with quiet(), nothing_fetched():
+        return getattr(transformers, name, None)
 
 
 @contextmanager
@@ -331,6 +343,11 @@ def _settings(directory: Path) -> dict[str, Any]:
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{path} is broken: its architectures are no list of class names")
+    if elsewhere := settings.get("transformers_weights"):
+        raise CheckpointError(
+            f"{path} has the weights taken from {str(elsewhere)[:200]!r}; put that file in a directory of its own, as "
+            "model.safetensors, with a config that does not name it"
+        )
     for key, kind in (("model_type", str), ("auto_map", dict)):
         if not isinstance(settings.get(key), kind | None):
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
@@ -343,28 +360,37 @@ def _settings(directory: Path) -> dict[str, Any]:
                 )
     try:
         _check_counts(path, settings)
-        return _without_implementations(settings)
+        return _without_others(settings)
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested too deep") from error
 
 
-def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings, those within them too, but for which code computes: it changes no name and no shape.
+def _without_others(settings: dict[str, Any], *, within: bool = False) -> dict[str, Any]:
+    """Settings, and those within them, but for what leads elsewhere.
 
-    `attn_implementation` may name a repository whose code is to be taken.
+    `attn_implementation` and the like may name a repository whose code is to be taken; they change no name and no
+    shape. The code and the place of a config within another (`within`) are those of a model of its own.
     """
 
     def without(value: Any) -> Any:
         if isinstance(value, list):
             return [without(each) for each in value]
-        return _without_implementations(value) if isinstance(value, dict) else value
+        return _without_others(value, within=True) if isinstance(value, dict) else value
 
-    return {key: without(value) for key, value in settings.items() if not key.endswith("_implementation")}
+    return {
+        key: value if key == "auto_map" else without(value)
+        for key, value in settings.items()
+        if not (key.endswith(("_implementation", "name_or_path")) or (within and key == "auto_map"))
+    }
 
 
 def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a config says that there are more modules, or labels, than any model has."""
+    labels = 0
     for key, count in _counts(settings):
+        if key.endswith("labels"):  # each config within another has its own
+            labels += count
+            count = labels
         if count > _most(key):
             raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
 
@@ -410,7 +436,7 @@ def _builder(
     """The name of the class to build, and how."""
     remote = getattr(config, "auto_map", None) or {}
     if class_name is not None:
-        auto: Any = getattr(transformers, class_name, None)
+        auto: Any = _of_models(class_name)
         known = _native_class([class_name])
         if known is not None:
             return class_name, partial(known, config)

@@ -575,7 +575,7 @@ def test_an_output_directory_that_cannot_be_made_with_a_cached_scan(scanned: Pat
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (LayerTypeError("one\nmessage on  two lines"), ["one message on two lines"]),
+        (LayerTypeError("one\nmessage on  two lines"), [r"one\nmessage on two lines"]),
         (ZeroDivisionError("division by zero"), ["unexpected ZeroDivisionError: division by zero", "SPECTRUM_DEBUG=1"]),
         (MemoryError(), ["there is no memory left"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ from typing import Any
 import pytest
 import transformers
 
-from spectrum import skeleton
-from spectrum.errors import CheckpointError
+from spectrum import scan, skeleton
+from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.results import journal_path, scan_path, sidecar_path
 from tests.command import Finished, assert_refused, run, tiny_llama
 from tests.hub_server import TOKEN, HubServer, Repo
@@ -228,6 +229,8 @@ def test_a_config_is_not_read_twice(here: Path, monkeypatch: pytest.MonkeyPatch)
         {"model_type": "swin", "depths": [2000] * 50_000},
         {"model_type": "swin", "depths": [1500, 1500]},
         {"text_config": {"model_type": "llama", "num_hidden_layers": 3000}},
+        {"num_labels": 90_000, "text_config": {"num_labels": 90_000}, "vision_config": {"num_labels": 90_000}},
+        {"model_type": "cohere2_moe", "first_k_dense_replace": 10**10, "layer_types": None},
         {"model_type": "clip", "vision_config": {"num_hidden_layers": 3000}},
     ],
 )
@@ -275,6 +278,53 @@ def test_code_of_another_repository_is_refused(more: tuple[str, ...], here: Path
     changed(here, auto_map={"AutoConfig": "stranger/code--config.Config", "AutoModel": ["stranger/code--m.Model"]})
     done = run(here, "--model-name", "model", "--rescan", *more)
     assert_refused(done, "config.json takes code from another repository, stranger/code--config.Config")
+
+
+@pytest.mark.parametrize("more", [(), ("--trust-remote-code",), ("--check", "list.yaml")])
+@pytest.mark.parametrize("model_type", ["llava", "encoder-decoder"])
+def test_a_config_within_another_brings_no_code_and_asks_for_none(
+    model_type: str, more: tuple[str, ...], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "stranger.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil: pass\n")
+    evil = {"model_type": "colpali", "auto_map": {"AutoModel": "stranger.Evil"}, "_name_or_path": str(elsewhere)}
+    changed(here, model_type=model_type, architectures=None, vision_config=evil, encoder=evil, decoder=evil)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
+    done = run(here, "--model-name", "model", *(more if "--check" in more else ("--rescan", *more)))
+    assert_refused(done)  # nothing on stdout
+    assert "[y/N]" not in done.err
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_asks_for_code_is_refused_whoever_asks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with skeleton.nothing_fetched(), pytest.raises(ValueError, match="trust_remote_code"):
+        resolve_trust_remote_code(None, str(here), False, True)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("name", ["Trainer", "Seq2SeqTrainer", "pipeline", "integrations", "PreTrainedModel"])
+def test_only_models_are_looked_up_by_the_names_of_architectures(name: str, here: Path) -> None:
+    changed(here, architectures=[name])
+    script = "import sys\nfrom spectrum import cli\nstatus = cli.main()\nprint('transformers.trainer' in sys.modules)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--model-name", "model", "--rescan", "--quiet"],
+        cwd=here,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_weights_that_a_config_takes_from_elsewhere_are_refused(here: Path) -> None:
+    changed(here, transformers_weights="other.safetensors")
+    done = run(here, "--model-name", "model", "--rescan")
+    assert_refused(done, "has the weights taken from 'other.safetensors'")
 
 
 # Nothing is fetched but what is named.
@@ -586,3 +636,14 @@ def test_no_word_of_a_sidecar_makes_a_line_of_its_own(key: str, here: Path) -> N
     done = run(here, "--model-name", "model", "--compare", "other.json")
     assert (done.status, key) in ((0, "model"), (1, "model_class")), done.err
     assert not any(line.startswith(SPOOFED) for line in f"{done.out}\n{done.err}".splitlines())
+
+
+def test_an_error_from_python_is_a_line_too(here: Path) -> None:
+    path = here / "model" / INDEX
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = f"a\n{SPOOFED}\x1b[2J.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(SpectrumError) as caught:
+        scan(here / "model", results_dir=here / "results")
+    assert str(caught.value).isprintable()
+    assert r"a\nspectrum" in str(caught.value)
