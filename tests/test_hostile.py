@@ -314,17 +314,20 @@ def archive_of_zeros(directory: Path) -> None:
         archive.writestr("archive/version", "3\n")
 
 
+experts_in_every_layer = config_set(
+    model_type="switch_transformers",
+    architectures=["SwitchTransformersModel"],
+    num_experts=20_000,
+    num_layers=1_000,
+    num_sparse_encoder_layers=1_000,
+)
+
+
 def many_empty_tensors(directory: Path) -> None:
     """So many that a model of millions of modules might be theirs."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     weights(header_of({f"t{i}": entry for i in range(200_000)}))(directory)
-    config_set(
-        model_type="switch_transformers",
-        architectures=["SwitchTransformersModel"],
-        num_experts=20_000,
-        num_layers=1_000,
-        num_sparse_encoder_layers=1_000,
-    )(directory)
+    experts_in_every_layer(directory)
 
 
 def one_header_under_many_names(directory: Path) -> None:
@@ -489,16 +492,7 @@ TOO_MUCH: Mapping[str, tuple[Change, tuple[str, ...]]] = {
         config_set(model_type="efficientnet", architectures=["EfficientNetModel"], depth_coefficient=1e9),
         (),
     ),
-    "experts-in-every-layer": (
-        config_set(
-            model_type="switch_transformers",
-            architectures=["SwitchTransformersModel"],
-            num_experts=20_000,
-            num_layers=1_000,
-            num_sparse_encoder_layers=1_000,
-        ),
-        (),
-    ),
+    "experts-in-every-layer": (experts_in_every_layer, ()),
 }
 
 
