@@ -60,6 +60,8 @@ class Journal:
             self._end = 0
             self._give_up(error)
         self.foreign = not self._end and os.path.lexists(path)
+        if self._end and is_outdated(path, precedes):
+            self._end = 0  # a new one has the scores of this one, and says what it precedes
 
     def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
         """Add scores."""
@@ -68,9 +70,7 @@ class Journal:
         try:
             if self._file is None:
                 self._open()
-            for start in range(0, len(scores), _SCORES_IN_A_LINE):
-                part = scores[start : start + _SCORES_IN_A_LINE]
-                self._write(_line([(*matrix, *score) for matrix, score in part]))
+            self._write_scores(scores)
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 self._sync()
         except OSError as error:
@@ -109,6 +109,7 @@ class Journal:
             self._write(self._head)
             if self._precedes is not None:
                 self._write(_line({_PRECEDES: self._precedes}))
+            self._write_scores(list(self.known.items()))
             new.replace(self.path)
         except BaseException:
             self._file.close()
@@ -116,6 +117,11 @@ class Journal:
             with suppress(OSError):
                 new.unlink()
             raise
+
+    def _write_scores(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
+        for start in range(0, len(scores), _SCORES_IN_A_LINE):
+            part = scores[start : start + _SCORES_IN_A_LINE]
+            self._write(_line([(*matrix, *score) for matrix, score in part]))
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None

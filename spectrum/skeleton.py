@@ -61,7 +61,13 @@ _MOST_MODULES = 200_000
 def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     """The model's config. Raises CheckpointError where there is none, or none that transformers understands."""
     path = directory / "config.json"
-    settings = _settings(directory)
+    settings = _without_others(_settings(directory), code_from=str(directory) if trust_remote_code else None)
+    elsewhere = _code_of_another(settings)
+    if elsewhere and trust_remote_code:
+        raise CheckpointError(
+            f"{path} takes code from another repository, {elsewhere}; put that repository's Python files beside it, "
+            "and take the part before -- out of its auto_map"
+        )
     model_type = settings.get("model_type")
     remote = "AutoConfig" in (settings.get("auto_map") or {})
     make: Callable[[], Any] = partial(_made, settings, directory, transformers.AutoConfig)
@@ -73,6 +79,11 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
             raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
         make = partial(_made, settings, directory, loader)
     elif model_type not in transformers.CONFIG_MAPPING:
+        if elsewhere:
+            raise CheckpointError(
+                f"the model type {model_type!r} of {directory} needs code from another repository, {elsewhere}; put "
+                "that repository's Python files beside config.json, and take the part before -- out of its auto_map"
+            )
         if remote:
             raise CheckpointError(
                 f"the model type {model_type!r} of {directory} needs code from its repository; "
@@ -351,37 +362,48 @@ def _settings(directory: Path) -> dict[str, Any]:
     for key, kind in (("model_type", str), ("auto_map", dict)):
         if not isinstance(settings.get(key), kind | None):
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
-    for class_name in (settings.get("auto_map") or {}).values():
-        for each in class_name if isinstance(class_name, list) else [class_name]:
-            if isinstance(each, str) and "--" in each:
-                raise CheckpointError(
-                    f"{path} takes code from another repository, {each}; put that repository's Python files beside it, "
-                    "and take the part before -- out of its auto_map"
-                )
     try:
         _check_counts(path, settings)
-        return _without_others(settings)
+        return settings
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested too deep") from error
 
 
-def _without_others(settings: dict[str, Any], *, within: bool = False) -> dict[str, Any]:
+def _code_of_another(settings: Mapping[str, Any]) -> str | None:
+    """The code of another repository that a config names, as `repository--module.Class`."""
+    for class_name in (settings.get("auto_map") or {}).values():
+        for each in class_name if isinstance(class_name, list) else [class_name]:
+            if isinstance(each, str) and "--" in each:
+                return each
+    return None
+
+
+def _without_others(settings: dict[str, Any], *, code_from: str | None, within: bool = False) -> dict[str, Any]:
     """Settings, and those within them, but for what leads elsewhere.
 
     `attn_implementation` and the like may name a repository whose code is to be taken; they change no name and no
-    shape. The code and the place of a config within another (`within`) are those of a model of its own.
+    shape. A config within another (`within`) says of its own where its code is: that is `code_from`, the model's
+    directory, or there is none. Numbers that JSON lacks are as transformers writes them.
     """
 
     def without(value: Any) -> Any:
         if isinstance(value, list):
             return [without(each) for each in value]
-        return _without_others(value, within=True) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return _without_others(value, code_from=code_from, within=True)
 
-    return {
-        key: value if key == "auto_map" else without(value)
-        for key, value in settings.items()
-        if not (key.endswith(("_implementation", "name_or_path")) or (within and key == "auto_map"))
+    def is_kept(key: str, value: Any) -> bool:
+        if key == "auto_map" and within:
+            return code_from is not None and isinstance(value, dict) and not _code_of_another({"auto_map": value})
+        return not key.endswith(("_implementation", "name_or_path"))
+
+    kept = {
+        key: value if key == "auto_map" else without(value) for key, value in settings.items() if is_kept(key, value)
     }
+    return kept | {"_name_or_path": code_from} if within and "auto_map" in kept else kept
 
 
 def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:

@@ -191,6 +191,7 @@ def test_signals_from_elsewhere_end_a_dialog(
         dimensions=(40, 120),
         encoding="utf-8",
         timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has the tests ignore
     )
     child.expect(r"(\S+)\r\nprocess (\d+)\r\n")
     assert isinstance(child.match, re.Match)

@@ -556,6 +556,7 @@ def test_a_journal_is_outdated_once_results_are_written(at_the_start: str | None
     again.append([score("w", 0, 1.0)])
     again.close()
     assert read(path, IDENTITY) == dict([*SCORES, score("w", 0, 1.0)])
+    assert not is_outdated(path, now)  # what is added to it is not removed with what it was begun for
 
 
 # How soon it is on the disk.

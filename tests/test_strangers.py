@@ -273,11 +273,30 @@ def test_code_for_attention_is_not_taken_from_a_config(here: Path, monkeypatch: 
     assert "stranger" not in json.dumps(config.to_dict(), default=str)
 
 
-@pytest.mark.parametrize("more", [(), ("--trust-remote-code",)])
-def test_code_of_another_repository_is_refused(more: tuple[str, ...], here: Path) -> None:
-    changed(here, auto_map={"AutoConfig": "stranger/code--config.Config", "AutoModel": ["stranger/code--m.Model"]})
-    done = run(here, "--model-name", "model", "--rescan", *more)
+OF_ANOTHER = {"AutoConfig": "stranger/code--config.Config", "AutoModel": ["stranger/code--m.Model"]}
+
+
+def test_code_of_another_repository_is_refused(here: Path) -> None:
+    changed(here, auto_map=OF_ANOTHER)
+    done = run(here, "--model-name", "model", "--rescan", "--trust-remote-code")
     assert_refused(done, "config.json takes code from another repository, stranger/code--config.Config")
+    changed(here, model_type="of-its-own")
+    done = run(here, "--model-name", "model", "--rescan")
+    assert_refused(done, "'of-its-own' of model needs code from another repository, stranger/code--config.Config")
+
+
+def test_code_of_another_repository_does_not_matter_where_none_is_needed(here: Path) -> None:
+    changed(here, auto_map=OF_ANOTHER)  # as transformers writes it where a model came with code that is not needed
+    assert run(here, "--model-name", "model", "--rescan").status == 0
+
+
+@pytest.mark.parametrize("model_type", ["mamba2", "bamba", "falcon_h1", "nemotron_h"])
+def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(model_type: str, tmp_path: Path) -> None:
+    own = transformers.CONFIG_MAPPING[model_type]()
+    own.save_pretrained(tmp_path)
+    read = skeleton.read_config(tmp_path, trust_remote_code=False)
+    expected = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert {**read.to_dict(), "_name_or_path": ""} == {**expected.to_dict(), "_name_or_path": ""}
 
 
 @pytest.mark.parametrize("more", [(), ("--trust-remote-code",), ("--check", "list.yaml")])
@@ -367,7 +386,10 @@ NAMES_ANOTHER: dict[str, dict[str, Any]] = {
     },
     "kernel": {"attn_implementation": "other/backbone"},
     "adapter": {"_name_or_path": "other/backbone", "base_model_name_or_path": "other/backbone"},
-    "code": {"auto_map": {"AutoModelForCausalLM": "other/backbone--m.M", "AutoConfig": "other/backbone--c.C"}},
+    "code": {
+        "model_type": "of-its-own",
+        "auto_map": {"AutoModelForCausalLM": "other/backbone--m.M", "AutoConfig": "other/backbone--c.C"},
+    },
     "none": {},
 }
 
