@@ -169,6 +169,11 @@ def test_cancelling_scans_and_writes_nothing(
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
+def _heed_hangups() -> None:
+    """nohup has the tests ignore them, and what they start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
@@ -191,7 +196,7 @@ def test_signals_from_elsewhere_end_a_dialog(
         dimensions=(40, 120),
         encoding="utf-8",
         timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup has the tests ignore
+        preexec_fn=_heed_hangups,
     )
     child.expect(r"(\S+)\r\nprocess (\d+)\r\n")
     assert isinstance(child.match, re.Match)
