@@ -290,7 +290,7 @@ def test_code_of_another_repository_does_not_matter_where_none_is_needed(here: P
     assert run(here, "--model-name", "model", "--rescan").status == 0
 
 
-@pytest.mark.parametrize("model_type", ["mamba2", "bamba", "falcon_h1", "nemotron_h"])
+@pytest.mark.parametrize("model_type", ["mamba2", "bamba", "falcon_h1"])
 def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(model_type: str, tmp_path: Path) -> None:
     own = transformers.CONFIG_MAPPING[model_type]()
     own.save_pretrained(tmp_path)
