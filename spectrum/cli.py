@@ -33,8 +33,6 @@ TERMINATED = 143
 
 _FORMAT = "axolotl"
 
-_NO_MEMORY = "there is no memory left; free some, or raise the limit that this process is under"
-
 _LONGEST_NOTE = 4_000  # characters
 
 
@@ -228,27 +226,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ProcessError) and not isinstance(error, UnmetError) and processes.rank():
             return 1  # the process that ended first has said why, or the main one says that it is gone
         return _fail(str(error))
-    except MemoryError:
-        if debug:
-            raise
-        return _fail(_NO_MEMORY)
-    except OSError as error:  # a directory that may not be entered, a path that is too long
-        if debug:
-            raise
-        return _fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-    except RecursionError:
-        if debug:
-            raise
-        return _fail("a path, or what a file holds, is nested too deep")
     except Exception as error:
         if debug:
             raise
-        if "bad_alloc" in str(error):  # of libraries in C++
-            return _fail(_NO_MEMORY)
-        return _fail(f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where")
+        return _fail(_reason(error))
     if processes.rank() > 0 or not outcome.text:
         return _fail(outcome.problem) if outcome.problem else 0
     return _print(outcome.text) or (_fail(outcome.problem) if outcome.problem else 0)
+
+
+def _reason(error: Exception) -> str:
+    """What to say of an exception that nothing below has made an error of."""
+    if isinstance(error, MemoryError) or "bad_alloc" in str(error):  # the latter of libraries in C++
+        return "there is no memory left; free some, or raise the limit that this process is under"
+    if isinstance(error, OSError):  # a directory that may not be entered, a path that is too long
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "a path, or what a file holds, is nested too deep"
+    return f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where"
 
 
 def _print(text: str) -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -97,6 +98,15 @@ def check_place(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             raise OSError(errno.EEXIST, "what has its name is no file")
+
+
+def owner(directory: Path) -> int:
+    """The user whose the files are that this process writes to a directory: on network disks, root may be nobody.
+
+    Raises OSError where the directory takes no file.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno()).st_uid
 
 
 def in_directory(directory: Path, act: Callable[[], _T]) -> _T:

@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -196,40 +195,35 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 def _owned(path: Path, access: int) -> int:
     """The descriptor of a journal that this user wrote. Raises _NotOursError for anything else of that name."""
+    if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, since to open a device may have an effect
+        raise _NotOursError(errno.EINVAL, "it is no regular file")
     try:
-        status = path.lstat()
-        _check_ours(path, status)
         descriptor = os.open(path, access | files.FLAGS)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a FIFO or a socket since
             raise _NotOursError(error.errno, error.strerror) from error
         raise
     try:
-        _check_ours(path, os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_ours(status, path.parent)):
+            raise _NotOursError(errno.EPERM, "it is no journal of this user's")
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _check_ours(path: Path, status: os.stat_result) -> None:
-    if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == _writer(path.parent)):
-        raise _NotOursError(errno.EPERM, "it is no journal of this user's")
-
-
-def _writer(directory: Path) -> int | None:
-    """Whose the files are that this process writes to a directory: on network disks, root may be nobody there."""
+def _is_ours(status: os.stat_result, directory: Path) -> bool:
     try:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            return os.fstat(file.fileno()).st_uid
+        return status.st_uid == files.owner(directory)
     except OSError:
-        return None
+        return False
 
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return files.parse_json(line)
+    except ValueError:
         return None
 
 

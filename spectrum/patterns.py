@@ -16,7 +16,7 @@ SECONDS = 30.0  # for all patterns; those of real lists take a thousandth of it
 
 # Limited by itself, too, for when its parent is killed.
 _MATCHER = """
-import json, re, sys, warnings
+import json, re, sys
 patterns, names, seconds = json.load(sys.stdin)
 try:
     import resource

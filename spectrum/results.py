@@ -8,7 +8,6 @@ import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.files import beside, check_place, create, in_directory, parse_json, read, sweep
+from spectrum.files import beside, check_place, create, in_directory, owner, parse_json, read, sweep
 from spectrum.layers import MODULE_PATH, Edge, LayerSnr, Parameter, Provenance, ScanResult
 
 _AGAIN = "; scan again with --rescan, or remove it"
@@ -232,8 +231,7 @@ def check_writable(paths: Iterable[Path]) -> None:
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
         try:
-            with tempfile.TemporaryFile(dir=existing) as file:
-                me = os.fstat(file.fileno()).st_uid
+            me = owner(existing)
         except OSError as error:
             raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
         try:

@@ -116,47 +116,41 @@ def test_a_clone_that_is_not_installed_runs_itself(directory: Path) -> None:
     assert '"of the clone"' in (directory / "model_snr_results" / "snr_results_model.meta.json").read_text()
 
 
-def test_a_working_directory_that_is_gone_is_no_obstacle(directory: Path) -> None:
+def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The same, in a directory that is removed before it starts."""
     gone = directory / "gone"
     gone.mkdir()
-    command = [sys.executable, "-m", "spectrum", "--version"]
-    done = subprocess.run(
+    command = [sys.executable, "-m", "spectrum", *args]
+    return subprocess.run(
         ["sh", "-c", 'rmdir "$PWD" && exec "$0" "$@"', *command], cwd=gone, capture_output=True, text=True, timeout=60
     )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], start: str) -> str:
+    """It failed with one line, which begins so; return that."""
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(start)
+    return line
+
+
+def test_a_working_directory_that_is_gone_is_no_obstacle_to_what_needs_none(directory: Path) -> None:
+    done = run_where_it_is_gone(directory, "--version")
     assert (done.returncode, done.stdout) == (0, f"spectrum {spectrum.__version__}\n"), done.stderr
 
 
-def test_a_process_that_meets_no_others_says_so_whatever_it_was_to_do(tmp_path: Path) -> None:
-    (tmp_path / "list.yaml").write_text("unfrozen_parameters:\n- model.nothing_of_the_kind\n")
-    left = {key: value for key, value in os.environ.items() if not key.startswith("MASTER_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "spectrum", "--model-name", TINY_LLAMA, "--check", "list.yaml"],
-        cwd=tmp_path,
-        env=left | {"RANK": "1", "WORLD_SIZE": "2"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("spectrum (process 1): error: ")
-    assert "RANK=1 and WORLD_SIZE=2; unset them if this process is alone" in line
-
-
 def test_a_working_directory_that_is_gone_is_said(tmp_path: Path) -> None:
-    script = "import os, sys\nos.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')\n"
-    script += "from spectrum import cli\ncli.command()\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--model-name", TINY_LLAMA, "--results-dir", tmp_path, "--output-dir", tmp_path],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("spectrum: error: the working directory is gone: ")
+    places = [f"--{name}={path}" for name, path in (("results-dir", tmp_path), ("output-dir", tmp_path))]
+    done = run_where_it_is_gone(tmp_path, "--model-name", str(TINY_LLAMA), *places)
+    assert_refused(done, "spectrum: error: the working directory is gone: ")
+
+
+def test_a_process_that_meets_no_others_says_so_whatever_it_was_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.yaml").write_text("unfrozen_parameters:\n- model.nothing_of_the_kind\n")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    check = ["--model-name", str(TINY_LLAMA), "--check", "list.yaml"]
+    line = assert_refused(run(tmp_path, *check, RANK="1", WORLD_SIZE="2"), "spectrum (process 1): error: ")
+    assert "RANK=1 and WORLD_SIZE=2; unset them if this process is alone" in line
