@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from spectrum.cli import main, parser
+from spectrum.cli.entry import main
+from spectrum.cli.options import parser
 from tests.conftest import ROOT, TINY_LLAMA
 
 README = (ROOT / "README.md").read_text()
