@@ -888,7 +888,7 @@ SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}
 
 def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def select(args: object, attendant: spectrum.scanning.request.ScanCallbacks, columns: object) -> commands.Outcome:
-        attendant.note(f"a note on {SPOOF}")
+        attendant.info(f"a note on {SPOOF}")
         attendant.warn(f"of {SPOOF}")
         return commands.Outcome("", f"a problem with {SPOOF}")
 
