@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,18 +22,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from tests import command
+from tests.helpers import command
+from tests.helpers.processes import Spectrum
 
 if TYPE_CHECKING:
     import torch
-
-ROOT = Path(__file__).parent.parent
-TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
-
-# What the community published with the reference tool; not part of this project, and not everywhere.
-PUBLISHED = ROOT.parent / "shared" / "published_results"
-
-Spectrum = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -80,17 +73,6 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., c
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return partial(command.run, Path())
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """The command, in a process of its own, failed as `command.assert_refused` says."""
-    command.assert_refused(command.Finished(done.returncode, done.stdout, done.stderr), *words, status=status)
-
-
-def files_below(directory: Path) -> Sequence[str]:
-    """Every file below a directory, to see that nothing was left behind. A lock has to stay, as flock works."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return sorted(str(path.relative_to(directory)) for path in files)
 
 
 @pytest.fixture
