@@ -33,6 +33,7 @@ from spectrum.errors import LayerTypeError
 from spectrum.files import slug
 from tests.helpers.changes import change_header, train_one_layer
 from tests.helpers.command import Finished, run
+from tests.helpers.forks import Forks
 from tests.helpers.oracle import oracle_edge, oracle_snr
 from tests.helpers.paths import TINY_LLAMA, files_below
 from tests.helpers.processes import Spectrum
@@ -360,7 +361,7 @@ def test_the_time_that_a_question_stands_is_no_scanning_time(fresh: Path, monkey
         nonlocal now
         now += 3600
 
-    monkeypatch.setattr(scan, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("spectrum.scanning.scan.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(dialogs, "ask_batch_size", ask_batch_size)
     out = Tty()
     for name, stream in {"stdin": Tty(), "stdout": out, "stderr": Tty()}.items():
@@ -619,24 +620,15 @@ def write_large_model(directory: Path, side: int = 2048, layers: int = 3) -> int
     return len(shapes)
 
 
-def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
     count = write_large_model(tmp_path / "large")
     before = files_below(tmp_path)
-    command = [sys.executable, "-m", "spectrum", "--model-name", "large", "--batch-size", "1", "--device", "cpu"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        said = b""
-        while f"0/{count} ".encode() not in said:  # the bar's first state: the scan is about to start
-            part = os.read(process.stderr.fileno(), 1000)
-            assert part, said
-            said += part
+    with forks.piped("--model-name", "large", "--batch-size", "1", "--device", "cpu", cwd=tmp_path) as process:
+        said = process.said_until(f"0/{count} ")  # the bar's first state: the scan is about to start
         process.send_signal(signal.SIGINT)
         said += process.stderr.read()
         assert process.stdout.read() == b""
-    assert process.returncode == 130
+        assert process.wait() == 130
     assert f"{count}/{count}".encode() not in said
     assert said.endswith(b"spectrum: interrupted; nothing is scored yet\n")
     assert b"spectrum: error" not in said
@@ -698,8 +690,6 @@ def test_a_closed_stdin_stops_no_scan(fresh: Path) -> None:
 
 UNWRITABLE = ["a full disk", "a pipe without a reader", "closed"]
 
-Program = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @contextmanager
 def unwritable(kind: str) -> Iterator[int | None]:
@@ -717,41 +707,28 @@ def unwritable(kind: str) -> Iterator[int | None]:
 
 
 @pytest.fixture(params=UNWRITABLE)
-def unheard(request: pytest.FixtureRequest) -> Iterator[Program]:
-    """Runs Python in a working directory, with a stderr that cannot be written."""
+def unheard(request: pytest.FixtureRequest, forks: Forks) -> Iterator[Spectrum]:
+    """Runs the command in a process of its own, in a working directory, with a stderr that cannot be written."""
     with unwritable(request.param) as descriptor:
-        closing = ["bash", "-c", 'exec "$0" "$@" 2>&-'] if descriptor is None else []
-
-        def run(directory: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*closing, sys.executable, *map(str, args)],
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=descriptor,
-                text=True,
-                timeout=120,
-            )
-
-        yield run
+        yield lambda directory, *args: forks.run(*args, cwd=directory, streams={2: descriptor})
 
 
-def test_a_scan_goes_on_unheard(unheard: Program, first_scan: FirstScan, fresh: Path) -> None:
-    done = unheard(fresh, "-m", "spectrum", "--model-name", "tiny_llama")
+def test_a_scan_goes_on_unheard(unheard: Spectrum, first_scan: FirstScan, fresh: Path) -> None:
+    done = unheard(fresh, "--model-name", "tiny_llama")
     assert done.returncode == 0
     assert done.stdout.partition("\n")[2] == first_scan.done.out.partition("\n")[2]
     assert files_below(fresh) == files_below(first_scan.directory)
     assert (fresh / SCAN).read_bytes() == (first_scan.directory / SCAN).read_bytes()
 
 
-def test_other_jobs_are_done_unheard(unheard: Program, scanned: Path) -> None:
+def test_other_jobs_are_done_unheard(unheard: Spectrum, scanned: Path) -> None:
     sidecar = content(scanned / SIDECAR)  # a warning is due
     (scanned / SIDECAR).write_text(json.dumps(sidecar | {"class_asked": "LlamaForCausalLM"}))
     model = ("--model-name", "tiny_llama")
     for args in ((*model, "--top-percent", "12.4"), (*model, "--check", yaml_of("50")), ("--version",), ("--help",)):
         expected = run(scanned, *args)
         assert expected.status == 0
-        done = unheard(scanned, "-m", "spectrum", *args)
+        done = unheard(scanned, *args)
         assert (done.returncode, done.stdout) == (0, expected.out), args
 
 
@@ -759,9 +736,9 @@ def test_other_jobs_are_done_unheard(unheard: Program, scanned: Path) -> None:
     ("status", "args"), [(1, ["--model-name", "missing"]), (2, ["--frobnicate"]), (2, [])], ids=str
 )
 def test_failures_keep_their_exit_status_unheard(
-    status: int, args: list[str], unheard: Program, tmp_path: Path
+    status: int, args: list[str], unheard: Spectrum, tmp_path: Path
 ) -> None:
-    done = unheard(tmp_path, "-m", "spectrum", *args)
+    done = unheard(tmp_path, *args)
     assert (done.returncode, done.stdout) == (status, "")
 
 
@@ -788,8 +765,19 @@ entry.command()
 """
 
 
-def test_libraries_go_on_unheard(unheard: Program, tmp_path: Path) -> None:
-    done = unheard(tmp_path, "-c", TALKATIVE)
+@pytest.mark.parametrize("kind", UNWRITABLE)
+def test_libraries_go_on_unheard(kind: str, tmp_path: Path) -> None:
+    with unwritable(kind) as descriptor:
+        closing = ["bash", "-c", 'exec "$0" "$@" 2>&-'] if descriptor is None else []
+        done = subprocess.run(
+            [*closing, sys.executable, "-c", TALKATIVE],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=descriptor,
+            text=True,
+            timeout=120,
+        )
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
@@ -802,21 +790,12 @@ def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path: Path) ->
     assert int(done.stdout) > 2
 
 
-def test_a_reader_of_stderr_may_leave_in_mid_scan(first_scan: FirstScan, fresh: Path) -> None:
-    command = [sys.executable, "-m", "spectrum", "--model-name", "tiny_llama", "--device", "cpu"]
-    with subprocess.Popen(
-        command, cwd=fresh, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        said = b""
-        while b"0/75 " not in said:  # the bar's first state; it is drawn again at its end
-            part = os.read(process.stderr.fileno(), 1000)
-            assert part, said
-            said += part
+def test_a_reader_of_stderr_may_leave_in_mid_scan(forks: Forks, first_scan: FirstScan, fresh: Path) -> None:
+    with forks.piped("--model-name", "tiny_llama", "--device", "cpu", cwd=fresh) as process:
+        process.said_until("0/75 ")  # the bar's first state; it is drawn again at its end
         process.stderr.close()
         out = process.stdout.read().decode()
-    assert process.returncode == 0
+        assert process.wait() == 0
     assert out.partition("\n")[2] == first_scan.done.out.partition("\n")[2]
     assert files_below(fresh) == files_below(first_scan.directory)
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pexpect
 import pytest
 
 from spectrum.compute.batches import parse_batch_size
+from tests.helpers.forks import Forks
 from tests.helpers.paths import TINY_LLAMA, files_below
 
 BATCH_SIZE, LAYER_TYPES = "Batch size", "Layer types"
@@ -169,50 +171,29 @@ def test_cancelling_scans_and_writes_nothing(
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
-def _heed_hangups() -> None:
-    """nohup has the tests ignore them, and what they start."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
         (signal.SIGINT, 1, "spectrum: error: cancelled; nothing was scanned, nothing was written"),
         (signal.SIGTERM, 143, "spectrum: interrupted"),
-        (signal.SIGHUP, 129, None),
+        (signal.SIGHUP, -signal.SIGHUP, None),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
 def test_signals_from_elsewhere_end_a_dialog(
-    number: signal.Signals, status: int, said: str | None, directory: Path
+    number: signal.Signals, status: int, said: str | None, forks: Forks, directory: Path
 ) -> None:
-    command = shlex.join([sys.executable, "-m", "spectrum", "--model-name", "model"])
-    # The shell stays, to say how the terminal was left.
-    inner = shlex.quote(f"echo process $$; exec {command}")
-    child = pexpect.spawn(
-        "/bin/sh",
-        ["-c", f"stty -g; sh -c {inner}; echo status $?; stty -g"],
-        cwd=str(directory),
-        dimensions=(40, 120),
-        encoding="utf-8",
-        timeout=60,
-        preexec_fn=_heed_hangups,
-    )
-    child.expect(r"(\S+)\r\nprocess (\d+)\r\n")
-    assert isinstance(child.match, re.Match)
-    before, process = child.match.groups()
-    child.expect_exact(BATCH_SIZE)
-    child.expect("auto *\x1b")
-    os.kill(int(process), number)
-    if said is not None:
-        child.expect_exact(f"{said}\r\n")
-    child.expect(r"status (\d+)\r\n(\S+)\r\n")
-    assert isinstance(child.match, re.Match)
-    assert child.match[1] == str(status)
-    if said is not None:  # a terminal that hung up is nobody's any more
-        assert child.match[2] == before
-    child.expect(pexpect.EOF)
-    child.close()
+    with forks.on_terminal("--model-name", "model", cwd=directory) as (process, screen):
+        before = termios.tcgetattr(process.terminal)
+        screen.expect_exact(BATCH_SIZE)
+        screen.expect("auto *\x1b")
+        assert termios.tcgetattr(process.terminal) != before
+        process.send_signal(number)
+        if said is not None:
+            screen.expect_exact(f"{said}\r\n")
+        assert process.wait() == status
+        if said is not None:  # a terminal that hung up is nobody's any more
+            assert termios.tcgetattr(process.terminal) == before
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
@@ -266,21 +247,13 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     assert said[0] == "75 layers of model (LlamaForCausalLM), from the cached scan."
 
 
-def test_a_notebooks_cell_is_asked_nothing(directory: Path) -> None:
+def test_a_notebooks_cell_is_asked_nothing(forks: Forks, directory: Path) -> None:
     # It runs commands on a terminal that nobody types on.
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "spectrum", "--model-name", "model"],
-        cwd=str(directory),
-        env={**os.environ, "JPY_PARENT_PID": "1"},
-        encoding="utf-8",
-        timeout=60,
-    )
-    child.expect_exact("no terminal to ask on: batch size auto, layer types all")
-    child.expect_exact("unfrozen parameters")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    environment = {"JPY_PARENT_PID": "1"}
+    with forks.on_terminal("--model-name", "model", cwd=directory, environment=environment) as (process, screen):
+        screen.expect_exact("no terminal to ask on: batch size auto, layer types all")
+        screen.expect_exact("unfrozen parameters")
+        assert process.wait() == 0
 
 
 def test_nothing_is_asked_where_stdout_is_no_terminal(terminal: Terminal, directory: Path) -> None:

@@ -43,13 +43,24 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: 
     command.assert_refused(command.Finished(done.returncode, done.stdout, done.stderr), *words, status=status)
 
 
+def quiet_environment(home: Path) -> dict[str, str]:
+    """That of the tests, with nothing of the user's Hugging Face settings, and without a network."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SPECTRUM_", "TRANSFORMERS_"))}
+    return inherited | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(home)}
+
+
 @contextmanager
 def commands(home: Path, **settings: str) -> Iterator[Command]:
     """`run(*args, cwd=..., **environment)` in a process that has these settings, and no others of Hugging Face's."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SPECTRUM_", "TRANSFORMERS_"))}
-    environment = inherited | {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(home), **settings}
+    environment = quiet_environment(home)
+    del environment["HF_HUB_OFFLINE"]
+    environment |= settings
     with subprocess.Popen(
-        [sys.executable, "-c", COMMANDS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", COMMANDS],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
