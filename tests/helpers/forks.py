@@ -165,6 +165,7 @@ class Forks:
     def _start(
         self, args: Sequence[str | Path], cwd: Path, environment: Mapping[str, str], streams: Mapping[int, int | None]
     ) -> int:
+        changed = {**self._environment, **environment}
         run = {
             "arguments": [*map(_named, args)],
             "directory": _named(cwd),
