@@ -272,7 +272,7 @@ def lanes(session: Session) -> None:
 
 def tests(session: Session) -> None:
     """The tests that know the card. Warnings are no failures here: the packages may be other than ours."""
-    files = ["tests/test_snr.py", "tests/test_scanning.py", "tests/test_devices.py"]
+    files = [f"tests/compute/test_{name}.py" for name in ("snr", "executor", "devices")]
     which = "cuda" if session.device.type == "cuda" else "test_a_matrix_of_zeros"
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "-k", which]
     said = session.out / "pytest.txt"

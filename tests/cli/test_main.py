@@ -1,0 +1,124 @@
+"""`python -m spectrum` in a directory of strangers' files: none of them is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import spectrum
+from tests.helpers.paths import ROOT, TINY_LLAMA
+from tests.helpers.strangers import add_strangers
+
+
+def run(directory: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited: Mapping[str, str] = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    return subprocess.run(
+        [sys.executable, "-m", "spectrum", *args],
+        cwd=directory,
+        env={**inherited, "HF_HUB_OFFLINE": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def search_path(*first: Path) -> str:
+    """A PYTHONPATH of these directories, and of those that the tests were given."""
+    return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+SCAN = ["--model-name", "model", "--yes", "--layer-types", "lm_head", "--top-percent", "100", "--quiet"]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "model").symlink_to(TINY_LLAMA)
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["", "PYTHONPATH"])
+@pytest.mark.parametrize(
+    ("args", "printed"),
+    [
+        (["--version"], f"spectrum {spectrum.__version__}\n"),
+        (SCAN, "snr_results_model_unfrozenparameters_100percent.yaml\n"),
+    ],
+    ids=["version", "scan"],
+)
+def test_no_module_of_the_working_directory_is_run(
+    args: list[str], printed: str, elsewhere: bool, directory: Path
+) -> None:
+    marker = add_strangers(directory)
+    environment = {"PYTHONPATH": search_path(directory.parent / "lib")} if elsewhere else {}
+    done = run(directory, *args, **environment)
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("safe", ["", "1"], ids=["", "PYTHONSAFEPATH"])
+def test_directories_that_the_user_names_stay(safe: str, directory: Path) -> None:
+    if safe and sys.version_info < (3, 11):
+        pytest.skip("Python has no such setting yet")
+    # The working directory itself, which then is the first with the setting, and the second without.
+    marker = directory / "chosen"
+    (directory / "tqdm.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef tqdm(*args): ...\n")
+    done = run(directory, "--version", PYTHONPATH=search_path(directory), PYTHONSAFEPATH=safe)
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+
+
+def test_a_clone_that_is_not_installed_runs_itself(directory: Path) -> None:
+    shutil.copytree(ROOT / "spectrum", directory / "spectrum", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "spectrum" / "version.py").write_text('__version__ = "of the clone"\n')
+    assert run(directory, "--version").stdout == "spectrum of the clone\n"
+    done = run(directory, *SCAN)
+    assert done.returncode == 0, done.stderr
+    assert '"of the clone"' in (directory / "model_snr_results" / "snr_results_model.meta.json").read_text()
+
+
+def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The same, in a directory that is removed before it starts."""
+    gone = directory / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-m", "spectrum", *args]
+    return subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$0" "$@"', *command], cwd=gone, capture_output=True, text=True, timeout=60
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], start: str) -> str:
+    """It failed with one line, which begins so; return that."""
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(start)
+    return line
+
+
+def test_a_working_directory_that_is_gone_is_no_obstacle_to_what_needs_none(directory: Path) -> None:
+    done = run_where_it_is_gone(directory, "--version")
+    assert (done.returncode, done.stdout) == (0, f"spectrum {spectrum.__version__}\n"), done.stderr
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path: Path) -> None:
+    places = [f"--{name}={path}" for name, path in (("results-dir", tmp_path), ("output-dir", tmp_path))]
+    done = run_where_it_is_gone(tmp_path, "--model-name", str(TINY_LLAMA), *places)
+    assert_refused(done, "spectrum: error: the working directory is gone: ")
+
+
+def test_a_process_that_meets_no_others_says_so_whatever_it_was_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.yaml").write_text("unfrozen_parameters:\n- model.nothing_of_the_kind\n")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    check = ["--model-name", str(TINY_LLAMA), "--check", "list.yaml"]
+    line = assert_refused(run(tmp_path, *check, RANK="1", WORLD_SIZE="2"), "spectrum (process 1): error: ")
+    assert "RANK=1 and WORLD_SIZE=2; unset them if this process is alone" in line
