@@ -98,9 +98,9 @@ def scores_of(checkpoint: Checkpoint, job: Job, attendant: ScanCallbacks) -> tup
     try:
         known = dict(distributed.gathered([*elsewhere.items(), *journal.known.items()]))
         # For all to plan the same.
-        budget, gpu = distributed.from_main((batch_budget(devices), devices[0].type == "cuda"))
+        budget = distributed.from_main(batch_budget(devices))
         weights = weights_of(checkpoint, job)
-        planned = partial(plan, weights, job.batch_size, budget, gpu=gpu)
+        planned = partial(plan, weights, job.batch_size, budget)
         every, left = planned(), planned(known)
         if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
             known, left = {}, every

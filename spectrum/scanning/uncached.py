@@ -80,7 +80,7 @@ def of_model(
     devices = [place] if device == "auto" and place.type == "cuda" else devices_for(device, attendant.warn, None)
     for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
         torch.cuda.synchronize(gpu)  # the lanes' streams do not wait for what is queued there
-    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
+    batches = plan(weights, batch_size, batch_budget(devices))
     scores: dict[Matrix, MatrixScore] = {}
     for batch, values in attendant.progress(score(batches, checkpoint.read, devices, attendant.warn), batches):
         scores |= zip([(weight.parameter, i) for weight, i in batch.members], values, strict=True)
