@@ -478,7 +478,7 @@ def test_scores_do_not_depend_on_the_batch_size(sample: ScanResult, size: int | 
 
 @pytest.mark.parametrize("source", ["disk", "memory"])
 def test_a_device_that_is_not_there_is_an_error(fresh: Path, source: str) -> None:
-    with pytest.raises(DeviceError, match="'abacus' is no device"):
+    with pytest.raises(DeviceError, match="'abacus' is not a device"):
         scanned(loaded() if source == "memory" else "model", device="abacus")
 
 

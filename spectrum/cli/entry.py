@@ -31,9 +31,14 @@ TERMINATED = 143
 
 def command() -> NoReturn:
     """Run the command as a process of its own, and end that."""
-    signal.signal(signal.SIGTERM, _terminate)
     prepare_streams()
-    status = main()
+    try:
+        _raise_on_signals()
+        status = main()
+    except KeyboardInterrupt as interrupt:  # outside of the job, which `main` sees to
+        if os.environ.get("SPECTRUM_DEBUG") == "1":
+            raise
+        status = _interrupted(interrupt)
     if status in (INTERRUPTED, TERMINATED) or distributed.count() > 1:
         # Threads may be in the midst of a decomposition, or of talking to other processes, which Python neither ends
         # nor survives.
@@ -46,6 +51,20 @@ def command() -> NoReturn:
 
 class _Terminated(KeyboardInterrupt):
     """Whoever keeps the machine wants it back: all ends as if the user had interrupted it."""
+
+
+def _raise_on_signals() -> None:
+    """Have interrupts raise KeyboardInterrupt, in place of what `spectrum.__main__` does while modules are imported."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say that the command was interrupted; return its exit status."""
+    if distributed.rank() == 0:
+        note(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}")
+    return TERMINATED if isinstance(interrupt.__cause__ or interrupt, _Terminated) else INTERRUPTED
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -73,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        cause = interrupt.__cause__ or interrupt
-        if distributed.rank() == 0:
-            note(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}")
-        return TERMINATED if isinstance(cause, _Terminated) else INTERRUPTED
+        return _interrupted(interrupt)
     except SpectrumError as error:
         if debug:
             raise

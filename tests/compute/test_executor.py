@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from spectrum.compute import executor, lanes, snr
-from spectrum.compute.batches import WeightBatch, plan
+from spectrum.compute.batches import BatchBudget, WeightBatch, plan
 from spectrum.compute.devices import warm_up
 from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
@@ -308,7 +308,7 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three lanes, of which one is out of memory while the others have theirs."""
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
     score, lock, scoring = snr.score, threading.Lock(), 0
     begun, failed = threading.Event(), threading.Event()
     beside: list[int] = []
@@ -361,7 +361,7 @@ def on_a_gpu(
         return score(batch)
 
     monkeypatch.setattr(snr, "score", on)
-    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_stream", lambda device: nullcontext())
     return torch.device("meta"), called
 
 
@@ -403,7 +403,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
 
 def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two lanes, of which one waits for the CPU, and the other wants the device to itself."""
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
     score, attempts, others_done = snr.score, Counter[float](), threading.Event()
 
     def attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
@@ -417,7 +417,7 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
         return [MatrixScore(row[0], BulkEdge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
 
     monkeypatch.setattr(executor, "_attempt", attempt)
-    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_stream", lambda device: nullcontext())
     reader = alike(8)
     reader.parameters["layers.0"][0, 0], reader.parameters["layers.1"][0, 0] = 1000, 2000
     found = []
@@ -429,7 +429,7 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
 
 
 def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
     closing = threading.Event()
     sizes: list[int] = []
 
@@ -442,7 +442,8 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(executor, "_attempt", attempt)
     reader = Reader({"norm": matrices(1, 8), "experts": matrices(64, 1, 7)})
-    small, large = plan([*reader.weights()][:1], 1, 1), plan([*reader.weights()][1:], 64, 1)
+    budget = BatchBudget(1, gpu=False)
+    small, large = plan([*reader.weights()][:1], 1, budget), plan([*reader.weights()][1:], 64, budget)
     stream = executor.score([*small, *large], reader, [CPU])
     next(stream)
     while not sizes:
@@ -468,7 +469,7 @@ def test_no_copy_to_the_cpu_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2 if k > 6 else 6)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2 if k > 6 else 6)
     lock, score = threading.Lock(), snr.score
     scoring, most, meeting = {5: 0, 7: 0}, {5: 0, 7: 0}, threading.Barrier(6)
 
@@ -546,7 +547,7 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
     # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
     size = call_bytes(1, (50, 80), "float64", gpu=False)
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 2 * size)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 5)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 5)
     matrix = matrices(50, 80)
     held: list[weakref.ref[torch.Tensor]] = []
     most = 0
@@ -565,21 +566,21 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
 
 def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
     reader = alike(20)
     assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
 
 
 def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
-    room = lanes.MemoryBudget(2)
-    room.take(1)
+    room = lanes.Budget(2)
+    room.acquire(1)
     served: list[int] = []
 
     def wait_for(size: int) -> threading.Thread:
         def take() -> None:
-            room.take(size)
+            room.acquire(size)
             served.append(size)
-            room.give(size)
+            room.release(size)
 
         thread = threading.Thread(target=take)
         thread.start()
@@ -591,7 +592,7 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
     small = [wait_for(1) for _ in range(5)]  # for each there would be room
     time.sleep(0.05)
     assert served == []
-    room.give(1)
+    room.release(1)
     for thread in (large, *small):
         thread.join(timeout=60)
     assert served == [2, 1, 1, 1, 1, 1]
@@ -599,7 +600,7 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
 
 def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
 
     def failing(batch: torch.Tensor) -> snr.Scores:
         raise RuntimeError("did not converge")
@@ -633,7 +634,7 @@ def of_many_kinds() -> Reader:
 def test_cuda_lanes_find_the_scores_of_a_float64_svd(
     number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: number)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: number)
     monkeypatch.setattr(executor, "_MOST_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
@@ -717,7 +718,7 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
         threads += 1
         start(thread)
 
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 4)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 4)
     monkeypatch.setattr(threading.Thread, "start", limited)
     if started < 2:  # one that reads, one that scores
         with pytest.raises(DeviceError, match="no memory for a thread"):
@@ -731,17 +732,18 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
 ROUNDED = """
 import torch
 from spectrum.compute import executor, snr
-from spectrum.compute.batches import plan
-from spectrum.compute.devices import one_core_a_thread
+from spectrum.compute.batches import BatchBudget, plan
+from spectrum.compute.devices import one_core_per_thread
 from spectrum.records import LayerWeight
 
 cpu = torch.device("cpu")
 matrices = torch.randn(16, 96, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
 weights = [LayerWeight(f"h.{i}", "h", f"h.{i}.weight", (96, 96), (96, 96), 1, "bfloat16") for i in range(16)]
-with one_core_a_thread([cpu]):
+with one_core_per_thread([cpu]):
     expected = [snr.score(matrix[None]).snr.item() for matrix in matrices]
 for _ in range(3):  # each scan has new threads
-    scores = executor.score(plan(weights, 1, 1 << 20), lambda weight, _: matrices[int(weight.name[2:])], [cpu])
+    batches = plan(weights, 1, BatchBudget(1 << 20, gpu=False))
+    scores = executor.score(batches, lambda weight, _: matrices[int(weight.name[2:])], [cpu])
     found = {batch.members[0][0].name: score.snr for batch, (score,) in scores}
     assert [found[f"h.{i}"] for i in range(16)] == expected
 """

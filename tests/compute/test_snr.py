@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from spectrum.compute import snr
+from spectrum.compute import decomposition, snr
 from spectrum.compute.workspace import call_bytes
 from tests.helpers.oracle import oracle_edge, oracle_snr
 from tests.helpers.paths import TINY_LLAMA
@@ -27,10 +27,10 @@ def score(matrix: Matrix | torch.Tensor, device: str = "cpu") -> float:
 
 
 def edge_of(matrix: Matrix | torch.Tensor, device: str = "cpu") -> tuple[float, float, float, float]:
-    """What lies at the bulk edge: above, below, gap, jump."""
+    """What lies at the bulk edge: above, below, nearest, sensitivity."""
     _, *edge = (float(value.item()) for value in snr.score(torch.as_tensor(matrix).to(device)[None]))
-    above, below, gap, jump = edge
-    return above, below, gap, jump
+    above, below, nearest, sensitivity = edge
+    return above, below, nearest, sensitivity
 
 
 def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
@@ -114,13 +114,13 @@ def test_entries_whose_squares_overflow_or_vanish(spectrum: str, scale: float, d
 def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The matrices that are from now on decomposed anew, because the Gram matrix could not tell their score."""
     calls: list[torch.Tensor] = []
-    exact = snr._exact_singular_values
+    exact = decomposition.exact_singular_values
 
     def spy(weight: torch.Tensor, exponent: torch.Tensor | None) -> torch.Tensor:
         calls.append(weight)
         return exact(weight, exponent)
 
-    monkeypatch.setattr(snr, "_exact_singular_values", spy)
+    monkeypatch.setattr(snr, "exact_singular_values", spy)
     return calls
 
 
@@ -143,9 +143,9 @@ def test_the_claimed_error_bounds_that_of_singular_values_from_a_gram_matrix(spe
     few = np.zeros(k)
     few[: 1 if spectrum == "rank one" else k // 2] = 1
     matrix = SPECTRA[spectrum](k, m) if spectrum in SPECTRA else of_spectrum(few, m)
-    gram = snr._gram(torch.from_numpy(matrix)[None], None)
+    gram = decomposition.gram_matrix(torch.from_numpy(matrix)[None], None)
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    bound = snr._gram_error(values, k + m)
+    bound = decomposition.gram_error(values, k + m)
     expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
     of_the_oracle = 8 * np.finfo(np.float64).eps * expected[-1]
     error = np.abs(values[0].numpy() - expected)
@@ -171,8 +171,8 @@ def test_either_way_to_the_singular_values_gives_the_score(
 def test_many_blocks_and_chunks_give_the_same_score(
     shape: tuple[int, int], block: int, chunk: int, certain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snr, "_CPU_TILE", (block, chunk))
-    monkeypatch.setattr(snr, "_MIN_FOLD", chunk)
+    monkeypatch.setattr(decomposition, "_CPU_TILE", (block, chunk))
+    monkeypatch.setattr(decomposition, "_MIN_FOLD", chunk)
     monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
     matrix = gaussian(*shape)
     assert score(matrix) == pytest.approx(oracle_snr(matrix), rel=1e-8)
@@ -323,7 +323,7 @@ def test_float64_entries_of_any_size_neither_overflow_nor_vanish(exponent: int, 
 
 def test_powers_of_two_are_exact(device: str) -> None:
     exponent = torch.arange(-1074, 1075, dtype=torch.int32)
-    first, second = (factor.cpu().numpy() for factor in snr._powers_of_two(exponent.to(device)))
+    first, second = (factor.cpu().numpy() for factor in decomposition.powers_of_two(exponent.to(device)))
     expected = np.ldexp(1.0, exponent.numpy() // 2), np.ldexp(1.0, exponent.numpy() - exponent.numpy() // 2)
     assert np.array_equal(first, expected[0])
     assert np.array_equal(second, expected[1])
@@ -375,8 +375,8 @@ def test_the_solver_gets_no_more_than_it_takes(
 ) -> None:
     batch = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(7)])).to(device)
     expected = snr.score(batch).snr.tolist()
-    monkeypatch.setattr(snr, "_MOST_ELEMENTS", elements)
-    monkeypatch.setattr(snr, "_MOST_MATRICES", matrices)
+    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", elements)
+    monkeypatch.setattr(decomposition, "_MOST_MATRICES", matrices)
     given = spy_on_solver(monkeypatch)
     assert snr.score(batch).snr.tolist() == pytest.approx(expected, rel=1e-12)
     assert [len(grams) for grams in given] == sizes
@@ -397,7 +397,7 @@ def test_values_that_do_not_sum_up_to_the_trace_are_not_believed(monkeypatch: py
 
 @pytest.mark.usefixtures("gpu")
 def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snr, "_MOST_ELEMENTS", 35)
+    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", 35)
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         score(gaussian(6, 9), "cuda")
 
@@ -444,21 +444,23 @@ def test_the_edge_of_any_spectrum_is_as_by_a_float64_svd(spectrum: str, k: int, 
     assert edge[0] + edge[1] == k or rank is not None
 
 
-def test_values_within_a_percent_of_the_edge_make_the_jump(device: str) -> None:
+def test_values_within_a_percent_of_the_edge_make_the_sensitivity(device: str) -> None:
     # Between quartiles of 1 and 5 the edge of a square matrix lies at 8 / 1.349, and what is added beyond 5 moves
     # neither. By hand: what the sums on either side are when a value half a percent off the edge changes sides.
     edge = 8 / 1.349
     for near in (edge * 0.995, edge * 1.005):
         values = np.array([9.0, near, 5, 4, 3, 2, 1, 1, 1])
-        above, below, gap, jump = edge_of(of_spectrum(values, 9), device)
+        above, below, nearest, sensitivity = edge_of(of_spectrum(values, 9), device)
         assert (above, below) == ((2, 7) if near > edge else (1, 8))
-        assert gap == pytest.approx(abs(near - edge) / max(near, edge), rel=1e-8)
+        assert nearest == pytest.approx(abs(near - edge) / max(near, edge), rel=1e-8)
         under, over = (9 + near) / 17 / 9, 9 / (17 + near) / 9
-        assert jump == pytest.approx((under - over) / under, rel=1e-10)
+        assert sensitivity == pytest.approx((under - over) / under, rel=1e-10)
     # Two percent off it, a value stays where it is.
-    above, below, gap, jump = edge_of(of_spectrum(np.array([9.0, edge * 0.98, 5, 4, 3, 2, 1, 1, 1]), 9), device)
-    assert (above, below, jump) == (1, 8, 0)
-    assert gap == pytest.approx(0.02, rel=1e-8)
+    above, below, nearest, sensitivity = edge_of(
+        of_spectrum(np.array([9.0, edge * 0.98, 5, 4, 3, 2, 1, 1, 1]), 9), device
+    )
+    assert (above, below, sensitivity) == (1, 8, 0)
+    assert nearest == pytest.approx(0.02, rel=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)

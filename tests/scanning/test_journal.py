@@ -486,7 +486,7 @@ def test_what_is_no_file_hangs_nothing_and_stays(kind: str, path: Path, monkeypa
     assert read(path, IDENTITY) == {}
     assert not is_outdated(path, None)
     journal = write(path, SCORES)
-    assert journal.problem == "what has its name is no file"
+    assert journal.problem == "it exists and is not a file"
     assert not path.is_file()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
