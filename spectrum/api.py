@@ -102,8 +102,9 @@ def select(
         if top_percent is not None:
             raise ValueError("give top_percent or top_params, not both")
         return selection.top_params(result, _typed(top_params), embeddings=embeddings)
-    chosen = selection.top_percent(result, _typed(50 if top_percent is None else top_percent), embeddings=embeddings)
-    if not any(kind.count for kind in chosen.types):
+    percent = selection.DEFAULT_PERCENT if top_percent is None else _typed(top_percent)
+    chosen = selection.top_percent(result, percent, embeddings=embeddings)
+    if not any(ranked.num_selected for ranked in chosen.types):
         _warn(f"{chosen.percent} percent of no layer type is a whole layer")
     return chosen
 

@@ -103,7 +103,7 @@ def _percent(part: int, whole: int) -> str:
 def _bars(kind: RankedType, place: Mapping[str, int], width: int) -> str:
     """A type's scores in model order as bars on a logarithmic scale; of many layers, the mean of some at a time."""
     selected = {layer.name for layer in kind.selected}
-    layers = sorted(kind.ranked, key=lambda layer: place[layer.name])
+    layers = sorted(kind.layers, key=lambda layer: place[layer.name])
     finite = [math.log(layer.snr) for layer in layers if 0 < layer.snr < math.inf]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     levels = [min(max(math.log(layer.snr), low), high) if layer.snr > 0 else low for layer in layers]

@@ -52,10 +52,10 @@ def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
     groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}
     types: dict[str, set[str]] = {}
     trained = {name for names in selection.layers().values() for name in names}
-    for kind in selection.types:
-        row = _EXPERT.sub(r"\1.*", kind.layer_type)
-        types.setdefault(row, set()).add(kind.layer_type)
-        for layer in kind.ranked:
+    for ranked in selection.types:
+        row = _EXPERT.sub(r"\1.*", ranked.layer_type)
+        types.setdefault(row, set()).add(ranked.layer_type)
+        for layer in ranked.layers:
             index = next((part for part in layer.name.split(".") if part.isdigit()), _OUTSIDE)
             groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in trained))
     # Numbers as text, shorter ones first, which is their order: a name may have more digits than int() takes.

@@ -109,7 +109,7 @@ def selected_json(selection: Selection) -> Export:
     """The selection for programs: each layer with its type, SNR (null for infinity) and parameters."""
     provenance, info = selection.result.provenance, selection.result.info
     known = info.parameters if info else {}
-    snr = {layer.name: layer for kind in selection.types for layer in kind.selected}
+    snr = {layer.name: layer for ranked in selection.types for layer in ranked.selected}
     content = {
         "model": selection.result.model,
         "model_class": info.model_class if info else None,
