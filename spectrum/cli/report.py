@@ -51,7 +51,8 @@ def plan(trained: Collection[str], info: ModelInfo, devices: int) -> str:
     elif owners:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(memory.sizes(trained, info), memory.sizes(info.parameters, info), devices)}"
+    sizes, everything = (memory.parameter_sizes(names, info) for names in (trained, info.parameters))
+    return f"{text}\n\n{_memory(sizes, everything, devices)}"
 
 
 def checked(found: CheckReport, title: str) -> str:
@@ -71,12 +72,15 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
-def _memory(trained: Sequence[memory.Size], everything: Sequence[memory.Size], devices: int) -> str:
+def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], devices: int) -> str:
     sharded = memory.SHARDINGS if devices > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {devices}" for sharding in sharded))
     sizes = {
         optimizer: [
-            tuple(memory.memory(sizes, everything, optimizer, sharding, devices) for sizes in (trained, everything))
+            tuple(
+                memory.bytes_per_device(sizes, everything, optimizer, sharding, devices)
+                for sizes in (trained, everything)
+            )
             for sharding in (memory.UNSHARDED, *sharded)
         ]
         for optimizer in memory.OPTIMIZERS
