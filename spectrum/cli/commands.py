@@ -111,11 +111,9 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
-    weight, index, values = uncached.singular_values(
-        _request(args), named[1], None if named[2] is None else int(named[2])
-    )
-    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
-    spectrum_histogram(values, weight.matrix, title, args.model_name, path)
+    index = None if named[2] is None else int(named[2])
+    spectrum = uncached.layer_spectrum(_request(args), named[1], index)
+    spectrum_histogram(spectrum, args.model_name, path)
     return Outcome(in_line(str(path)))
 
 

@@ -71,7 +71,7 @@ def check_list(read: EntryList, model: ModelInfo) -> CheckReport:
 
 
 def _owners(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
-    """For each entry that names a tied parameter, the one that trainers see in its place; None for all other entries."""
+    """For each entry that names a tied parameter, the one that trainers see in its place; None for all others."""
     tied = model.tied()
     matches = matching.matched(AXOLOTL, entries, list(tied))
     return {entry: next((tied[name] for name in tied if name in matches[entry]), None) for entry in entries}
