@@ -21,6 +21,6 @@ def _without_working_directory() -> None:
 
 _without_working_directory()
 
-from spectrum.cli import command  # noqa: E402
+from spectrum.cli.entry import command  # noqa: E402
 
 command()

@@ -12,20 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum import processes, progress, scans, selection, tables
-from spectrum.batching import parse_batch_size
+from spectrum.compute.batches import WeightBatch, parse_batch_size
 from spectrum.errors import SpectrumError
-from spectrum.freezing import Unfrozen, unfreeze
-from spectrum.layers import ScanResult, WeightBatch, match_types
-from spectrum.selection import Selection
+from spectrum.layer_types import match_types
+from spectrum.records import ScanResult
+from spectrum.scanning import distributed, uncached
+from spectrum.scanning.request import ScanCallbacks, ScanRequest, Scored, under_bar
+from spectrum.scanning.scan import obtain
+from spectrum.selection import selection
+from spectrum.selection.selection import Selection
+from spectrum.text import in_line
+from spectrum.trainers.unfreeze import Unfrozen, unfreeze
 
 if TYPE_CHECKING:
     import torch
 
-    from spectrum.checkpoint import Checkpoint
+    from spectrum.checkpoint.reader import Checkpoint
 
 __all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "scan", "select", "unfreeze"]
-
 _logger = logging.getLogger("spectrum")
 
 
@@ -56,16 +60,16 @@ def scan(
     size = parse_batch_size(str(batch_size))
     wanted = [layer_types] if isinstance(layer_types, str) else layer_types or None
     _tqdm()  # first, since what follows imports it too, and lets its advice through
-    attendant = scans.Attendant(
-        note=lambda message: _logger.info("%s", tables.in_line(message)),
+    attendant = ScanCallbacks(
+        note=lambda message: _logger.info("%s", in_line(message)),
         warn=_warn,
         ask=partial(_answers, size),
         progress=_with_bar if show_progress else _bare,
     )
-    with processes.alone():
+    with distributed.single_process():
         if not isinstance(model, str | Path):
-            return scans.of_model(model, wanted or ["all"], size, device, attendant)
-        request = scans.Request(
+            return uncached.of_model(model, wanted or ["all"], size, device, attendant)
+        request = ScanRequest(
             model=str(model).rstrip("/") or "/",
             results_dir=Path(results_dir),
             revision=revision,
@@ -76,7 +80,7 @@ def scan(
             rescan=rescan,
             also_written=(),
         )
-        obtained = scans.obtain(request, attendant)
+        obtained = obtain(request, attendant)
     result = obtained.result
     if obtained.wanted is None:
         return result
@@ -129,18 +133,18 @@ def _warn(message: str) -> None:
     frame, depth = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(tables.in_line(message), UserWarning, stacklevel=depth)  # where the caller's code is
+    warnings.warn(in_line(message), UserWarning, stacklevel=depth)  # where the caller's code is
 
 
-def _answers(batch_size: int | None, request: scans.Request, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
+def _answers(batch_size: int | None, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
     return batch_size, match_types(request.layer_types or ["all"], checkpoint.provenance.layer_types)
 
 
-def _bare(scored: scans.Scored, batches: Sequence[WeightBatch]) -> scans.Scored:
+def _bare(scored: Scored, batches: Sequence[WeightBatch]) -> Scored:
     return scored
 
 
-def _with_bar(scored: scans.Scored, batches: Sequence[WeightBatch]) -> scans.Scored:
+def _with_bar(scored: Scored, batches: Sequence[WeightBatch]) -> Scored:
     def bar(**arguments: Any) -> Any:
         try:
             return _tqdm()(**arguments)
@@ -149,7 +153,7 @@ def _with_bar(scored: scans.Scored, batches: Sequence[WeightBatch]) -> scans.Sco
 
             return tqdm(**arguments)
 
-    return progress.shown(scored, batches, bar)
+    return under_bar(scored, batches, bar)
 
 
 def _tqdm() -> Any:

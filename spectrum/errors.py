@@ -12,14 +12,14 @@ SpectrumError
 └── Cancelled           the user closed a dialog
 """
 
-from spectrum import tables
+from spectrum.text import in_line
 
 
 class SpectrumError(Exception):
     """The job cannot be done; the message says why in one line, whatever the names in it hold."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(tables.in_line(message))
+        super().__init__(in_line(message))
 
 
 class CheckpointError(SpectrumError):

@@ -10,15 +10,15 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from spectrum.errors import ResultsError
+
 _T = TypeVar("_T")
-
 _TRIES = 3  # more often than that, a directory does not disappear by chance
-
 _ABANDONED = 3600.0  # seconds: writing a file takes less
 
 # Each value takes some 60 bytes once it is parsed. A header of 200,000 tensors has 2 million.
@@ -135,3 +135,83 @@ def _check_regular(status: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
+
+
+# Of the 255 bytes that a file's name may have, what is left beside the rest of the longest name written.
+_LONGEST_SLUG = 180
+
+
+def slug(model: str) -> str:
+    """The model's name as it appears in file names: as given, `/` and `_` become `-`."""
+    return model.replace("/", "-").replace("_", "-")
+
+
+def check_name(model: str) -> None:
+    """Raises ResultsError for a model whose name cannot be part of a file's."""
+    if "\0" in model:
+        raise ResultsError(f"{model!r} cannot be part of a file's name")
+    if len(os.fsencode(slug(model))) > _LONGEST_SLUG:
+        raise ResultsError(f"the name {model[:40]}... is too long to name files by; give a shorter, relative path")
+
+
+def sorted_path(output_dir: Path, model: str) -> Path:
+    """Scores by layer type, descending."""
+    return output_dir / f"snr_results_{slug(model)}_sorted.json"
+
+
+def selection_path(output_dir: Path, model: str, form: str, percent: str, ending: str) -> Path:
+    """A selection in some form; Axolotl's is `unfrozenparameters`, `yaml`."""
+    return output_dir / f"snr_results_{slug(model)}_{form}_{percent}percent.{ending}"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file's content, or leave it as it was: written beside it, flushed to disk, then renamed.
+
+    Raises ResultsError where that fails.
+    """
+    temporary = beside(path)
+
+    def write() -> None:
+        check_place(path)
+        with os.fdopen(create(temporary), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    try:
+        in_directory(path.parent, write)
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # after the rename there is none; where it could not be made, neither
+            temporary.unlink()
+    sweep(path)
+
+
+def check_writable(paths: Iterable[Path]) -> None:
+    """Find out before a long scan whether files can be written after it. Creates nothing that stays.
+
+    Raises ResultsError where a file's directory, or the nearest one above it that exists, takes no file, and where
+    what has the file's name cannot be replaced.
+    """
+    for path in paths:
+        existing = path.parent
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        try:
+            me = owner(existing)
+        except OSError as error:
+            raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+        try:
+            check_place(path)
+            if os.path.lexists(path):
+                _check_replaceable(path.lstat(), existing.stat(), me)
+        except OSError as error:
+            raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_replaceable(file: os.stat_result, directory: os.stat_result, me: int) -> None:
+    # Such as /tmp: what is there can be replaced by its owner, the directory's, and root alone.
+    if directory.st_mode & stat.S_ISVTX and me not in (0, file.st_uid, directory.st_uid):
+        raise PermissionError(errno.EPERM, "it is another user's; take another --results-dir or --output-dir")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spectrum.cli import main
+from spectrum.cli.entry import main
 
 
 @dataclass(frozen=True)

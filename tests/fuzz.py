@@ -30,9 +30,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectrum.layers import MODULE_PATH
-from spectrum.results import journal_path, lock_path, scan_path, selection_path, sidecar_path
-from spectrum.unfrozen import render_axolotl
+from spectrum.files import selection_path
+from spectrum.layer_types import MODULE_PATH
+from spectrum.scanning.store import journal_path, lock_path, scan_path, sidecar_path
+from spectrum.selection.entries import render_axolotl
 from tests.command import Finished, run, tiny_llama
 
 SECONDS = 20  # for one input; what needs longer hangs
@@ -376,12 +377,12 @@ def cache(arena: Arena, data: st.DataObject) -> None:
 
 def journal(arena: Arena, data: st.DataObject) -> None:
     """What an interrupted scan left: no score that is neither the weight's own nor written there comes of it."""
-    from spectrum.checkpoint import open_checkpoint
-    from spectrum.scans import _identity
+    from spectrum.checkpoint.reader import open_checkpoint
+    from spectrum.scanning.job import identity_of
 
     clean = _scores(arena.scan, arena.sidecar)
     checkpoint = open_checkpoint(str(arena.model))
-    identity = json.dumps(_identity(checkpoint), separators=(",", ":"))
+    identity = json.dumps(identity_of(checkpoint), separators=(",", ":"))
     scores = [[w.parameter, 0, clean[w.name][0], clean[w.name][1:]] for w in checkpoint.weights]
     parameter_of = {w.name: w.parameter for w in checkpoint.weights}
     parts = data.draw(st.lists(st.lists(st.sampled_from(scores), max_size=4), max_size=4), "lines")

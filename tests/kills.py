@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 if TYPE_CHECKING:
-    from spectrum.layers import MatrixScore
+    from spectrum.records import MatrixScore
 
 # Nothing of spectrum is imported up here: the scans that are killed in time are to be killed in their imports, too.
 
@@ -98,14 +98,17 @@ def scan() -> None:
     tracer.due("imports")
     sys.argv[0] = "spectrum"
     trace(tracer)
-    from spectrum import cli
+    from spectrum.cli import entry
 
-    cli.command()
+    entry.command()
 
 
 def trace(tracer: Tracer) -> None:
     """Have a tracer told of all that changes a file, and of every read."""
-    from spectrum import checkpoint, journal, results
+    from spectrum.checkpoint import reader
+    from spectrum.cli import commands
+    from spectrum.files import write_atomically
+    from spectrum.scanning import journal, scan_json
 
     def around(owner: Any, name: str, before: Callable[..., str | None], after: Callable[..., str | None]) -> None:
         original = getattr(owner, name)
@@ -136,8 +139,6 @@ def trace(tracer: Tracer) -> None:
     def current() -> str:
         return written[-1] if written else "journal"
 
-    write_atomically = results.write_atomically
-
     def write(path: Path, text: str) -> None:
         kind = what(path)
         tracer.reached(f"{kind}: before writing")
@@ -161,9 +162,10 @@ def trace(tracer: Tracer) -> None:
     def no_event(*args: object) -> None:
         return None
 
-    mock.patch.object(results, "write_atomically", write).start()
+    for module in (scan_json, commands):
+        mock.patch.object(module, "write_atomically", write).start()
     mock.patch.object(journal.Journal, "_write", write_in_halves).start()
-    around(checkpoint.Checkpoint, "read", lambda *args: "read", no_event)
+    around(reader.Checkpoint, "read", lambda *args: "read", no_event)
     around(journal.Journal, "_open", no_event, lambda *args: "journal: opened")
     around(os, "fsync", lambda file: f"{current()}: before fsync", lambda file: f"{current()}: after fsync")
     around(
@@ -195,12 +197,12 @@ def forked(directory: Path, args: Sequence[str], at: str | None = None, *, trace
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
-            from spectrum import cli
+            from spectrum.cli import entry
 
             events = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
             if traced:
                 trace(Tracer(events, at))
-            status = cli.main(args)
+            status = entry.main(args)
             sys.stdout.flush()
             sys.stderr.flush()
         except BaseException:
@@ -330,8 +332,8 @@ class Left:
 
 def left_by_kill(directory: Path, scenario: Scenario) -> Left:
     """Everything under its final name is as it was before, or as it will be."""
-    from spectrum import results
     from spectrum.errors import ResultsError
+    from spectrum.scanning import scan_json
 
     found, problems, temporaries, kept = files(directory), [], 0, 0
     for name, content in found.items():
@@ -348,7 +350,7 @@ def left_by_kill(directory: Path, scenario: Scenario) -> Left:
         problems.append(f"{name} is gone")
     whole = False
     try:
-        cached = results.load(directory / CACHE, MODEL)
+        cached = scan_json.load(directory / CACHE, MODEL)
         whole = cached is not None and cached.whole
     except ResultsError as error:
         problems.append(f"the cache cannot be read: {error}")
@@ -377,7 +379,7 @@ def _in_journal(content: bytes, scenario: Scenario) -> tuple[int, list[str]]:
 
 def journaled(content: bytes) -> dict[tuple[str, int], MatrixScore]:
     """The scores in a journal, of whatever it is."""
-    from spectrum import journal
+    from spectrum.scanning import journal
 
     head = content.split(b"\n")[0]
     try:
@@ -513,7 +515,7 @@ def single_threaded() -> None:
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from spectrum import batching, checkpoint, devices, scanning  # noqa: F401
+    pass
 
     torch.set_num_threads(1)
     threads = Path("/proc/self/task")

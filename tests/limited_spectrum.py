@@ -13,7 +13,7 @@ from pathlib import Path
 import torch  # noqa: F401 - here and below: for the memory that it takes
 from transformers import LlamaForCausalLM  # noqa: F401 - which imports all that there is to a model
 
-from spectrum import cli
+from spectrum.cli import entry
 
 
 def _limit_process(size: int) -> None:
@@ -33,4 +33,4 @@ if __name__ == "__main__":
         _limit_group(_limit, _used, _size)
     else:
         _limit_process(_size)
-    cli.command()
+    entry.command()

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from spectrum import scanning
-from spectrum.batching import plan
-from spectrum.devices import batch_budget
-from spectrum.layers import LayerSnr, LayerWeight, MatrixScore, layer_scores
+from spectrum.compute import executor
+from spectrum.compute.batches import plan
+from spectrum.compute.devices import batch_budget
+from spectrum.records import LayerSnr, LayerWeight, MatrixScore
+from spectrum.scanning.assemble import layer_scores
 
 
 def scan(
     weights: Sequence[LayerWeight],
-    read: scanning.Reader,
+    read: executor.Reader,
     devices: Sequence[torch.device],
     batch_size: int | None = None,
     warn: Callable[[str], None] = lambda message: None,
@@ -23,7 +24,7 @@ def scan(
     scores: dict[tuple[str, int], MatrixScore] = {}
     left = list(weights)
     batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
-    for batch, values in scanning.score(batches, read, devices, warn):
+    for batch, values in executor.score(batches, read, devices, warn):
         scores |= zip([(weight.parameter, index) for weight, index in batch.members], values, strict=True)
         for weight in [w for w in left if all((w.parameter, i) in scores for i in range(w.count))]:
             left.remove(weight)

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from spectrum import checkpoint, cli, processes
+from spectrum.checkpoint import reader
+from spectrum.cli import entry
 from spectrum.errors import CheckpointError
+from spectrum.scanning import distributed
 
 if TYPE_CHECKING:
-    from spectrum.layers import LayerWeight
+    from spectrum.records import LayerWeight
 
 FAULT = "cannot read shard 7: Input/output error"
 
@@ -51,7 +53,7 @@ def await_journals(journals: Path, number: int, going: Callable[[], bool] = lamb
 
 def _record(directory: str | None, text: str) -> None:
     if directory:
-        with Path(directory, str(processes.rank())).open("a") as file:
+        with Path(directory, str(distributed.rank())).open("a") as file:
             file.write(f"{text}\n")
 
 
@@ -59,8 +61,8 @@ def _misbehave() -> None:
     if not (journals := os.environ.get("HOLD")):
         return
     faulty, _, how = os.environ.get("FAULT", "").partition(" ")
-    if faulty == str(processes.rank()):
-        await_journals(Path(journals), processes.count())
+    if faulty == str(distributed.rank()):
+        await_journals(Path(journals), distributed.count())
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise CheckpointError(FAULT)
@@ -68,9 +70,9 @@ def _misbehave() -> None:
 
 
 def _run() -> NoReturn:
-    read, leave, numbers = checkpoint.Checkpoint.read, os._exit, count()
+    read, leave, numbers = reader.Checkpoint.read, os._exit, count()
 
-    def recorded(self: checkpoint.Checkpoint, weight: LayerWeight, index: int) -> torch.Tensor:
+    def recorded(self: reader.Checkpoint, weight: LayerWeight, index: int) -> torch.Tensor:
         if next(numbers) >= _READ_BEFORE:
             _misbehave()
         _record(os.environ.get("READS"), f"{weight.parameter} {index}")
@@ -82,10 +84,10 @@ def _run() -> NoReturn:
 
     if os.environ.get("MPI"):
         torch.distributed.is_mpi_available = lambda: True
-    checkpoint.Checkpoint.read = recorded  # type: ignore[method-assign]
+    reader.Checkpoint.read = recorded  # type: ignore[method-assign]
     os._exit = ended
     try:
-        cli.command()
+        entry.command()
     except SystemExit as stop:
         _record(os.environ.get("ENDS"), str(stop.code))
         raise

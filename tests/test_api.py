@@ -27,9 +27,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import spectrum
-import spectrum.checkpoint
+import spectrum.checkpoint.reader
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError, SelectionError
-from spectrum.layers import ScanResult
+from spectrum.records import ScanResult
 from tests.architectures import built
 from tests.command import run
 from tests.conftest import ROOT, TINY_LLAMA, files_below
@@ -72,8 +72,8 @@ def refuse_reading(patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("weights are read")
 
-    patch.setattr(spectrum.checkpoint, "open_checkpoint", refuse)
-    patch.setattr(spectrum.checkpoint.Checkpoint, "read", refuse)
+    patch.setattr(spectrum.checkpoint.reader, "open_checkpoint", refuse)
+    patch.setattr(spectrum.checkpoint.reader.Checkpoint, "read", refuse)
 
 
 # On disk.
@@ -533,10 +533,10 @@ TRAINING = """
 import logging, os, pickle, sys
 import torch
 from torch import distributed
-import spectrum, spectrum.checkpoint
+import spectrum, spectrum.checkpoint.reader
 
 # Whoever reads first goes on once the other one waits for it, which it says on a pipe; so none finds the cache made.
-read, first = spectrum.checkpoint.Checkpoint.read, True
+read, first = spectrum.checkpoint.reader.Checkpoint.read, True
 
 def reading(*args):
     global first
@@ -551,7 +551,7 @@ class Waiting(logging.Handler):
         if "waiting for it" in record.getMessage():
             open("pipe", "w").close()
 
-spectrum.checkpoint.Checkpoint.read = reading
+spectrum.checkpoint.reader.Checkpoint.read = reading
 logger = logging.getLogger("spectrum")
 logger.addHandler(Waiting())
 logger.setLevel(logging.INFO)

@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 import transformers
 
-from spectrum.checkpoint import Checkpoint, open_checkpoint
+from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
-from spectrum.layers import LayerWeight, ScanResult, assemble
-from spectrum.selection import top_percent
+from spectrum.records import LayerWeight, ScanResult
+from spectrum.scanning.assemble import assemble
+from spectrum.selection.selection import top_percent
 from tests.architectures import ARCHITECTURES, built
 from tests.oracle import oracle_snr
 from tests.scanned import scan

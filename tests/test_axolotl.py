@@ -15,7 +15,7 @@ import torch
 import transformers
 import yaml
 
-from spectrum.cli import main
+from spectrum.cli.entry import main
 from tests.architectures import built
 from tests.axolotl import AXOLOTL, MS_SWIFT, Task, install, loaded, trainable
 

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from spectrum.errors import ResultsError
-from spectrum.results import check_name, scan_path, selection_path, sidecar_path, sorted_path, write_atomically
+from spectrum.files import check_name, selection_path, sorted_path, write_atomically
+from spectrum.scanning.store import scan_path, sidecar_path
 from tests.command import Finished, assert_refused, tiny_llama
 from tests.conftest import files_below
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.batching import batch_bytes, matrix_cost, plan
-from spectrum.layers import LayerWeight, WeightBatch
-from spectrum.workspace import call_bytes, gpu_columns
+from spectrum.compute.batches import WeightBatch, batch_bytes, matrix_cost, plan
+from spectrum.compute.workspace import call_bytes, gpu_columns
+from spectrum.records import LayerWeight
 
 BUDGET = 16 << 20
 MATRICES = [(2, 3), (3, 2), (1, 8), (512, 64), (700, 900), (1500, 2000)]

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectrum import checking, consumers, results, selection
-from spectrum.checking import Checked
-from spectrum.consumers import AXOLOTL, REGULAR_EXPRESSION, SUBSTRING
-from spectrum.layers import Parameter
-from spectrum.outline import Outline, outline
+from spectrum.checkpoint.reader import Outline, outline
+from spectrum.records import Parameter
+from spectrum.scanning import scan_json
+from spectrum.selection import selection
+from spectrum.trainers import lists, matching
+from spectrum.trainers.check import CheckReport, check_list
+from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, SUBSTRING
 from tests.architectures import built
 from tests.command import Finished, assert_refused, run
 from tests.conftest import TINY_LLAMA, files_below
@@ -59,13 +61,13 @@ def lines(*entries: str) -> str:
     return "unfrozen_parameters:\n" + "".join(f"- {entry}\n" for entry in entries)
 
 
-def check(directory: Path, text: str, model: Outline = MODEL) -> Checked:
+def check(directory: Path, text: str, model: Outline = MODEL) -> CheckReport:
     path = directory / "list.yaml"
     path.write_text(text)
-    return checking.check(consumers.read_list(path), model)
+    return check_list(lists.read_list(path), model)
 
 
-def problem(found: Checked, *words: str) -> None:
+def problem(found: CheckReport, *words: str) -> None:
     """There is one problem, which has these words."""
     assert len(found.problems) == 1, found.problems
     for word in words:
@@ -333,10 +335,10 @@ def test_settings_that_a_small_file_makes_endless_are_not_written_out(setting: s
     # Written out, it is 4 MB, a ninth of that for each part, and nine times as much with a further level.
     text = f"fsdp: [full_shard]\n{of_aliases(7)}{setting.replace('BOMB', '*a6')}\n{lines('model.norm')}"
     (tmp_path / "list.yaml").write_text(text)
-    read = consumers.read_list(tmp_path / "list.yaml")
+    read = lists.read_list(tmp_path / "list.yaml")
     tracemalloc.start()
     try:
-        found = checking.check(read, MODEL)
+        found = check_list(read, MODEL)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -374,10 +376,10 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("embeddings", [True, False])
 @pytest.mark.parametrize("percent", ["50", "100"])
 def test_our_own_lists_have_no_problems(scanned: Scanned, percent: str, embeddings: bool, tmp_path: Path) -> None:
-    scan = results.load_file(scanned.directory / f"model_snr_results/snr_results_{scanned.model}.json")
+    scan = scan_json.load_file(scanned.directory / f"model_snr_results/snr_results_{scanned.model}.json")
     chosen = selection.top_percent(scan, percent, embeddings=embeddings)
     model = scanned.names()
-    found = checking.check(consumers.read_list(chosen.to_yaml(tmp_path / "own.yaml")), model)
+    found = check_list(lists.read_list(chosen.to_yaml(tmp_path / "own.yaml")), model)
     assert found.problems == ()
     expected = {model.parameters[name].tied_to or name for name in chosen.trained()}
     assert found.trained[AXOLOTL] == found.trained[REGULAR_EXPRESSION] == expected
@@ -415,7 +417,7 @@ def checked(directory: Path, text: str, *args: str) -> Finished:
 def table(done: Finished) -> dict[str, tuple[int, int]]:
     """Of each rule: entries that match, parameters that train."""
     rows = [line.rsplit(maxsplit=2) for line in done.out.splitlines()]
-    return {row[0]: (int(row[1]), int(row[2])) for row in rows if row and row[0] in consumers.RULES}
+    return {row[0]: (int(row[1]), int(row[2])) for row in rows if row and row[0] in matching.RULES}
 
 
 def test_a_list_is_checked_without_weights(config_only: Path) -> None:

@@ -25,12 +25,12 @@ import yaml
 from safetensors.torch import load_file
 
 import spectrum
-import spectrum.checkpoint
-import spectrum.cli
-import spectrum.scans
-from spectrum import commands, prompts, results, snr
-from spectrum.cli import main
+from spectrum.checkpoint import reader
+from spectrum.cli import commands, dialogs
+from spectrum.cli.entry import main
+from spectrum.compute import snr
 from spectrum.errors import LayerTypeError
+from spectrum.files import slug
 from tests.command import Finished, run
 from tests.conftest import TINY_LLAMA, Spectrum, files_below
 from tests.oracle import oracle_edge, oracle_snr
@@ -129,7 +129,7 @@ def cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr(spectrum.checkpoint, "open_checkpoint", refuse)
+    monkeypatch.setattr(reader, "open_checkpoint", refuse)
 
 
 # Grammar.
@@ -358,8 +358,8 @@ def test_the_time_that_a_question_stands_is_no_scanning_time(fresh: Path, monkey
         nonlocal now
         now += 3600
 
-    monkeypatch.setattr(spectrum.scans, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(prompts, "ask_batch_size", ask_batch_size)
+    monkeypatch.setattr(scan, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(dialogs, "ask_batch_size", ask_batch_size)
     out = Tty()
     for name, stream in {"stdin": Tty(), "stdout": out, "stderr": Tty()}.items():
         monkeypatch.setattr(sys, name, stream)
@@ -401,7 +401,7 @@ def test_a_second_run_is_served_from_the_cache(percent: str, of_eight: int, scan
 @pytest.mark.parametrize("name", ["tiny_llama", "./tiny_llama"])  # the second can be no repository's id
 def test_the_cache_is_enough_without_the_model(name: str, scanned: Path) -> None:
     shutil.rmtree(scanned / "tiny_llama")
-    files = [scanned / file.replace("tiny-llama", results.slug(name)) for file in (SCAN, SIDECAR)]
+    files = [scanned / file.replace("tiny-llama", slug(name)) for file in (SCAN, SIDECAR)]
     for file, renamed in zip((SCAN, SIDECAR), files, strict=True):
         (scanned / file).rename(renamed)
     files[1].write_text(files[1].read_text().replace('"model": "tiny_llama"', f'"model": "{name}"'))
@@ -587,7 +587,7 @@ def test_no_traceback_reaches_a_user_who_did_not_ask_for_it(
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setattr(spectrum.checkpoint, "open_checkpoint", fail)
+    monkeypatch.setattr(reader, "open_checkpoint", fail)
     refused(run(fresh, "--model-name", "tiny_llama"), *words)
     with pytest.raises(type(failure)) as caught:
         run(fresh, "--model-name", "tiny_llama", debug=True)
@@ -695,7 +695,9 @@ def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch
     first = ("--model-name", "tiny_llama", "--layer-types", "mlp.down_proj")
     assert run(fresh, *first, "-q").status == 0
     train_one_layer(fresh / "tiny_llama")
-    monkeypatch.setattr("spectrum.scans._why_stale", lambda *_: None)  # as when weights change between the two looks
+    monkeypatch.setattr(
+        "spectrum.scanning.reuse._why_stale", lambda *_: None
+    )  # as when weights change between the two looks
     done = run(fresh, *first, "mlp.up_proj")
     assert "is of other weights than those found now; scanning all anew" in done.err
     assert len(content(fresh / SCAN)) == 16
@@ -785,7 +787,7 @@ TALKATIVE = """
 import logging, sys, warnings
 from huggingface_hub.utils import tqdm as bar_of_hub
 from tqdm import tqdm
-from spectrum import cli
+from spectrum.cli import entry
 
 def main():
     for bar in (tqdm, bar_of_hub):
@@ -798,8 +800,8 @@ def main():
     print("done")
     return 0
 
-cli.main = main
-cli.command()
+entry.main = main
+entry.command()
 """
 
 
@@ -809,8 +811,8 @@ def test_libraries_go_on_unheard(unheard: Program, tmp_path: Path) -> None:
 
 
 def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path: Path) -> None:
-    opening = "cli.main = lambda: print(os.open('file', os.O_CREAT | os.O_WRONLY)) or 0"
-    program = f"import os; from spectrum import cli; {opening}; cli.command()"
+    opening = "entry.main = lambda: print(os.open('file', os.O_CREAT | os.O_WRONLY)) or 0"
+    program = f"import os; from spectrum.cli import entry; {opening}; entry.command()"
     command = ["bash", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, program]
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 0
@@ -885,7 +887,7 @@ SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}
 
 
 def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(args: object, attendant: spectrum.scans.Attendant, columns: object) -> commands.Outcome:
+    def select(args: object, attendant: spectrum.scanning.request.ScanCallbacks, columns: object) -> commands.Outcome:
         attendant.note(f"a note on {SPOOF}")
         attendant.warn(f"of {SPOOF}")
         return commands.Outcome("", f"a problem with {SPOOF}")
@@ -905,7 +907,7 @@ def test_no_argument_makes_a_line_of_its_own(tmp_path: Path) -> None:
 
 BUSY = """
 import threading, torch
-from spectrum import cli
+from spectrum.cli import entry
 
 def main():
     matrix, busy = torch.ones(300, 300), threading.Event()
@@ -918,10 +920,10 @@ def main():
     threading.Thread(target=work, daemon=True).start()
     busy.wait()
     print("interrupted")
-    return cli.INTERRUPTED
+    return entry.INTERRUPTED
 
-cli.main = main
-cli.command()
+entry.main = main
+entry.command()
 """
 
 

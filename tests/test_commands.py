@@ -20,8 +20,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import spectrum.checkpoint
-from spectrum import formats, plots, results, selection
+import spectrum.checkpoint.reader
+from spectrum.cli import commands
+from spectrum.plots import heatmap
+from spectrum.scanning import scan_json
+from spectrum.selection import selection
+from spectrum.trainers import formats
 from tests.architectures import built
 from tests.command import Finished, assert_refused, run
 from tests.conftest import PUBLISHED, TINY_LLAMA, files_below
@@ -56,7 +60,7 @@ def cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr(spectrum.checkpoint, "open_checkpoint", refuse)
+    monkeypatch.setattr(spectrum.checkpoint.reader, "open_checkpoint", refuse)
 
 
 def done_well(directory: Path, *args: str | Path) -> Finished:
@@ -90,7 +94,7 @@ def test_every_format_is_tested() -> None:
 def test_each_format_has_a_file(name: str, embeddings: bool, scanned: Path) -> None:
     options = ["--format", name, "--top-percent", "25", *([] if embeddings else ["--no-embeddings"])]
     done = done_well(scanned, *options)
-    chosen = selection.top_percent(results.load_file(scanned / SCAN), "25", embeddings=embeddings)
+    chosen = selection.top_percent(scan_json.load_file(scanned / SCAN), "25", embeddings=embeddings)
     expected = formats.FORMATS[name][0](chosen)
     assert (scanned / NAMES[name]).read_text() == expected.text
     assert done.out.splitlines()[-1].split()[-1] == NAMES[name]
@@ -224,8 +228,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What is given to those who draw, who draw all the same."""
     pytest.importorskip("matplotlib")
     calls: list[tuple[Any, ...]] = []
-    for name in ("heatmap", "spectrum_histogram"):
-        monkeypatch.setattr(plots, name, partial(_recorded, getattr(plots, name), calls))
+    for module, name in ((heatmap, "heatmap"), (commands, "spectrum_histogram")):
+        monkeypatch.setattr(module, name, partial(_recorded, getattr(module, name), calls))
     return calls
 
 
@@ -501,7 +505,7 @@ def test_published_scans_are_compared(tmp_path: Path) -> None:
 def test_two_cached_scans_are_compared_without_torch(scanned: Path) -> None:
     changed(scanned, "model_snr_results/snr_results_other.json", {})
     code = (
-        "import sys; from spectrum.cli import main; "
+        "import sys; from spectrum.cli.entry import main; "
         "status = main(['--model-name', 'model', '--compare', 'other', '--top-params', '40', '--format', 'json']); "
         "sys.exit(status or ' '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
     )

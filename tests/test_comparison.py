@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum import comparison
-from spectrum.comparison import Comparison, compare, described, rank_correlation
 from spectrum.errors import SelectionError
-from spectrum.layers import LayerSnr, ScanResult
-from spectrum.selection import Selection, top_percent
+from spectrum.records import LayerSnr, ScanResult
+from spectrum.selection import comparison
+from spectrum.selection.comparison import Comparison, compare, described, rank_correlation
+from spectrum.selection.selection import Selection, top_percent
 
 
 def oracle(first: Sequence[float], second: Sequence[float]) -> float:

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 
 import pytest
 
-from spectrum import confidence, snr
-from spectrum.layers import Edge, LayerSnr, TypeSelection
+from spectrum.compute import snr
+from spectrum.records import BulkEdge, LayerSnr
+from spectrum.selection import margins
+from spectrum.selection.margins import RankedType
 
-SOUND = Edge(above=30, below=70, gap=1e-3, jump=0.02)
+SOUND = BulkEdge(above=30, below=70, gap=1e-3, jump=0.02)
 
 
-def layers(*scores: float, edge: Edge | None = SOUND, layer_type: str = "mlp.up_proj") -> list[LayerSnr]:
+def layers(*scores: float, edge: BulkEdge | None = SOUND, layer_type: str = "mlp.up_proj") -> list[LayerSnr]:
     return [LayerSnr(f"model.layers.{i}.{layer_type}", layer_type, score, None, edge) for i, score in enumerate(scores)]
 
 
-def kind(ranked: Sequence[LayerSnr], count: int) -> TypeSelection:
-    return TypeSelection(ranked[0].layer_type if ranked else "none", tuple(ranked), count)
+def kind(ranked: Sequence[LayerSnr], count: int) -> RankedType:
+    return RankedType(ranked[0].layer_type if ranked else "none", tuple(ranked), count)
 
 
 def test_scores_are_as_accurate_as_they_are_taken_to_be() -> None:
     # Apart, for that module imports torch and this one may not.
-    assert confidence.ACCURACY == snr.ACCURACY
+    assert margins.ACCURACY == snr.ACCURACY
 
 
 @pytest.mark.parametrize(
@@ -61,49 +63,49 @@ def test_the_margin_is_how_far_the_first_left_out_is_below_the_last_selected(
     scores: list[float], count: int, margin: float | None, cut: str
 ) -> None:
     chosen = kind(layers(*scores), count)
-    found = confidence.margin(chosen)
+    found = margins.margin(chosen)
     assert found == (None if margin is None else pytest.approx(margin, rel=1e-7))
-    assert confidence.cut(chosen) == cut
+    assert margins.cut(chosen) == cut
 
 
 def test_a_sound_selection_has_no_notes() -> None:
-    assert confidence.notes([kind(layers(4, 3, 2, 1), 2), kind(layers(4), 0), kind([], 0)]) == []
+    assert margins.notes([kind(layers(4, 3, 2, 1), 2), kind(layers(4), 0), kind([], 0)]) == []
     # Scans of other tools do not say what lies at the edge.
-    assert confidence.notes([kind(layers(4, 3, 2, 1, edge=None), 2)]) == []
+    assert margins.notes([kind(layers(4, 3, 2, 1, edge=None), 2)]) == []
 
 
 def test_norms_are_selected_in_model_order() -> None:
     # As a layer has them: one singular value, over an edge of 0.
-    ones = layers(1, 1, edge=Edge(1, 0, 1.0, 0.0), layer_type="input_layernorm")
-    (note,) = confidence.notes([kind(ones, 1), kind(layers(2, 1), 1)])
+    ones = layers(1, 1, edge=BulkEdge(1, 0, 1.0, 0.0), layer_type="input_layernorm")
+    (note,) = margins.notes([kind(ones, 1), kind(layers(2, 1), 1)])
     assert note.startswith("input_layernorm: all score the same")
     # All or none of them are no matter of order.
-    assert confidence.notes([kind(ones, 0)]) == confidence.notes([kind(ones, 2)]) == []
+    assert margins.notes([kind(ones, 0)]) == margins.notes([kind(ones, 2)]) == []
 
 
 def test_ties_at_the_cut_are_counted() -> None:
-    (note,) = confidence.notes([kind(layers(5, 3, 3, 3, 1), 2), kind(layers(5, 3, 3, 1), 1)])
+    (note,) = margins.notes([kind(layers(5, 3, 3, 3, 1), 2), kind(layers(5, 3, 3, 1), 1)])
     assert note.startswith("mlp.up_proj (3): ")
-    assert confidence.notes([kind(layers(5, 3, 3, 1), 3)]) == []
+    assert margins.notes([kind(layers(5, 3, 3, 1), 3)]) == []
 
 
 def test_a_layer_without_signal_is_named() -> None:
     stack = LayerSnr("model.layers.7.experts", "experts", 2.0, (2.0, 0.0, 3.0), SOUND)
-    (note,) = confidence.notes([kind(layers(4, 3, 0, 0), 1), kind([stack], 0)])
+    (note,) = margins.notes([kind(layers(4, 3, 0, 0), 1), kind([stack], 0)])
     names = "model.layers.2.mlp.up_proj, model.layers.3.mlp.up_proj, 1 of 3 in model.layers.7.experts"
     assert note.startswith(f"{names}: no signal")
 
 
 def test_a_layer_without_noise_is_named() -> None:
-    gate = layers(3, edge=Edge(above=8, below=0, gap=0.1, jump=0.0))
-    (note,) = confidence.notes([kind(gate, 0)])
+    gate = layers(3, edge=BulkEdge(above=8, below=0, gap=0.1, jump=0.0))
+    (note,) = margins.notes([kind(gate, 0)])
     assert note.startswith("model.layers.0.mlp.up_proj: no noise")
-    assert confidence.notes([kind(layers(3, edge=Edge(8, 1, 0.1, 0.0)), 0)]) == []
+    assert margins.notes([kind(layers(3, edge=BulkEdge(8, 1, 0.1, 0.0)), 0)]) == []
 
 
 def test_a_layer_whose_values_crowd_the_edge_is_named() -> None:
     def of(jump: float) -> list[str]:
-        return confidence.notes([kind(layers(3, edge=SOUND._replace(jump=jump)), 0)])
+        return margins.notes([kind(layers(3, edge=SOUND._replace(jump=jump)), 0)])
 
     (note,) = of(0.26)
     assert note.startswith("model.layers.0.mlp.up_proj: singular values crowd the bulk edge")
@@ -112,7 +114,7 @@ def test_a_layer_whose_values_crowd_the_edge_is_named() -> None:
 
 
 def test_of_many_layers_the_first_are_named() -> None:
-    (note,) = confidence.notes([kind(layers(*[0.0] * 126), 0)])
+    (note,) = margins.notes([kind(layers(*[0.0] * 126), 0)])
     assert note.count("model.layers.") == 3
     assert " and 123 more: " in note
 
@@ -121,7 +123,7 @@ def test_each_kind_of_thing_has_a_line() -> None:
     crowded = SOUND._replace(jump=0.5)
     types = [kind(layers(1, 1), 1), kind(layers(3, 2, 2, 0, edge=crowded), 2)]
     starts = ["mlp.up_proj: all", "mlp.up_proj (2): ", "model.layers.3.mlp.up_proj: no signal", "model.layers.0"]
-    notes = confidence.notes(types)
+    notes = margins.notes(types)
     assert len(notes) == len(starts)
     for note, start in zip(notes, starts, strict=True):
         assert note.startswith(start)
@@ -134,7 +136,7 @@ def test_each_kind_of_thing_has_a_line() -> None:
     ("distance", "warned"), [(1e-9, True), (1.9e-8, True), (2.1e-8, False), (1e-6, False), (0.0, False)]
 )
 def test_a_cut_that_is_narrower_than_scores_are_accurate_is_warned_of(distance: float, warned: bool) -> None:
-    found = list(confidence.warnings([kind(layers(2.0, 1.0, 1 - distance, 0.5), 2)]))
+    found = list(margins.warnings([kind(layers(2.0, 1.0, 1 - distance, 0.5), 2)]))
     assert len(found) == warned
     for warning in found:
         assert "model.layers.1.mlp.up_proj is selected and model.layers.2.mlp.up_proj is not" in warning
@@ -145,9 +147,9 @@ def test_a_cut_that_is_narrower_than_scores_are_accurate_is_warned_of(distance: 
 def test_a_singular_value_on_the_edge_is_warned_of_at_the_cut_alone(gap: float, warned: bool, place: int) -> None:
     ranked = layers(4, 3, 2, 1)
     ranked[place] = layers(*[4 - i for i in range(4)], edge=SOUND._replace(gap=gap))[place]
-    found = list(confidence.warnings([kind(ranked, 2)]))
+    found = list(margins.warnings([kind(ranked, 2)]))
     assert len(found) == (warned and place in (1, 2))
     for warning in found:
         assert warning.startswith(f"model.layers.{place}.mlp.up_proj, at the cut of its type")
     # Where there is no cut, nothing hangs on it.
-    assert list(confidence.warnings([kind(ranked, 0), kind(ranked, 4)])) == []
+    assert list(margins.warnings([kind(ranked, 0), kind(ranked, 4)])) == []

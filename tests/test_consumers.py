@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from spectrum import consumers
-from spectrum.consumers import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING, read_list
 from spectrum.errors import SelectionError
+from spectrum.trainers import matching
+from spectrum.trainers.lists import read_list
+from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-def matching(entry: str, name: str) -> set[str]:
+def matched_by(entry: str, name: str) -> set[str]:
     return {rule for rule, of in RULES.items() if of(entry)(name)}
 
 
@@ -72,7 +73,7 @@ PATTERNS = {AXOLOTL, REGULAR_EXPRESSION}
     ],
 )
 def test_each_rule_matches_as_its_reader_does(entry: str, name: str, expected: set[str]) -> None:
-    assert matching(entry, name) == expected
+    assert matched_by(entry, name) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_each_rule_matches_as_its_reader_does(entry: str, name: str, expected: s
     ],
 )
 def test_a_range_of_rows_ends_an_entry(entry: str, expected: str) -> None:
-    assert consumers.without_rows(entry) == expected
+    assert matching.without_rows(entry) == expected
 
 
 def write(directory: Path, content: str | bytes) -> Path:

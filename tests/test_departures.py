@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from spectrum.cli import main
+from spectrum.cli.entry import main
 from tests.conftest import TINY_LLAMA, files_below
 from tests.oracle import oracle_snr
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spectrum import memory
-from spectrum.devices import (
+from spectrum.compute import main_memory
+from spectrum.compute.devices import (
     NO_DECOMPOSITION,
     NO_MEMORY,
     all_cores,
@@ -129,7 +129,7 @@ def test_a_device_is_known_by_a_name_that_no_other_has(monkeypatch: pytest.Monke
 
 
 def test_the_budget_is_half_of_the_memory_that_the_process_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(main_memory, "available", lambda: 1000)
     assert [memory_budget(CPU, processes) for processes in (1, 3)] == [500, 166]
 
 

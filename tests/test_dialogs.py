@@ -14,7 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from spectrum.batching import parse_batch_size
+from spectrum.compute.batches import parse_batch_size
 from tests.conftest import TINY_LLAMA, files_below
 
 BATCH_SIZE, LAYER_TYPES = "Batch size", "Layer types"
@@ -25,8 +25,8 @@ ENTER, TAB, SPACE, DOWN, ESC, CTRL_C, CLEAR = "\r", "\t", " ", "\x1b[B", "\x1b",
 # A request is a line of JSON: working directory, arguments, and a file to redirect stdout to.
 DRIVER = """
 import contextlib, json, os, sys
-from spectrum import snr
-from spectrum.cli import main
+from spectrum.compute import snr
+from spectrum.cli.entry import main
 
 batches, score = [], snr.score
 snr.score = lambda batch: batches.append(len(batch)) or score(batch)

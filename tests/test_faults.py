@@ -21,7 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spectrum import files, journal, results, snr
+from spectrum import files
+from spectrum.compute import snr
+from spectrum.scanning import journal
 from tests import command
 from tests.command import Finished
 from tests.conftest import TINY_LLAMA
@@ -187,7 +189,6 @@ def faulty(fault: Fault) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "create", created)
-        patch.setattr(results, "create", created)
         patch.setattr(os, "fdopen", opened)
         patch.setattr(journal, "FileIO", lambda *args: File(FileIO(*args), fault))
         patch.setattr(Path, "replace", replaced)

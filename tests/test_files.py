@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from spectrum.errors import ResultsError
-from spectrum.files import beside, in_directory
-from spectrum.journal import Journal, read
-from spectrum.results import write_atomically
+from spectrum.files import beside, in_directory, write_atomically
+from spectrum.scanning.journal import Journal, read
 from tests.test_journal import IDENTITY, SCORES
 
 

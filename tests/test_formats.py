@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 import spectrum
-from spectrum import formats
 from spectrum.errors import SelectionError
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult
-from spectrum.selection import Selection, top_percent
+from spectrum.records import LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.selection.selection import Selection, top_percent
+from spectrum.trainers import formats
 from tests.architectures import built
 from tests.test_axolotl import longformer, with_signal
 

@@ -19,8 +19,8 @@ from transformers.utils.peft_utils import check_peft_version
 
 import spectrum
 from spectrum.errors import SelectionError
-from spectrum.layers import ScanResult
-from spectrum.selection import Selection
+from spectrum.records import ScanResult
+from spectrum.selection.selection import Selection
 from tests.architectures import built, llama_like
 from tests.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
 

@@ -23,8 +23,8 @@ import torch
 import transformers
 import yaml
 
-from spectrum.cli import main
-from spectrum.results import scan_path, sidecar_path
+from spectrum.cli.entry import main
+from spectrum.scanning.store import scan_path, sidecar_path
 from tests.command import Finished, tiny_llama
 from tests.conftest import ROOT, files_below
 from tests.fuzz import YAML_TRAPS, assert_decent, assert_printable
@@ -224,8 +224,8 @@ def serve() -> None:
     """Run what each line of stdin says; answer with status and memory. Forks before any thread is there."""
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import spectrum.checkpoint
-    import spectrum.scanning  # noqa: F401
+    import spectrum.checkpoint.reader
+    import spectrum.compute.executor  # noqa: F401
 
     for line in sys.stdin:
         directory, args = json.loads(line)

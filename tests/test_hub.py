@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from spectrum import hub
+from spectrum.checkpoint import hub
 from spectrum.errors import CheckpointError
 from tests.conftest import TINY_LLAMA, assert_refused, files_below
 from tests.hub_server import TOKEN, HubServer, Repo, Revision, closed_endpoint
@@ -30,7 +30,7 @@ SHARDS = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
 # for each combination, which runs commands as they come on stdin, so that torch is imported once and not every time.
 COMMANDS = """
 import contextlib, io, json, os, signal, sys
-from spectrum.cli import main
+from spectrum.cli.entry import main
 answers = sys.stdout
 for line in sys.stdin:
     argv, directory, environment = json.loads(line)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from graphlib import TopologicalSorter
@@ -17,69 +18,35 @@ from typing import Any
 
 import pytest
 
-from spectrum import results, shards
-from spectrum.layers import LayerSnr, Provenance, ScanResult
+from spectrum.checkpoint.disk import fingerprint
+from spectrum.records import LayerSnr, Provenance, ScanResult
+from spectrum.scanning import scan_json, store
 from tests.conftest import ROOT, TINY_LLAMA
 from tests.test_layers import PROVENANCE
 
-# Towards the centre only. `spectrum` is the package itself, the interface for those who import it.
+# Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
+FOUNDATION = {"records", "layer_types", "files", "text", "errors", "version"}
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
-    "tables": set(),
-    "errors": {"tables"},
-    "layers": {"errors", "tables"},
-    "workspace": set(),
-    "snr": {"workspace", "torch"},
-    "batching": {"layers", "workspace"},
-    "training": {"layers"},
-    "confidence": {"layers", "tables"},
-    "unfrozen": {"layers", "yaml"},
-    "files": set(),
-    "patterns": set(),
-    "memory": set(),
-    "pickles": set(),
-    "zips": {"pickles"},
-    "archives": {"pickles", "zips"},
-    "results": {"errors", "layers", "files"},
-    "selection": {"errors", "layers", "tables", "confidence", "results", "training", "unfrozen"},
-    "comparison": {"errors", "tables", "selection"},
-    "formats": {"errors", "layers", "tables", "selection", "unfrozen", "yaml"},
-    "plots": {"errors", "results", "selection", "matplotlib", "numpy"},
-    "consumers": {"errors", "files", "patterns", "yaml"},
-    "freezing": {"errors", "tables", "consumers", "selection", "unfrozen", "torch"},
-    "prompts": {"errors", "batching", "prompt_toolkit"},
-    "shards": {"errors", "files", "archives", "torch"},
-    "hub": {"errors", "files", "shards", "huggingface_hub"},
-    "skeleton": {"errors", "files", "layers", "shards", "huggingface_hub", "torch", "transformers"},
-    "outline": {"layers", "hub", "skeleton"},
-    "checking": {"layers", "tables", "consumers", "outline"},
-    "report": {"layers", "tables", "checking", "selection", "training"},
-    "quantization": {"errors", "shards", "skeleton", "transformers"},
-    "mapping": {"errors", "layers", "shards", "skeleton", "torch", "transformers"},
-    "loading": {"errors", "layers", "shards", "skeleton", "torch"},
-    "checkpoint": {
-        *("version", "errors", "layers", "shards", "hub", "skeleton", "quantization", "mapping", "loading", "torch"),
+    "text": set(),
+    "errors": {"text"},
+    "layer_types": {"errors"},
+    "records": {"text"},
+    "files": {"errors"},
+    "checkpoint.disk": {*FOUNDATION, "torch"},
+    "checkpoint": {*FOUNDATION, "checkpoint.disk", "huggingface_hub", "torch", "transformers"},
+    "compute": {*FOUNDATION, "torch"},
+    "selection": {*FOUNDATION, "yaml"},
+    "scanning": {
+        *FOUNDATION,
+        *("checkpoint", "checkpoint.disk", "compute", "accelerate", "filelock", "numpy", "torch", "tqdm"),
     },
-    "devices": {"errors", "memory", "torch"},
-    "scanning": {"errors", "layers", "batching", "devices", "snr", "torch"},
-    "journal": {"layers", "files"},
-    "processes": {"errors", "accelerate", "torch"},
-    "scans": {
-        *("errors", "layers", "tables", "results", "journal", "processes", "batching", "shards", "hub", "checkpoint"),
-        *("devices", "scanning", "snr", "accelerate", "filelock", "numpy", "torch"),
-    },
-    "progress": {"layers", "batching", "scans"},
-    "api": {
-        *("errors", "layers", "batching", "checkpoint", "processes", "scans", "progress", "selection", "freezing"),
-        *("tables", "torch", "tqdm"),
-    },
-    "commands": {
-        *("errors", "layers", "tables", "results", "selection", "confidence", "formats", "comparison", "consumers"),
-        *("outline", "checking", "report", "plots", "scans"),
-    },
+    "trainers": {*FOUNDATION, "selection", "torch", "yaml"},
+    "plots": {*FOUNDATION, "selection", "matplotlib", "numpy"},
+    "api": {*FOUNDATION, "checkpoint", "compute", "scanning", "selection", "trainers", "torch", "tqdm"},
     "cli": {
-        *("version", "errors", "layers", "batching", "checkpoint", "prompts", "selection", "formats", "tables"),
-        *("processes", "scans", "progress", "commands", "tqdm"),
+        *FOUNDATION,
+        *("checkpoint", "compute", "scanning", "selection", "trainers", "plots", "prompt_toolkit", "tqdm"),
     },
     "spectrum": {"version", "api"},
     "__main__": {"cli"},
@@ -87,8 +54,22 @@ ALLOWED: dict[str, set[str]] = {
 
 
 def modules() -> dict[str, ast.Module]:
-    trees = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "spectrum").glob("*.py")}
-    return {("spectrum" if name == "__init__" else name): tree for name, tree in trees.items()}
+    """All modules by their dotted names within the package, which itself is `spectrum`."""
+    found = {}
+    for path in (ROOT / "spectrum").rglob("*.py"):
+        parts = path.relative_to(ROOT / "spectrum").with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__") or "spectrum"
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+def is_folder(name: str) -> bool:
+    return (ROOT / "spectrum" / name.replace(".", "/")).is_dir()
+
+
+def place(name: str) -> str:
+    """The folder that a module is in; a module at the top is a place of its own."""
+    return name if is_folder(name) or "." not in name else name.rpartition(".")[0]
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -102,27 +83,48 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def arrows(tree: ast.Module) -> set[str]:
-    """Imported modules of the package by their own names, others by their top-level package; no standard library."""
+    """Imported modules of the package by their dotted names, others by their top-level package; no standard library."""
     found = set()
     for name in imported(tree):
         top, _, rest = name.partition(".")
         if top == "spectrum":
-            module = rest.partition(".")[0]
-            found.add(module if (ROOT / "spectrum" / f"{module}.py").is_file() else "spectrum")
+            while rest and not (is_folder(rest) or (ROOT / "spectrum" / f"{rest.replace('.', '/')}.py").is_file()):
+                rest = rest.rpartition(".")[0]  # a name within the module
+            found.add(rest or "spectrum")
         elif top not in sys.stdlib_module_names:
             found.add(top)
     return found
 
 
-def test_every_module_imports_only_what_the_diagram_allows() -> None:
-    drawn = {name: arrows(tree) for name, tree in modules().items()}
+def test_every_folder_imports_only_what_the_diagram_allows() -> None:
+    drawn: dict[str, set[str]] = {}
+    for name, tree in modules().items():
+        drawn.setdefault(place(name), set()).update(map(place, arrows(tree)))
     assert drawn.keys() == ALLOWED.keys()
-    assert {name: extra for name in drawn if (extra := drawn[name] - ALLOWED[name])} == {}
+    assert {name: extra for name in drawn if (extra := drawn[name] - ALLOWED[name] - {name})} == {}
 
 
 def test_the_diagram_has_no_cycle() -> None:
     # Raises CycleError, which names the cycle.
+    TopologicalSorter(ALLOWED).prepare()
+
+
+def test_no_modules_import_each_other() -> None:
     TopologicalSorter({name: arrows(tree) for name, tree in modules().items()}).prepare()
+
+
+def test_a_folder_says_what_it_is_for_and_nothing_else() -> None:
+    for name, tree in modules().items():
+        if is_folder(name) and name != "spectrum":
+            assert ast.get_docstring(tree), name
+            assert len(tree.body) == 1, name
+
+
+def test_no_module_is_long_and_no_folder_full() -> None:
+    sizes = {path: len(path.read_text().splitlines()) for path in (ROOT / "spectrum").rglob("*.py")}
+    assert {path.name: size for path, size in sizes.items() if size > 300} == {}
+    counts = Counter(path.parent.name for path in sizes if path.name != "__init__.py")
+    assert {folder: count for folder, count in counts.items() if count > 10} == {}
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
@@ -130,7 +132,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
     declared = {normalized(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
-    packages = {name for tree in modules().values() for name in arrows(tree)} - ALLOWED.keys()
+    packages = {name for tree in modules().values() for name in arrows(tree)} - modules().keys()
     distributions = packages_distributions()  # under Python 3.10 not of all, but of those whose names differ
     undeclared = {name for name in packages if declared.isdisjoint(map(normalized, distributions.get(name, [name])))}
     assert undeclared == set()
@@ -147,12 +149,12 @@ def test_only_the_command_line_prints() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing == {"cli"}
+    assert printing == {"cli.terminal"}
 
 
 PROBE = """
 import sys
-from spectrum.cli import main
+from spectrum.cli.entry import main
 try:
     status = main(sys.argv[1:])
 except SystemExit as stop:
@@ -164,7 +166,7 @@ print(status, *sorted({"torch", "transformers"} & sys.modules.keys()), file=sys.
 def cached(directory: Path, model: str, made: Provenance | None) -> list[str]:
     """A scan in the cache, and the arguments of a run that is served from it."""
     layers = tuple(LayerSnr(f"h.{i}.mlp", "mlp", float(i)) for i in range(4))
-    results.save(directory, ScanResult(model, layers, (), ("mlp",), made))
+    scan_json.save(directory, ScanResult(model, layers, (), ("mlp",), made))
     return ["--model-name", model, "--results-dir", str(directory), "--output-dir", str(directory / "out")]
 
 
@@ -184,7 +186,7 @@ def test_neither_torch_nor_transformers_is_imported_where_nothing_is_scanned(
     tmp_path: Path, case: str, status: int
 ) -> None:
     if case == "cache of a directory":
-        made = replace(PROVENANCE, commit=None, fingerprint=shards.fingerprint(TINY_LLAMA))
+        made = replace(PROVENANCE, commit=None, fingerprint=fingerprint.fingerprint(TINY_LLAMA))
         arguments = cached(tmp_path, str(TINY_LLAMA), made)
     elif case in ("help", "version"):
         arguments = [f"--{case}"]
@@ -193,7 +195,7 @@ def test_neither_torch_nor_transformers_is_imported_where_nothing_is_scanned(
     else:
         arguments = cached(tmp_path, "org/m", PROVENANCE if case == "cache of a repository" else None)
         if case == "damaged cache":
-            results.scan_path(tmp_path, "org/m").write_text("")
+            store.scan_path(tmp_path, "org/m").write_text("")
 
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_OFFLINE": "1"}
     probe = [sys.executable, "-c", PROBE, *arguments]

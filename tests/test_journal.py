@@ -19,25 +19,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum.journal import Journal, Matrix, is_outdated, read
-from spectrum.layers import Edge, MatrixScore
+from spectrum.records import BulkEdge, MatrixScore
+from spectrum.scanning.journal import Journal, Matrix, is_outdated, read
 
 IDENTITY: dict[str, Any] = {"weights": "0f3a", "class": "LlamaForCausalLM", "score": 1, "versions": {"torch": "2.13.0"}}
 HEAD = json.dumps(IDENTITY, separators=(",", ":")).encode() + b"\n"
 
 Score = tuple[Matrix, MatrixScore]
 
-EDGE = Edge(3, 60, 0.25, 0.5)
+EDGE = BulkEdge(3, 60, 0.25, 0.5)
 
 
-def score(name: str, index: int, snr: float, edge: Edge = EDGE) -> Score:
+def score(name: str, index: int, snr: float, edge: BulkEdge = EDGE) -> Score:
     return (name, index), MatrixScore(snr, edge)
 
 
 SCORES = [
-    score("model.layers.0.mlp.up_proj.weight", 0, 2.946, Edge(5, 59, 0.0125, 0.1)),
-    score("lm_head.weight", 0, 0.1106, Edge(0, 8, 1 / 7, 0.0)),
-    score("experts", 17, 1 / 3, Edge(64, 0, 1e-9, 1.0)),
+    score("model.layers.0.mlp.up_proj.weight", 0, 2.946, BulkEdge(5, 59, 0.0125, 0.1)),
+    score("lm_head.weight", 0, 0.1106, BulkEdge(0, 8, 1 / 7, 0.0)),
+    score("experts", 17, 1 / 3, BulkEdge(64, 0, 1e-9, 1.0)),
 ]
 
 
@@ -87,7 +87,7 @@ def test_a_journal_that_is_gone_on_with_keeps_what_it_had(path: Path) -> None:
 
 
 def test_the_last_of_two_scores_counts(path: Path) -> None:
-    last = score("w", 0, 2.0, Edge(1, 2, 0.5, 0.25))
+    last = score("w", 0, 2.0, BulkEdge(1, 2, 0.5, 0.25))
     write(path, [score("w", 0, 1.0)], [last, score("w", 1, 3.0)])
     assert read(path, IDENTITY) == dict([last, score("w", 1, 3.0)])
 
@@ -305,7 +305,7 @@ def test_bytes_written_over_a_journal_raise_nothing_and_leave_what_was_before_th
     [0.0, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1 + 0.2, math.inf, -math.inf, math.nan],
 )
 def test_extreme_scores_come_back_as_they_were(number: float, path: Path) -> None:
-    write(path, [score("w", 0, number, Edge(0, 1 << 62, number, number))])
+    write(path, [score("w", 0, number, BulkEdge(0, 1 << 62, number, number))])
     snr, edge = read(path, IDENTITY)["w", 0]
     assert struct.pack("3d", snr, edge.gap, edge.jump) == struct.pack("3d", number, number, number)
     assert edge[:2] == (0, 1 << 62)
@@ -317,7 +317,7 @@ counts = st.integers(0, 1 << 40)
 @given(
     st.dictionaries(
         st.tuples(st.text(st.characters(exclude_categories=["Cs"])), counts),
-        st.builds(MatrixScore, st.floats(), st.builds(Edge, counts, counts, st.floats(), st.floats())),
+        st.builds(MatrixScore, st.floats(), st.builds(BulkEdge, counts, counts, st.floats(), st.floats())),
         min_size=1,
     )
 )
@@ -352,7 +352,7 @@ class FullDisk:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 return super().write(data[:taken])
 
-        monkeypatch.setattr("spectrum.journal.FileIO", File)
+        monkeypatch.setattr("spectrum.scanning.journal.FileIO", File)
 
 
 LINE = line(written_as("w", 0, 1.0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrum.cli import main
+from spectrum.cli.entry import main
 from tests.conftest import ROOT, TINY_LLAMA
 from tests.kills import COMMAND, JOURNAL, MODEL, files, journaled, started
 

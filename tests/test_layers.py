@@ -8,21 +8,9 @@ from math import inf, nan
 import pytest
 
 from spectrum.errors import LayerTypeError
-from spectrum.layers import (
-    Edge,
-    LayerSnr,
-    LayerWeight,
-    MatrixScore,
-    Parameter,
-    Provenance,
-    ScanResult,
-    assemble,
-    display_order,
-    layer_scores,
-    layer_types,
-    match_types,
-    merge,
-)
+from spectrum.layer_types import display_order, layer_types, match_types
+from spectrum.records import BulkEdge, LayerSnr, LayerWeight, MatrixScore, Parameter, Provenance, ScanResult
+from spectrum.scanning.assemble import assemble, layer_scores, merge
 
 PROVENANCE = Provenance(
     revision=None,
@@ -182,7 +170,7 @@ def test_merge_forgets_that_a_layer_was_left_out_once_it_has_a_score() -> None:
 
 def matrix_scores(*snrs: float) -> dict[tuple[str, int], MatrixScore]:
     """Scores of a stack's matrices, each with an edge of its own."""
-    edges = [Edge(1, 9, 0.5, 0.1), Edge(2, 7, 0.125, 0.4), Edge(4, 6, 0.25, 0.2), Edge(8, 0, 1.0, 0.0)]
+    edges = [BulkEdge(1, 9, 0.5, 0.1), BulkEdge(2, 7, 0.125, 0.4), BulkEdge(4, 6, 0.25, 0.2), BulkEdge(8, 0, 1.0, 0.0)]
     return {("w", i): MatrixScore(snr, edge) for i, (snr, edge) in enumerate(zip(snrs, edges, strict=False))}
 
 
@@ -192,20 +180,20 @@ def stack(count: int) -> LayerWeight:
 
 def test_a_layer_of_one_matrix_has_its_score_and_edge() -> None:
     (layer,) = layer_scores([stack(1)], matrix_scores(2.5))
-    assert layer == LayerSnr("h.0.experts", "experts", 2.5, None, Edge(1, 9, 0.5, 0.1))
+    assert layer == LayerSnr("h.0.experts", "experts", 2.5, None, BulkEdge(1, 9, 0.5, 0.1))
 
 
 @pytest.mark.parametrize(
     ("snrs", "median", "edge"),
     [
-        ((3.0, 1.0), 2.0, Edge(3, 16, 0.125, 0.25)),
-        ((3.0, 1.0, 2.0), 2.0, Edge(7, 22, 0.125, 0.2)),
-        ((3.0, 1.0, 2.0, 7.0), 2.5, Edge(15, 22, 0.125, 0.15)),
+        ((3.0, 1.0), 2.0, BulkEdge(3, 16, 0.125, 0.25)),
+        ((3.0, 1.0, 2.0), 2.0, BulkEdge(7, 22, 0.125, 0.2)),
+        ((3.0, 1.0, 2.0, 7.0), 2.5, BulkEdge(15, 22, 0.125, 0.15)),
     ],
     ids=str,
 )
 def test_a_stack_has_the_median_of_scores_and_jumps_all_counts_and_the_smallest_gap(
-    snrs: tuple[float, ...], median: float, edge: Edge
+    snrs: tuple[float, ...], median: float, edge: BulkEdge
 ) -> None:
     (layer,) = layer_scores([stack(len(snrs))], matrix_scores(*snrs))
     assert (layer.snr, layer.experts) == (median, snrs)

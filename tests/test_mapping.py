@@ -13,14 +13,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
 
-from spectrum import checkpoint as checkpoints
-from spectrum import mapping, shards
-from spectrum.checkpoint import Checkpoint, open_checkpoint
-from spectrum.cli import main
+from spectrum.checkpoint import matrices, parameters
+from spectrum.checkpoint.disk import tensors
+from spectrum.checkpoint.disk.tensors import read_tensor
+from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.parameters import MappingError, Streamed
+from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
+from spectrum.cli.entry import main
 from spectrum.errors import CheckpointError
-from spectrum.layers import LayerSnr
-from spectrum.mapping import MappingError, Streamed
-from spectrum.shards import StoredTensor
+from spectrum.records import LayerSnr
 from tests.architectures import ARCHITECTURES, built
 from tests.scanned import scan
 
@@ -72,15 +73,15 @@ def test_an_expert_is_read_without_the_others(
     stacks = [weight for weight in checkpoint.weights if weight.count > 1]
     assert stacks
     read = 0
-    read_tensor = shards.read_tensor
+    unpatched = read_tensor
 
     def counting(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
         nonlocal read
-        value = read_tensor(tensor, index)
+        value = unpatched(tensor, index)
         read += value.numel()
         return value
 
-    monkeypatch.setattr(shards, "read_tensor", counting)
+    monkeypatch.setattr(tensors, "read_tensor", counting)
     for weight in stacks:
         for index in range(weight.count):
             read = 0
@@ -134,7 +135,7 @@ def test_the_public_loader_stands_in_with_the_same_scores(
     def unavailable(*_: object) -> Streamed:
         raise MappingError("not in this version")
 
-    monkeypatch.setattr(mapping, "stream", unavailable)
+    monkeypatch.setattr(parameters, "stream", unavailable)
     loaded = open_checkpoint(str(directory))
     assert type(loaded._values).__name__ == "Loaded"
     assert scores(loaded) == scores(streamed)
@@ -147,7 +148,7 @@ def test_a_mapping_that_is_not_what_it_was_is_no_error(tmp_path: Path, monkeypat
     def changed(*_: object) -> None:
         raise TypeError("unexpected argument")
 
-    monkeypatch.setattr(mapping, "_sources", changed)
+    monkeypatch.setattr(parameters, "_sources", changed)
     assert type(open_checkpoint(str(save("llama", tmp_path)))._values).__name__ == "Loaded"
 
 
@@ -165,7 +166,7 @@ def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(
     state = stored(directory)
     del state["model.layers.1.mlp.up_proj.weight"]
     store(directory, state)
-    monkeypatch.setattr(mapping, "_sources", None)
+    monkeypatch.setattr(parameters, "_sources", None)
     with pytest.raises(CheckpointError, match=r"lacks the parameter model\.layers\.1\.mlp\.up_proj\.weight"):
         open_checkpoint(str(directory))
 
@@ -271,11 +272,11 @@ def test_transposed_convolutions_with_groups_have_their_output_channels_as_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convolution = torch.nn.ConvTranspose1d(4, 6, 3, groups=2, bias=False)
-    monkeypatch.setitem(checkpoints.__dict__, "layer_types", lambda paths: dict.fromkeys(paths, "type"))
+    monkeypatch.setattr(matrices, "layer_types", lambda paths: dict.fromkeys(paths, "type"))
     rows = convolution.weight.detach()
-    matrix, count = checkpoints._matrices(convolution, tuple(rows.shape))
+    matrix, count = matrices._matrices(convolution, tuple(rows.shape))
     assert (matrix, count) == ((6, 6), 1)
-    assert checkpoints._transposed(torch.nn.Sequential(convolution)) == {"0.weight": 2}
+    assert matrices.transposed(torch.nn.Sequential(convolution)) == {"0.weight": 2}
 
 
 def test_every_architecture_with_experts_is_among_those_read_singly() -> None:

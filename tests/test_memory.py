@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from spectrum import memory
-from spectrum.devices import all_cores
+from spectrum.compute import main_memory
+from spectrum.compute.devices import all_cores
 from tests.command import Finished, assert_refused, run, tiny_llama
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux sets them")
@@ -73,8 +73,8 @@ def v1(directory: str, most: int | str, used: int, pages: int = 0) -> dict[str, 
 
 
 def test_without_limits_it_is_what_the_machine_has_free(tmp_path: Path) -> None:
-    assert memory.available(tree(tmp_path, {"proc/meminfo": MEMINFO})) == FREE
-    assert memory.available(grouped(tmp_path, "0::/\n", OTHERS + V2)) == FREE
+    assert main_memory.available(tree(tmp_path, {"proc/meminfo": MEMINFO})) == FREE
+    assert main_memory.available(grouped(tmp_path, "0::/\n", OTHERS + V2)) == FREE
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_where_nothing_is_known_half_of_the_machine_s_memory_counts(
     else:
         monkeypatch.setattr(os, "sysconf", sysconf, raising=False)
     root = tree(tmp_path, {} if meminfo is None else {"proc/meminfo": meminfo})
-    assert memory.available(root) == expected
+    assert main_memory.available(root) == expected
     grouped(root, "0::/a\n", V2, v2("sys/fs/cgroup/a", 1000, 400))
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 # Groups.
@@ -143,7 +143,7 @@ def test_a_group_and_all_that_it_is_in_have_limits(files: dict[str, str], expect
     seen = {f"sys/fs/cgroup/{name.lstrip('/')}": text for name, text in files.items()}
     seen |= v2("sys/fs", 1, 1)  # above the mount
     group = "a/b/c" if any(name.startswith("a/b/c/") for name in files) else "a"
-    assert memory.available(grouped(tmp_path, f"0::/{group}\n", OTHERS + V2, seen)) == expected
+    assert main_memory.available(grouped(tmp_path, f"0::/{group}\n", OTHERS + V2, seen)) == expected
 
 
 @pytest.mark.parametrize("controllers", ["memory", "cpu,memory", "memory,hugetlb"])
@@ -163,7 +163,7 @@ def test_a_group_of_version_1_has_limits(
     seen = {f"sys/fs/cgroup/{controllers}/{name.lstrip('/')}": text for name, text in files.items()}
     mounts = OTHERS + V1.replace("memory", controllers)
     groups = f"9:name=systemd:/a\n4:{controllers}:/job/step\n3:cpuset:/\n"
-    assert memory.available(grouped(tmp_path, groups, mounts, seen)) == expected
+    assert main_memory.available(grouped(tmp_path, groups, mounts, seen)) == expected
 
 
 def test_where_no_limit_of_version_1_is_known_its_large_number_is_none(
@@ -172,16 +172,16 @@ def test_where_no_limit_of_version_1_is_known_its_large_number_is_none(
     monkeypatch.delattr(os, "sysconf", raising=False)
     root = grouped(tmp_path, "4:memory:/a\n", V1, v1("sys/fs/cgroup/memory/a", NONE_V1, 400))
     (root / "proc/meminfo").unlink()
-    assert memory.available(root) == 8 << 30
+    assert main_memory.available(root) == 8 << 30
 
 
 def test_only_the_hierarchy_of_memory_counts(tmp_path: Path) -> None:
     elsewhere = v1("sys/fs/cgroup/cpu/a", 10, 0) | v1("sys/fs/cgroup/systemd/a", 10, 0)
     groups = "9:name=memory:/a\n4:memory:/b\n3:cpu:/a\n"
     root = grouped(tmp_path, groups, OTHERS + V1, elsewhere | v1("sys/fs/cgroup/memory/a", 10, 0))
-    assert memory.available(root) == FREE
+    assert main_memory.available(root) == FREE
     tree(root, v1("sys/fs/cgroup/memory/b", 1000, 1))
-    assert memory.available(root) == 999
+    assert main_memory.available(root) == 999
 
 
 @pytest.mark.parametrize("tight", [1, 2])
@@ -190,7 +190,7 @@ def test_both_versions_count_where_both_are_mounted(tight: int, tmp_path: Path) 
     files = v1("sys/fs/cgroup/memory/a", 300 if tight == 1 else 900, 100) | v2(
         "sys/fs/cgroup/unified/b", 300 if tight == 2 else 900, 100
     )
-    assert memory.available(grouped(tmp_path, "4:memory:/a\n0::/b\n", mounts, files)) == 200
+    assert main_memory.available(grouped(tmp_path, "4:memory:/a\n0::/b\n", mounts, files)) == 200
 
 
 @pytest.mark.parametrize(
@@ -223,24 +223,24 @@ def test_a_container_sees_a_part(
     point = line.split()[4]
     mounts = line.replace(" / ", f" {mounted} ")
     root = grouped(tmp_path, f"{number}:{group}\n", OTHERS + mounts, files(f"{point[1:]}/{directory}", 1000, 400))
-    assert memory.available(root) == expected
+    assert main_memory.available(root) == expected
 
 
 def test_of_several_mounts_those_count_that_have_the_group(tmp_path: Path) -> None:
     mounts = V2.replace(" / /sys/fs/cgroup", " /pods/2 /mnt/two") + V2.replace(" / ", " /pods ")
     files = v2("sys/fs/cgroup/1", 1000, 400) | v2("mnt/two", 100, 0)
     root = grouped(tmp_path, "0::/pods/1\n", mounts, files)
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
     tree(root, v2("sys/fs/cgroup", 1000, 100) | {"proc/self/cgroup": "0::/pods\n"})
-    assert memory.available(root) == 900
+    assert main_memory.available(root) == 900
     (root / "proc/self/cgroup").write_text("0::/elsewhere\n")
-    assert memory.available(root) == 100
+    assert main_memory.available(root) == 100
 
 
 def test_paths_of_mounts_may_hold_spaces_and_backslashes(tmp_path: Path) -> None:
     mounts = V2.replace(" / /sys/fs/cgroup", " /a\\134x2db\\040c /mnt/of\\040all\\011\u2028groups\\134")
     root = grouped(tmp_path, "0::/a\\x2db c/d\n", mounts, v2("mnt/of all\t\u2028groups\\/d", 1000, 400))
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 @ON_LINUX
@@ -249,12 +249,12 @@ def test_paths_may_be_no_text(tmp_path: Path) -> None:
     root = grouped(tmp_path, "", "", v2(f"cg/{name}/{name}", 1000, 400))
     (root / "proc/self/cgroup").write_bytes(b"0::/\xff\xfe\n")
     (root / "proc/self/mountinfo").write_bytes(b"30 23 0:26 / /cg/\xff\xfe rw - cgroup2 cgroup2 rw\n")
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 def test_mounts_may_have_no_source_and_many_tags(tmp_path: Path) -> None:
     mounts = "30 23 0:26 / /cg rw shared:9 master:3 propagate_from:2 unbindable - cgroup2  rw\n"
-    assert memory.available(grouped(tmp_path, "0::/a\n", mounts, v2("cg/a", 1000, 400))) == 600
+    assert main_memory.available(grouped(tmp_path, "0::/a\n", mounts, v2("cg/a", 1000, 400))) == 600
 
 
 # What cannot be read.
@@ -266,14 +266,14 @@ def test_mounts_may_have_no_source_and_many_tags(tmp_path: Path) -> None:
 def test_a_limit_that_is_no_number_is_none_and_the_parents_count(text: str, tmp_path: Path) -> None:
     files = v2("sys/fs/cgroup/a/b", 10, 0) | v2("sys/fs/cgroup/a", 1000, 400)
     root = grouped(tmp_path, "0::/a/b\n", V2, files | {"sys/fs/cgroup/a/b/memory.max": text})
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 def test_a_limit_that_cannot_be_read_is_none_and_the_parents_count(tmp_path: Path) -> None:
     root = grouped(tmp_path, "0::/a/b/c\n", V2, v2("sys/fs/cgroup/a", 1000, 400))
-    assert memory.available(root) == 600  # neither of the two below is there
+    assert main_memory.available(root) == 600  # neither of the two below is there
     (root / "sys/fs/cgroup/a/b/memory.max").mkdir(parents=True)
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_limit_that_cannot_be_read_is_none_and_the_parents_count(tmp_path: Pat
 def test_a_group_s_files_may_be_missing(lost: str, expected: int, tmp_path: Path) -> None:
     root = grouped(tmp_path, "0::/a\n", V2, v2("sys/fs/cgroup/a", 1000, 400, pages=150))
     (root / "sys/fs/cgroup/a" / lost).unlink()
-    assert memory.available(root) == expected
+    assert main_memory.available(root) == expected
 
 
 ODD = [
@@ -306,19 +306,19 @@ ODD_MOUNTS += [V2.replace("/sys/fs/cgroup", point) for point in ("", "\0", r"\77
 @pytest.mark.parametrize("group", ODD)
 @pytest.mark.parametrize("mounts", [V2, V1])
 def test_odd_groups_take_no_limit_away_and_give_none(group: str, mounts: str, tmp_path: Path) -> None:
-    assert memory.available(grouped(tmp_path, group, mounts)) == FREE
+    assert main_memory.available(grouped(tmp_path, group, mounts)) == FREE
     with_one = f"{group}\n{'4:memory' if mounts is V1 else '0:'}:/a\n"
     point = mounts.split()[4][1:]
     files = (v1 if mounts is V1 else v2)(f"{point}/a", 1000, 400)
-    assert memory.available(grouped(tmp_path, with_one, mounts, files)) == 600
+    assert main_memory.available(grouped(tmp_path, with_one, mounts, files)) == 600
 
 
 @pytest.mark.parametrize("mounts", ODD_MOUNTS)
 def test_odd_mounts_take_no_limit_away_and_give_none(mounts: str, tmp_path: Path) -> None:
     root = grouped(tmp_path / "root", "4:memory:/a\n0::/a\n", mounts)
-    assert memory.available(root) == FREE
+    assert main_memory.available(root) == FREE
     grouped(root, "4:memory:/a\n0::/a\n", f"{mounts}\n{V2}", v2("sys/fs/cgroup/a", 1000, 400))
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 @pytest.mark.parametrize("name", ["meminfo", "self/cgroup", "self/mountinfo", "self/limits", "self/status"])
@@ -327,7 +327,7 @@ def test_no_more_is_read_of_a_file_than_is_of_use(name: str, tmp_path: Path) -> 
     root = grouped(tmp_path, "0::/a\n", V2, v2("sys/fs/cgroup/a", 1000, 400) | files)
     with (root / "proc" / name).open("ab") as file:
         file.truncate(1 << 40)  # a hole, for which no memory suffices
-    assert memory.available(root) == 600
+    assert main_memory.available(root) == 600
 
 
 # The process's own limits.
@@ -358,19 +358,19 @@ STATUS = "Name:\tpython\nVmPeak:\t  9999 kB\nVmSize:\t     3 kB\nVmRSS:\t   1 kB
 def test_a_process_has_limits_of_its_own(space: int | str, data: int | str, expected: int, tmp_path: Path) -> None:
     limits = LIMITS.format(space=space, data=data)
     files = {"proc/meminfo": MEMINFO, "proc/self/limits": limits, "proc/self/status": STATUS}
-    assert memory.available(tree(tmp_path, files)) == expected
+    assert main_memory.available(tree(tmp_path, files)) == expected
     (tmp_path / "proc/self/status").write_text("Name:\tpython\n")
-    assert memory.available(tmp_path) == FREE
+    assert main_memory.available(tmp_path) == FREE
 
 
 # Limits that are real.
 
 PROBE = """
 import resource, sys
-from spectrum import memory
-free, name, most = memory.available(), sys.argv[1], int(sys.argv[2])
+from spectrum.compute import main_memory
+free, name, most = main_memory.available(), sys.argv[1], int(sys.argv[2])
 resource.setrlimit(getattr(resource, name), (most, resource.RLIM_INFINITY))
-print(free, memory.available())
+print(free, main_memory.available())
 """
 
 

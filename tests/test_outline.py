@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from spectrum.checkpoint.reader import Outline, outline
 from spectrum.errors import CheckpointError
-from spectrum.outline import Outline, outline
 from tests.architectures import ARCHITECTURES, built
 from tests.conftest import TINY_LLAMA
 

@@ -20,9 +20,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import spectrum
-from spectrum import formats
 from spectrum.errors import SelectionError
-from spectrum.selection import Selection
+from spectrum.selection.selection import Selection
+from spectrum.trainers import formats
 from tests.architectures import built, llama_like
 from tests.conftest import TINY_LLAMA
 from tests.test_axolotl import with_signal

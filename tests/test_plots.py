@@ -22,10 +22,12 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from spectrum import plots
 from spectrum.errors import ResultsError, SpectrumError
-from spectrum.layers import LayerSnr, ScanResult
-from spectrum.selection import Selection, top_percent
+from spectrum.plots import heatmap, histogram
+from spectrum.plots.figure import check, own_settings
+from spectrum.plots.histogram import spectrum_histogram
+from spectrum.records import LayerSnr, ScanResult
+from spectrum.selection.selection import Selection, top_percent
 from tests.conftest import files_below
 from tests.oracle import oracle_snr
 
@@ -51,8 +53,8 @@ def llama(depth: int, percent: str = "25", model: str = "org/model", types: tupl
 
 
 def drawn(selection: Selection) -> Figure:
-    with plots._own_settings():
-        return plots._heatmap_figure(selection)
+    with own_settings():
+        return heatmap._heatmap_figure(selection)
 
 
 def boxes(figure: Figure, gid: str) -> dict[tuple[str, str], float | None]:
@@ -85,8 +87,8 @@ def extents(texts: Sequence[Text]) -> list[Bbox]:
 
 def draw_both(directory: Path, suffix: str) -> list[Path]:
     paths = [directory / f"{name}{suffix}" for name in ("map", "histogram")]
-    plots.heatmap(llama(6), paths[0])
-    plots.spectrum_histogram(np.linspace(0, 2, 64) ** 3, (64, 128), "h.0.mlp", "org/model", paths[1])
+    heatmap.heatmap(llama(6), paths[0])
+    spectrum_histogram(np.linspace(0, 2, 64) ** 3, (64, 128), "h.0.mlp", "org/model", paths[1])
     return paths
 
 
@@ -100,34 +102,36 @@ def test_a_suffix_says_the_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["map.jpg", "map", "png", ".png", "map.png.gz"])
 def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpectrumError, match=re.escape(name)) as refused:
-        plots.check(Path(name))
+        check(Path(name))
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(SpectrumError, match=r"\.png, \.svg or \.pdf"):
-        plots.heatmap(llama(6), tmp_path / name)
+        heatmap.heatmap(llama(6), tmp_path / name)
     with pytest.raises(SpectrumError, match=r"\.png, \.svg or \.pdf"):
-        plots.spectrum_histogram(np.ones(1), (1, 4), "norm", "org/model", tmp_path / name)
+        spectrum_histogram(np.ones(1), (1, 4), "norm", "org/model", tmp_path / name)
     assert files_below(tmp_path) == []
 
 
 def test_without_matplotlib_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plots.check(tmp_path / "map.png")
+    check(tmp_path / "map.png")
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SpectrumError, match=re.escape("pip install matplotlib")) as refused:
-        plots.check(tmp_path / "map.png")
+        check(tmp_path / "map.png")
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(SpectrumError, match="matplotlib"):
-        plots.heatmap(llama(6), tmp_path / "map.png")
+        heatmap.heatmap(llama(6), tmp_path / "map.png")
 
 
 def test_nothing_large_is_imported_until_something_is_drawn_and_pyplot_never(tmp_path: Path) -> None:
     program = f"""
 import sys
-from spectrum import layers, plots, selection
+from spectrum.plots.heatmap import heatmap
+from spectrum.records import LayerSnr, ScanResult
+from spectrum.selection.selection import top_percent
 wanted = {{"torch", "numpy", "matplotlib"}}
 print(*sorted(wanted & sys.modules.keys()))
-scan = layers.ScanResult("m", (layers.LayerSnr("h.0.a", "a", 2.0),), (), (), None)
-plots.heatmap(selection.top_percent(scan, "50"), plots.Path({str(tmp_path / "map.png")!r}))
+scan = ScanResult("m", (LayerSnr("h.0.a", "a", 2.0),), (), (), None)
+heatmap(top_percent(scan, "50"), {str(tmp_path / "map.png")!r})
 print(*sorted((wanted | {{"matplotlib.pyplot"}}) & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -278,7 +282,7 @@ def test_columns_go_by_number_however_long_it_is_after_those_of_no_layer() -> No
     long = "9" * 5000  # more digits than int() takes
     layers = [(f"h.{i}.a", "a", 2.0 + n) for n, i in enumerate(["10", "9", long, "0"])]
     selection = top_percent(scan(*layers, ("lm_head", "lm_head", 2.0)), "25")
-    assert plots._table(selection)[1] == [DASH, "0", "9", "10", long]
+    assert heatmap._table(selection)[1] == [DASH, "0", "9", "10", long]
     figure = drawn(selection)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [DASH, "0", "10"]
     assert len(figure.axes[0].collections[0].get_paths()) == 5
@@ -347,18 +351,18 @@ def test_a_long_and_strange_name_keeps_its_ends_and_what_the_font_has(tmp_path: 
     assert title.endswith("m$\\nope$d\N{LATIN SMALL LETTER E WITH ACUTE}l-???-\\frac")
     assert ELLIPSIS in title
     for suffix in (".png", ".svg", ".pdf"):
-        plots.heatmap(selection, tmp_path / f"map{suffix}")
-        plots.spectrum_histogram(np.arange(1.0, 9.0), (8, 8), "$x", name, tmp_path / f"histogram{suffix}")
+        heatmap.heatmap(selection, tmp_path / f"map{suffix}")
+        spectrum_histogram(np.arange(1.0, 9.0), (8, 8), "$x", name, tmp_path / f"histogram{suffix}")
 
 
 def test_where_there_is_no_layer_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SpectrumError, match="there is no layer of org/model to draw"):
-        plots.heatmap(top_percent(scan(("h.0.a", "a", 1.0)), "50", layer_types=()), tmp_path / "map.png")
+        heatmap.heatmap(top_percent(scan(("h.0.a", "a", 1.0)), "50", layer_types=()), tmp_path / "map.png")
     assert files_below(tmp_path) == []
 
 
 def test_the_colours_grow_lighter_all_the_way() -> None:
-    colours = mpl.colormaps[plots._COLOURS](np.linspace(0, 1, 256))[:, :3]
+    colours = mpl.colormaps[heatmap._COLOURS](np.linspace(0, 1, 256))[:, :3]
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance) > 0).all()
@@ -377,10 +381,10 @@ def test_the_same_scan_gives_the_same_bytes_whatever_the_users_settings(tmp_path
 
 
 def test_a_directory_is_made_and_one_that_cannot_be_is_said(tmp_path: Path) -> None:
-    plots.heatmap(llama(6), tmp_path / "new" / "map.png")
+    heatmap.heatmap(llama(6), tmp_path / "new" / "map.png")
     assert files_below(tmp_path) == ["new/map.png"]
     with pytest.raises(ResultsError, match=r"cannot write .*map\.png/map\.svg: "):
-        plots.heatmap(llama(6), tmp_path / "new" / "map.png" / "map.svg")
+        heatmap.heatmap(llama(6), tmp_path / "new" / "map.png" / "map.svg")
     assert files_below(tmp_path) == ["new/map.png"]
 
 
@@ -388,21 +392,23 @@ def test_a_picture_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     taken = tmp_path / "map.png"
     taken.mkdir()  # a file cannot take the place of a directory, which is noticed last of all
     with pytest.raises(ResultsError, match=r"cannot write .*map\.png"):
-        plots.heatmap(llama(6), taken)
+        heatmap.heatmap(llama(6), taken)
     assert [path.name for path in tmp_path.rglob("*")] == ["map.png"]
     taken.rmdir()
     taken.write_text("an old picture")
     with taken.open() as old:
-        plots.heatmap(llama(6), taken)
+        heatmap.heatmap(llama(6), taken)
         assert old.read() == "an old picture"  # what was there is put aside, not written over
     assert taken.read_bytes().startswith(MAGIC[".png"])
     assert files_below(tmp_path) == ["map.png"]
 
 
-def histogram(weight: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Figure, np.ndarray[Any, np.dtype[np.float64]]]:
+def drawn_histogram(
+    weight: np.ndarray[Any, np.dtype[np.float64]],
+) -> tuple[Figure, np.ndarray[Any, np.dtype[np.float64]]]:
     values = np.sort(np.linalg.svd(weight, compute_uv=False))
-    with plots._own_settings():
-        return plots._histogram_figure(values, (weight.shape[0], weight.shape[1]), "h.3.mlp", "org/model"), values
+    with own_settings():
+        return histogram._histogram_figure(values, (weight.shape[0], weight.shape[1]), "h.3.mlp", "org/model"), values
 
 
 def steps(axes: Axes, gid: str) -> StepPatch:
@@ -434,7 +440,7 @@ SHAPES = [(96, 96), (64, 80), (300, 290), (48, 192), (200, 50)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_edge_the_counts_and_the_snr_are_the_oracles(shape: tuple[int, int]) -> None:
     weight = spiked(*shape)
-    figure, values = histogram(weight)
+    figure, values = drawn_histogram(weight)
     quarter, three_quarters = np.quantile(values, [0.25, 0.75])
     sigma = (three_quarters - quarter) / 1.349
     edge = sigma * (1 + math.sqrt(min(shape) / max(shape)))
@@ -462,7 +468,7 @@ def test_the_edge_the_counts_and_the_snr_are_the_oracles(shape: tuple[int, int])
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_law_has_the_area_of_the_noise_and_the_papers_form(shape: tuple[int, int]) -> None:
-    figure, values = histogram(spiked(*shape))
+    figure, values = drawn_histogram(spiked(*shape))
     quarter, three_quarters = np.quantile(values, [0.25, 0.75])
     sigma, root = (three_quarters - quarter) / 1.349, math.sqrt(min(shape) / max(shape))
     noise = int((values <= sigma * (1 + root)).sum())
@@ -484,7 +490,7 @@ def test_the_law_has_the_area_of_the_noise_and_the_papers_form(shape: tuple[int,
 
 
 def test_signal_and_noise_differ_in_grey_too() -> None:
-    figure, _ = histogram(spiked(96, 96))
+    figure, _ = drawn_histogram(spiked(96, 96))
     noise, signal = steps(figure.axes[0], "noise"), steps(figure.axes[0], "signal")
     grey = [sum(mpl.colors.to_rgb(patch.get_facecolor())) / 3 for patch in (noise, signal)]
     assert grey[0] > grey[1] + 0.3
@@ -493,7 +499,7 @@ def test_signal_and_noise_differ_in_grey_too() -> None:
 
 
 def test_a_value_far_beyond_the_others_has_a_panel_of_its_own() -> None:
-    figure, values = histogram(spiked(300, 290, spike=40.0))
+    figure, values = drawn_histogram(spiked(300, 290, spike=40.0))
     bulk, tail = figure.axes
     assert bulk.get_xlim()[1] == tail.get_xlim()[0]
     assert bulk.get_xlim()[1] < values[-1] / 2
@@ -529,8 +535,8 @@ def test_a_value_far_beyond_the_others_has_a_panel_of_its_own() -> None:
 def test_matrices_without_bulk_are_drawn(
     tmp_path: Path, values: list[float], shape: tuple[int, int], edge: float, said: list[str]
 ) -> None:
-    with plots._own_settings():
-        figure = plots._histogram_figure(np.array(values), shape, "h.3.mlp", "org/model")
+    with own_settings():
+        figure = histogram._histogram_figure(np.array(values), shape, "h.3.mlp", "org/model")
     drawn_edge = line(figure, "edge")
     assert drawn_edge is not None
     assert drawn_edge[0] == pytest.approx([edge, edge])
@@ -539,5 +545,5 @@ def test_matrices_without_bulk_are_drawn(
     assert figure.axes[-1].get_xlim()[1] > values[-1]
     for words in said:
         assert words in legend(figure).splitlines()
-    plots.spectrum_histogram(np.array(values), shape, "h.3.mlp", "org/model", tmp_path / "histogram.png")
+    spectrum_histogram(np.array(values), shape, "h.3.mlp", "org/model", tmp_path / "histogram.png")
     assert files_below(tmp_path) == ["histogram.png"]

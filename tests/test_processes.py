@@ -24,10 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from spectrum import processes
-from spectrum.batching import batch_cost, plan, share
-from spectrum.cli import main
-from spectrum.layers import LayerWeight
+from spectrum.cli.entry import main
+from spectrum.compute.batches import batch_cost, plan, share
+from spectrum.records import LayerWeight
+from spectrum.scanning import distributed
 from tests import slow_spectrum
 from tests.architectures import built
 from tests.conftest import TINY_LLAMA, files_below
@@ -263,21 +263,23 @@ def terminated(launcher: Launcher) -> list[Run]:
 # A scan in which process 1 is stopped at its first matrix, and the main process, at work by then, has little patience.
 STOPPING = """
 import os, signal
-from spectrum import checkpoint, cli, processes
+from spectrum.checkpoint import reader
+from spectrum.cli import entry
+from spectrum.scanning import distributed
 
-read = checkpoint.Checkpoint.read
+read = reader.Checkpoint.read
 
 def stopping(self, weight, index):
-    processes.SILENCE = 0.5
-    if processes.rank() == 1 and not os.path.exists("stopped"):
+    distributed.SILENCE = 0.5
+    if distributed.rank() == 1 and not os.path.exists("stopped"):
         with open("stopped.new", "w") as file:
             file.write(str(os.getpid()))
         os.rename("stopped.new", "stopped")
         os.kill(os.getpid(), signal.SIGSTOP)
     return read(self, weight, index)
 
-checkpoint.Checkpoint.read = stopping
-cli.command()
+reader.Checkpoint.read = stopping
+entry.command()
 """
 STOPPED = "stopped"
 
@@ -511,14 +513,20 @@ def test_only_the_main_process_says_that_it_waits_for_scores(rank: str, monkeypa
 
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "_together", lambda: True)
-    monkeypatch.setattr(processes, "_interruptibly", received)
-    processes.gathered([None])
-    processes.from_main(None)  # the user may be being asked
+    monkeypatch.setattr(distributed, "_together", lambda: True)
+    monkeypatch.setattr(distributed, "_interruptibly", received)
+    distributed.gathered([None])
+    distributed.from_main(None)  # the user may be being asked
     assert told == [rank == "0", False]
 
 
-IMPATIENT = "from spectrum import cli, processes; processes.SILENCE = 0.5; cli.command()"
+IMPATIENT = """
+from spectrum.cli import entry
+from spectrum.scanning import distributed
+
+distributed.SILENCE = 0.5
+entry.command()
+"""
 
 
 @pytest.mark.parametrize(("rank", "who"), [("0", "spectrum"), ("1", "spectrum (process 1)")])
@@ -653,16 +661,16 @@ def test_the_environment_says_who_scans_together(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (processes.count(), processes.rank(), processes.local_rank()) == expected
+    assert (distributed.count(), distributed.rank(), distributed.local_rank()) == expected
 
 
 def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    processes.join()
+    distributed.join()
     value = object()
-    assert processes.from_main(value) is value
-    assert processes.gathered([value]) == [value]
-    processes.leave()
+    assert distributed.from_main(value) is value
+    assert distributed.gathered([value]) == [value]
+    distributed.leave()
 
 
 # Shares.

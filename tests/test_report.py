@@ -13,10 +13,11 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from spectrum import report, tables
-from spectrum.checking import Checked
-from spectrum.layers import LayerSnr, Parameter, ScanResult
-from spectrum.selection import Selection, top_percent
+from spectrum.cli import report
+from spectrum.records import LayerSnr, Parameter, ScanResult
+from spectrum.selection.selection import Selection, top_percent
+from spectrum.text import aligned
+from spectrum.trainers.check import CheckReport
 from tests.command import run
 from tests.conftest import Spectrum
 
@@ -217,7 +218,7 @@ def bars(selection: Selection, columns: int = 200) -> list[list[tuple[str, bool]
 
 def test_the_plain_table_is_that_of_the_selection() -> None:
     selection = chosen(up=[3, 2, 1, 4], norm=[1, 1])
-    assert report.summary(selection, None) == tables.aligned(selection.rows())
+    assert report.summary(selection, None) == aligned(selection.rows())
 
 
 @pytest.mark.parametrize("columns", [80, 100, 1000])
@@ -288,13 +289,13 @@ def test_a_list_of_files_lines_up() -> None:
 
 
 def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
-    found = Checked(
+    found = CheckReport(
         {"Axolotl": frozenset({"a", "b"}), "other": frozenset()}, {"Axolotl": 3, "other": 0}, ("bad",), ("so",)
     )
     title, told, table = report.checked(found, "the title").split("\n\n")
     assert (title, told) == ("the title", "problem: bad\nnote: so")
     assert [line.rsplit(maxsplit=2) for line in table.splitlines()[1:]] == [["Axolotl", "3", "2"], ["other", "0", "0"]]
-    fine = report.checked(Checked(found.trained, found.matching, (), ()), "the title")
+    fine = report.checked(CheckReport(found.trained, found.matching, (), ()), "the title")
     assert fine == f"the title\n\nok: every entry does what it says\n\n{table}"
 
 

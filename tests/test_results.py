@@ -16,22 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum import results
+from spectrum import files
 from spectrum.errors import ResultsError
-from spectrum.layers import Edge, LayerSnr, Parameter, Provenance, ScanResult
-from spectrum.results import (
-    CachedScan,
-    check_writable,
-    load,
-    save,
-    save_sorted,
-    scan_path,
-    selection_path,
-    sidecar_path,
-    slug,
-    sorted_path,
-    write_atomically,
-)
+from spectrum.files import check_writable, selection_path, slug, sorted_path, write_atomically
+from spectrum.records import BulkEdge, LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.scanning.scan_json import CachedScan, load, save, save_sorted
+from spectrum.scanning.store import scan_path, sidecar_path
 from tests.conftest import files_below
 from tests.test_layers import PROVENANCE
 
@@ -201,7 +191,7 @@ def test_a_cache_without_permission_is_refused_by_name(tmp_path: Path) -> None:
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]{0,8}", fullmatch=True)
 SNRS = st.floats(min_value=0, allow_nan=False)
 COUNTS = st.integers(0, 1 << 40)
-EDGES = st.builds(Edge, COUNTS, COUNTS, SNRS, st.floats(allow_nan=False))
+EDGES = st.builds(BulkEdge, COUNTS, COUNTS, SNRS, st.floats(allow_nan=False))
 LAYERS = st.lists(
     st.builds(LayerSnr, NAMES, NAMES, SNRS, st.none() | st.lists(SNRS, max_size=3).map(tuple), st.none() | EDGES),
     min_size=1,
@@ -251,7 +241,7 @@ def test_what_was_saved_is_loaded(
 
 
 def test_the_scan_is_a_flat_object_of_scores_and_types(tmp_path: Path) -> None:
-    stack = LayerSnr("h.0.experts.up", "experts.up", 1.5, (1.0, 2.0), Edge(3, 60, 0.25, 0.5))
+    stack = LayerSnr("h.0.experts.up", "experts.up", 1.5, (1.0, 2.0), BulkEdge(3, 60, 0.25, 0.5))
     path = save(tmp_path / "new" / "directory", replace(RESULT, layers=(*RESULT.layers, stack)))
     assert path == tmp_path / "new" / "directory" / FILE
     # In this order, which is that of the YAML's types.
@@ -284,8 +274,8 @@ def test_the_sidecar_records_what_the_contract_lists(tmp_path: Path) -> None:
 RECORDED = replace(
     RESULT,
     layers=(
-        LayerSnr("h.0.up", "up", 0.5, None, Edge(3, 60, 0.25, 0.5)),
-        LayerSnr("h.1.up", "up", 2.0, None, Edge(0, 8, 1e-9, 0.0)),
+        LayerSnr("h.0.up", "up", 0.5, None, BulkEdge(3, 60, 0.25, 0.5)),
+        LayerSnr("h.1.up", "up", 2.0, None, BulkEdge(0, 8, 1e-9, 0.0)),
     ),
     provenance=replace(
         PROVENANCE,
@@ -336,7 +326,7 @@ def test_the_edges_of_some_layers_are_read_and_those_of_none_ignored(tmp_path: P
     (tmp_path / SIDECAR).write_text(json.dumps(meta))
     cached = load(tmp_path, "org/m")
     assert cached is not None
-    assert [layer.edge for layer in cached.result.layers] == [Edge(3, 60, 0.25, 0.5), None]
+    assert [layer.edge for layer in cached.result.layers] == [BulkEdge(3, 60, 0.25, 0.5), None]
 
 
 def test_the_sorted_scores_descend_within_each_type_and_ties_keep_model_order(tmp_path: Path) -> None:
@@ -546,7 +536,7 @@ STICKY = stat.S_IFDIR | stat.S_ISVTX | 0o777
 )
 def test_whose_files_can_be_replaced(directory: int, of_directory: int, of_file: int, me: int, allowed: bool) -> None:
     with nullcontext() if allowed else pytest.raises(PermissionError, match="another user"):
-        results._check_replaceable(status(stat.S_IFREG | 0o644, of_file), status(directory, of_directory), me)
+        files._check_replaceable(status(stat.S_IFREG | 0o644, of_file), status(directory, of_directory), me)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum import scanning, snr
-from spectrum.batching import plan
-from spectrum.devices import warm_up
+from spectrum.compute import executor, lanes, snr
+from spectrum.compute.batches import WeightBatch, plan
+from spectrum.compute.devices import warm_up
+from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
-from spectrum.layers import Edge, LayerWeight, MatrixScore, WeightBatch
-from spectrum.workspace import call_bytes
+from spectrum.records import BulkEdge, LayerWeight, MatrixScore
 from tests.oracle import oracle_snr
 from tests.scanned import scan
 
@@ -306,7 +306,7 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three lanes, of which one is out of memory while the others have theirs."""
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
     score, lock, scoring = snr.score, threading.Lock(), 0
     begun, failed = threading.Event(), threading.Event()
     beside: list[int] = []
@@ -359,7 +359,7 @@ def on_a_gpu(
         return score(batch)
 
     monkeypatch.setattr(snr, "score", on)
-    monkeypatch.setattr(scanning, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
     return torch.device("meta"), called
 
 
@@ -401,7 +401,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
 
 def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two lanes, of which one waits for the CPU, and the other wants the device to itself."""
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
     score, attempts, others_done = snr.score, Counter[float](), threading.Event()
 
     def attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
@@ -412,10 +412,10 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
             attempts[which] += 1
             return "has no memory for"
         scores = torch.stack(score(stored), dim=1).tolist()
-        return [MatrixScore(row[0], Edge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
+        return [MatrixScore(row[0], BulkEdge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
 
-    monkeypatch.setattr(scanning, "_attempt", attempt)
-    monkeypatch.setattr(scanning, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "_attempt", attempt)
+    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
     reader = alike(8)
     reader.parameters["layers.0"][0, 0], reader.parameters["layers.1"][0, 0] = 1000, 2000
     found = []
@@ -427,21 +427,21 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
 
 
 def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
     closing = threading.Event()
     sizes: list[int] = []
 
     def attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
         if len(stored) == 1 and not sizes:
-            return [MatrixScore(1.0, Edge(1, 0, 1.0, 0.0))]
+            return [MatrixScore(1.0, BulkEdge(1, 0, 1.0, 0.0))]
         sizes.append(len(stored))
         closing.wait(timeout=60)
         return "has no memory for"
 
-    monkeypatch.setattr(scanning, "_attempt", attempt)
+    monkeypatch.setattr(executor, "_attempt", attempt)
     reader = Reader({"norm": matrices(1, 8), "experts": matrices(64, 1, 7)})
     small, large = plan([*reader.weights()][:1], 1, 1), plan([*reader.weights()][1:], 64, 1)
-    stream = scanning.score([*small, *large], reader, [CPU])
+    stream = executor.score([*small, *large], reader, [CPU])
     next(stream)
     while not sizes:
         time.sleep(0.001)
@@ -466,7 +466,7 @@ def test_no_copy_to_the_cpu_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 2 if k > 6 else 6)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2 if k > 6 else 6)
     lock, score = threading.Lock(), snr.score
     scoring, most, meeting = {5: 0, 7: 0}, {5: 0, 7: 0}, threading.Barrier(6)
 
@@ -513,7 +513,7 @@ def test_memory_that_cannot_be_pinned_is_had_without(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
     reader = alike(2)
     batch = WeightBatch((5, 8), "float64", tuple((weight, 0) for weight in reader.weights()))
-    stacked = scanning._stack(batch, reader, torch.device("cuda"))
+    stacked = executor._stack(batch, reader, torch.device("cuda"))
     assert asked == [True]
     assert torch.equal(stacked, torch.stack([*reader.parameters.values()]))
 
@@ -543,8 +543,8 @@ def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
 def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
     size = call_bytes(1, (50, 80), "float64", gpu=False)
-    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 2 * size)
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 5)
+    monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 2 * size)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 5)
     matrix = matrices(50, 80)
     held: list[weakref.ref[torch.Tensor]] = []
     most = 0
@@ -562,14 +562,14 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
 
 
 def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
     reader = alike(20)
     assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
 
 
 def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
-    room = scanning._Room(2)
+    room = lanes.MemoryBudget(2)
     room.take(1)
     served: list[int] = []
 
@@ -596,8 +596,8 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
 
 
 def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
 
     def failing(batch: torch.Tensor) -> snr.Scores:
         raise RuntimeError("did not converge")
@@ -631,8 +631,8 @@ def of_many_kinds() -> Reader:
 def test_cuda_lanes_find_the_scores_of_a_float64_svd(
     number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: number)
-    monkeypatch.setattr(scanning, "_MOST_PINNED", most_pinned)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: number)
+    monkeypatch.setattr(executor, "_MOST_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
     for name, value in reader.parameters.items():
@@ -661,14 +661,14 @@ def test_cuda_scans_a_model_where_it_is(gpu: torch.device, monkeypatch: pytest.M
     model = transformers.LlamaForCausalLM(config)
     expected = {layer.name: layer.snr for layer in spectrum.scan(model, device="cpu", show_progress=False).layers}
     on_gpu: torch.nn.Module = model.to(gpu)  # type: ignore[arg-type]
-    stack = scanning._stack
+    stack = executor._stack
 
     def stays(*args: Any) -> torch.Tensor:
         stored = stack(*args)
         assert stored.device == gpu
         return stored
 
-    monkeypatch.setattr(scanning, "_stack", stays)
+    monkeypatch.setattr(executor, "_stack", stays)
     found = {layer.name: layer.snr for layer in spectrum.scan(on_gpu, show_progress=False).layers}
     assert found == pytest.approx(expected, rel=1e-9)
 
@@ -688,7 +688,7 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     reader = Reader({f"layers.{i}": matrices(600, 1200, seed=i).bfloat16() for i in range(8)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
     warm_up([gpu])
-    monkeypatch.setattr(scanning, "warm_up", lambda devices: None)  # which would have no memory, either
+    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # which would have no memory, either
     torch.cuda.empty_cache()
     whole = torch.cuda.get_device_properties(gpu).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
@@ -715,7 +715,7 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
         threads += 1
         start(thread)
 
-    monkeypatch.setattr(scanning, "lanes", lambda device, k: 4)
+    monkeypatch.setattr(lanes, "lanes", lambda device, k: 4)
     monkeypatch.setattr(threading.Thread, "start", limited)
     if started < 2:  # one that reads, one that scores
         with pytest.raises(DeviceError, match="no memory for a thread"):

@@ -25,11 +25,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from spectrum import checkpoint, cli, devices, processes, results, scanning, scans, snr
-from spectrum.checkpoint import Checkpoint
+from spectrum.checkpoint.reader import Checkpoint
+from spectrum.cli import terminal
+from spectrum.compute import devices, lanes, snr
 from spectrum.errors import ResultsError
-from spectrum.journal import Journal
-from spectrum.layers import LayerWeight
+from spectrum.records import LayerWeight
+from spectrum.scanning import distributed, job, scan_json, store
+from spectrum.scanning.journal import Journal
+from spectrum.scanning.request import Scored
 from tests import command
 from tests.command import Finished
 from tests.conftest import ROOT, TINY_LLAMA, files_below
@@ -95,21 +98,21 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def journal(directory: Path, process: int = 0) -> Path:
-    return directory / results.journal_path(CACHE, "model", process)
+    return directory / store.journal_path(CACHE, "model", process)
 
 
 def cut_short(directory: Path, after: int, *args: str) -> Finished:
     """A scan that is interrupted when so many matrices more are scored."""
-    progress = cli._with_progress
+    progress = terminal.with_progress
 
-    def interrupting(scored: scans.Scored, batches: Any, *, quiet: bool) -> scans.Scored:
+    def interrupting(scored: Scored, batches: Any, *, quiet: bool) -> Scored:
         for number, one in enumerate(progress(scored, batches, quiet=quiet)):
             if number == after:
                 raise KeyboardInterrupt
             yield one
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spectrum.cli._with_progress", interrupting)
+        patch.setattr("spectrum.cli.entry.with_progress", interrupting)
         done = run(directory, *args)
     gc.collect()  # the exception holds the scan, whose threads the end of a process would have ended
     for thread in threading.enumerate():
@@ -126,7 +129,7 @@ def finished_but_for_the_results(directory: Path, *args: str) -> None:
         raise ResultsError("cannot write it")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "save", refuse)
+        patch.setattr(scan_json, "save", refuse)
         assert run(directory, *args).status == 1
     assert journal(directory).exists()
 
@@ -153,7 +156,7 @@ def another_run(directory: Path, meanwhile: Callable[[], object] = lambda: None,
 
     Gives the stream that whoever is to wait must say so on. At the end the lock is given up in any case.
     """
-    path, listening = directory / results.lock_path(CACHE, model), Listening()
+    path, listening = directory / store.lock_path(CACHE, model), Listening()
     path.parent.mkdir(exist_ok=True)
     locked, over, problems = threading.Event(), threading.Event(), []
 
@@ -300,7 +303,7 @@ def test_an_interrupt_ends_the_waiting(fresh: Path) -> None:
 
 
 def test_a_lock_left_by_a_process_that_died_is_no_obstacle(scanned: Scanned, fresh: Path) -> None:
-    path = fresh / results.lock_path(CACHE, "model")
+    path = fresh / store.lock_path(CACHE, "model")
     path.parent.mkdir()
     die = f"import filelock, os; filelock.FileLock({str(path)!r}).acquire(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", die], timeout=HANG).returncode == -9
@@ -329,9 +332,10 @@ def test_a_cached_scan_is_read_without_waiting(scanned: Scanned, fresh: Path, re
 # A command that notes what it reads, and reads nothing before it may.
 SLOW = """
 import os, sys, time
-from spectrum import checkpoint, cli
+from spectrum.checkpoint import reader
+from spectrum.cli import entry
 
-read = checkpoint.Checkpoint.read
+read = reader.Checkpoint.read
 
 def slow(self, weight, index):
     while not os.path.exists("go"):
@@ -340,9 +344,9 @@ def slow(self, weight, index):
         file.write(weight.parameter + chr(10))
     return read(self, weight, index)
 
-checkpoint.Checkpoint.read = slow
+reader.Checkpoint.read = slow
 sys.argv[0] = "spectrum"
-cli.command()
+entry.command()
 """
 
 
@@ -468,11 +472,11 @@ def test_a_journal_of_all_types_serves_a_scan_of_some(scanned: Scanned, fresh: P
 
 
 def other_version(fresh: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(checkpoint, "__version__", "0.0.0")
+    patch.setattr("spectrum.checkpoint.reader.__version__", "0.0.0")
 
 
 def other_score(fresh: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scans, "SCORE_VERSION", 0)
+    patch.setattr(job, "SCORE_VERSION", 0)
 
 
 def other_weights(fresh: Path, patch: pytest.MonkeyPatch) -> None:
@@ -567,7 +571,7 @@ def test_a_cached_run_removes_the_journal_that_its_results_are_made_of(
 def test_a_cached_run_removes_no_journal_while_a_scan_is_under_way(scanned: Scanned, fresh: Path) -> None:
     shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
     journal(fresh).write_bytes(head_of())
-    with FileLock(fresh / results.lock_path(CACHE, "model")):
+    with FileLock(fresh / store.lock_path(CACHE, "model")):
         assert run(fresh).status == 0
         assert journal(fresh).exists()
     assert run(fresh).status == 0
@@ -634,11 +638,11 @@ def test_many_cached_runs_at_a_time_meet_whole_files(scanned: Scanned, fresh: Pa
     for path in (SCAN, SIDECAR):
         (fresh / path).parent.mkdir(exist_ok=True)
         (fresh / path).write_bytes(scanned.files[path])
-    cached = results.load(fresh / CACHE, "model")
+    cached = scan_json.load(fresh / CACHE, "model")
     assert cached is not None
 
     def save() -> str:
-        results.save(fresh / CACHE, cached.result)
+        scan_json.save(fresh / CACHE, cached.result)
         return ""
 
     found = crowd(fresh, runs=12, at_once=3, write=save)
@@ -675,10 +679,10 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
 def test_processes_on_one_device_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "identity", lambda device: f"GPU-{device.index}")
     monkeypatch.setattr(devices, "warm_up", lambda devices: None)
-    assert scans._sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
-    monkeypatch.setattr(processes, "count", lambda: 5)
-    monkeypatch.setattr(processes, "gathered", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
-    assert [scans._sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
+    assert job._sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
+    monkeypatch.setattr(distributed, "count", lambda: 5)
+    monkeypatch.setattr(distributed, "gathered", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
+    assert [job._sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
 
 
 @pytest.mark.parametrize("sharing", [1, 3])
@@ -691,8 +695,8 @@ def test_the_memory_of_a_device_is_divided_among_its_processes(
         budgets.append(processes)
         return 1 << 30
 
-    monkeypatch.setattr(scanning, "memory_budget", budget)
-    monkeypatch.setattr(scans, "_sharing", lambda device: sharing)
+    monkeypatch.setattr(lanes, "memory_budget", budget)
+    monkeypatch.setattr(job, "_sharing", lambda device: sharing)
     assert command.run(tmp_path, "--model-name", TINY_LLAMA, "--yes", "--device", "cpu").status == 0
     assert budgets == [sharing]
 

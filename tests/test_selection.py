@@ -14,10 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum import tables
 from spectrum.errors import ResultsError, SelectionError
-from spectrum.layers import LayerSnr, Parameter, ScanResult, group_by_type, layer_types
-from spectrum.selection import Selection, parse_percent, top_params, top_percent
+from spectrum.layer_types import layer_types
+from spectrum.records import LayerSnr, Parameter, ScanResult, group_by_type
+from spectrum.selection.selection import Selection, parse_percent, top_params, top_percent
+from spectrum.text import aligned, html
 from tests.test_layers import PROVENANCE
 
 
@@ -330,10 +331,10 @@ def test_a_type_of_which_nothing_was_scored_has_no_range() -> None:
 def test_a_selection_is_shown_with_its_table(embeddings: bool, word: str) -> None:
     chosen = top_percent(replace(MODEL, model="org/<b>m</b>"), "50.0", embeddings=embeddings)
     title = f"Top 50.0 percent of org/<b>m</b>, {word} input embedding and output head"
-    assert repr(chosen) == f"{title}\n\n{tables.aligned(chosen.rows())}"
+    assert repr(chosen) == f"{title}\n\n{aligned(chosen.rows())}"
     shown = chosen._repr_html_()
     assert title.replace("<", "&lt;").replace(">", "&gt;") in shown
-    assert shown.endswith(tables.html(chosen.rows()))
+    assert shown.endswith(html(chosen.rows()))
     assert "<b>" not in shown
 
 

@@ -17,7 +17,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from spectrum import shards
+from spectrum.checkpoint.disk import fingerprint, safetensors_header, weight_files
+from spectrum.checkpoint.disk.tensors import read_tensor, stored_tensors
 from spectrum.errors import CheckpointError
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -104,28 +105,28 @@ def test_every_tensor_reads_back_bit_for_bit(tmp_path: Path, layout: str) -> Non
     load = safetensors.torch.load_file if layout.startswith("safetensors") else load_bin
     expected = {key: value for file in files for key, value in load(file).items()}
 
-    stored = shards.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
 
     assert set(stored) == set(expected) == set(state)
     for key, tensor in stored.items():
         assert (tensor.shape, tensor.dtype) == (tuple(state[key].shape), str(state[key].dtype)[len("torch.") :])
-        assert same(shards.read_tensor(tensor), expected[key]), key
+        assert same(read_tensor(tensor), expected[key]), key
         for row in range(tensor.shape[0] if tensor.shape else 0):
-            assert same(shards.read_tensor(tensor, row), expected[key][row]), f"{key}[{row}]"
+            assert same(read_tensor(tensor, row), expected[key][row]), f"{key}[{row}]"
 
 
 def test_a_file_of_no_tensors_reads_as_none(tmp_path: Path) -> None:
     safetensors.torch.save_file({}, tmp_path / "model.safetensors")
-    assert shards.stored_tensors(tmp_path) == {}
+    assert stored_tensors(tmp_path) == {}
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"format": "pt", "note": "Übergröße " * 20}])
 def test_metadata_in_the_header_is_no_tensor(tmp_path: Path, metadata: dict[str, str]) -> None:
     state = sample_state()
     safetensors.torch.save_file(state, tmp_path / "model.safetensors", metadata=metadata)
-    stored = shards.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
     assert set(stored) == set(state)
-    assert all(same(shards.read_tensor(stored[key]), state[key]) for key in state)
+    assert all(same(read_tensor(stored[key]), state[key]) for key in state)
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
@@ -133,9 +134,9 @@ def test_views_and_parameters_in_a_torch_archive_read_as_plain_tensors(tmp_path:
     base = torch.arange(12.0)
     state = {"transposed": base.reshape(3, 4).T, "part": base[3:5], "parameter": torch.nn.Parameter(base.clone())}
     save(tmp_path / "pytorch_model.bin", state)
-    stored = shards.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
     for key, value in state.items():
-        read = shards.read_tensor(stored[key])
+        read = read_tensor(stored[key])
         assert same(read, value.detach())
         assert not read.requires_grad  # or everything computed from it is kept for a backward pass
         assert read.untyped_storage().nbytes() == read.nbytes  # and no more of the file than this tensor
@@ -147,11 +148,11 @@ def test_a_tensor_read_is_memory_of_its_own(tmp_path: Path, layout: str) -> None
     LAYOUTS[layout](tmp_path, state)
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
-    stored = shards.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
     for key in state:
-        shards.read_tensor(stored[key]).zero_()
+        read_tensor(stored[key]).zero_()
     assert file.read_bytes() == before
-    assert all(same(shards.read_tensor(stored[key]), state[key]) for key in state)
+    assert all(same(read_tensor(stored[key]), state[key]) for key in state)
 
 
 def test_files_are_chosen_in_the_order_of_transformers(tmp_path: Path) -> None:
@@ -164,20 +165,20 @@ def test_files_are_chosen_in_the_order_of_transformers(tmp_path: Path) -> None:
     for i, layout in enumerate(first_file):
         LAYOUTS[layout](tmp_path, {"w": torch.full((2,), float(i))})
     for i, file in enumerate(first_file.values()):
-        stored = shards.stored_tensors(tmp_path)
-        assert shards.read_tensor(stored["w"]).tolist() == [i, i]
-        assert shards.weight_files(tmp_path) == [stored["w"].file]
+        stored = stored_tensors(tmp_path)
+        assert read_tensor(stored["w"]).tolist() == [i, i]
+        assert weight_files.weight_files(tmp_path) == [stored["w"].file]
         (tmp_path / file).unlink()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_directory_has_weights_whatever_their_state(tmp_path: Path, layout: str) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
-    assert not shards.has_weights(tmp_path)
+    assert not weight_files.has_weights(tmp_path)
     LAYOUTS[layout](tmp_path, sample_state())
     for file in tmp_path.iterdir():
         file.write_bytes(b"")
-    assert shards.has_weights(tmp_path)
+    assert weight_files.has_weights(tmp_path)
 
 
 # Damage to a file. Whatever it is, the one exception that may leave names the file.
@@ -185,14 +186,14 @@ def test_a_directory_has_weights_whatever_their_state(tmp_path: Path, layout: st
 
 def refuses(directory: Path, file: Path) -> None:
     with pytest.raises(CheckpointError) as refusal:
-        shards.stored_tensors(directory)
+        stored_tensors(directory)
     assert str(file) in str(refusal.value)
 
 
 def reads_or_refuses(directory: Path, file: Path) -> State | None:
     """All tensors, or None where the file was refused. No other exception leaves, however odd the content."""
     try:
-        return {key: shards.read_tensor(tensor) for key, tensor in shards.stored_tensors(directory).items()}
+        return {key: read_tensor(tensor) for key, tensor in stored_tensors(directory).items()}
     except CheckpointError as error:
         message = str(error)
     assert str(file) in message
@@ -223,9 +224,9 @@ def test_a_git_lfs_pointer_is_refused_with_the_command_that_fetches_the_file(tmp
     (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid {oid}\nsize 123456\n")
     refuses(tmp_path, tmp_path / name)
     with pytest.raises(CheckpointError, match="git lfs pull"):
-        shards.stored_tensors(tmp_path)
+        stored_tensors(tmp_path)
     with pytest.raises(CheckpointError, match="git lfs pull"):
-        shards.fingerprint(tmp_path)
+        fingerprint.fingerprint(tmp_path)
 
 
 def safetensors_bytes(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -247,7 +248,7 @@ DAMAGED_HEADERS: Mapping[str, bytes] = {
     "a-list": safetensors_bytes([entry()], EIGHT),
     "a-number": safetensors_bytes(b"7", EIGHT),
     "length-of-all-ones": safetensors_bytes({"w": entry()}, EIGHT, length=2**64 - 1),
-    "length-over-the-limit": safetensors_bytes({"w": entry()}, EIGHT, length=shards.MAX_HEADER_BYTES + 1),
+    "length-over-the-limit": safetensors_bytes({"w": entry()}, EIGHT, length=safetensors_header.MAX_HEADER_BYTES + 1),
     "length-past-the-end": safetensors_bytes({"w": entry()}, EIGHT, length=10_000),
     "one-byte-too-long": safetensors_bytes({"w": entry()}, EIGHT + b"\0"),
     "one-byte-too-short": safetensors_bytes({"w": entry()}, EIGHT[:-1]),
@@ -292,16 +293,16 @@ def test_a_damaged_safetensors_file_is_refused_by_name(tmp_path: Path, damage: s
 def test_the_smallest_sound_file_is_not_refused(tmp_path: Path) -> None:
     # What the damaged ones above are made from: were this refused too, they would prove nothing.
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({"w": entry()}, EIGHT))
-    stored = shards.stored_tensors(tmp_path)["w"]
-    assert same(shards.read_tensor(stored), torch.frombuffer(bytearray(EIGHT), dtype=torch.float32))
+    stored = stored_tensors(tmp_path)["w"]
+    assert same(read_tensor(stored), torch.frombuffer(bytearray(EIGHT), dtype=torch.float32))
 
 
 def test_a_header_over_the_formats_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"w": entry()}, EIGHT))
-    monkeypatch.setattr(shards, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
-    assert set(shards.stored_tensors(tmp_path)) == {"w"}
-    monkeypatch.setattr(shards, "MAX_HEADER_BYTES", shards.MAX_HEADER_BYTES - 1)
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
+    assert set(stored_tensors(tmp_path)) == {"w"}
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", safetensors_header.MAX_HEADER_BYTES - 1)
     refuses(tmp_path, file)
 
 
@@ -311,7 +312,7 @@ def test_a_dtype_that_the_format_lacks_is_refused_at_the_latest_on_reading(tmp_p
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"w": entry(dtype, [1])}, EIGHT))
     with pytest.raises(CheckpointError, match=re.escape(str(file))):
-        shards.read_tensor(shards.stored_tensors(tmp_path)["w"])
+        read_tensor(stored_tensors(tmp_path)["w"])
 
 
 NOT_TENSORS: Mapping[str, Any] = {
@@ -373,15 +374,15 @@ def test_a_bin_file_that_is_no_torch_archive_is_refused_by_name(tmp_path: Path, 
 def test_a_shard_cut_while_it_is_being_read_is_named(tmp_path: Path, layout: str) -> None:
     LAYOUTS[layout](tmp_path, sample_state())
     (file,) = tmp_path.iterdir()
-    tensors = shards.stored_tensors(tmp_path).values()
+    tensors = stored_tensors(tmp_path).values()
     os.truncate(file, 16)
     for tensor in tensors:
         with pytest.raises(CheckpointError, match=file.name):
-            shards.read_tensor(tensor)
+            read_tensor(tensor)
     file.unlink()
     for tensor in tensors:
         with pytest.raises(CheckpointError, match=file.name):
-            shards.read_tensor(tensor)
+            read_tensor(tensor)
 
 
 # The index of a sharded checkpoint.
@@ -425,14 +426,14 @@ def test_a_shard_outside_the_directory_is_refused(tmp_path: Path, name: str) -> 
         safetensors.torch.save_file({"a": torch.ones(2)}, there)
     index = with_index(inside, {"weight_map": {"a": name}})
     with pytest.raises(CheckpointError, match="is not a file of the model's directory") as refusal:
-        shards.stored_tensors(inside)
+        stored_tensors(inside)
     assert str(index) in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["model-7.safetensors", "x" * 300, "two\nlines"], ids=["absent", "too-long", "lines"])
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with_index(tmp_path, {"weight_map": {"a": "model-0.safetensors", "b": name}})
-    for use in (shards.stored_tensors, shards.weight_files, shards.fingerprint):
+    for use in (stored_tensors, weight_files.weight_files, fingerprint.fingerprint):
         with pytest.raises(CheckpointError) as refusal:
             use(tmp_path)
         assert name.replace("\n", r"\n") in str(refusal.value)
@@ -444,23 +445,23 @@ def test_a_shard_that_is_a_directory_or_a_dangling_link_is_named(tmp_path: Path)
     shard.unlink()
     shard.symlink_to(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=shard.name):
-        shards.stored_tensors(tmp_path)
+        stored_tensors(tmp_path)
     shard.unlink()
     shard.mkdir()
     with pytest.raises(CheckpointError, match=shard.name):
-        shards.stored_tensors(tmp_path)
+        stored_tensors(tmp_path)
 
 
 def test_a_key_that_the_index_puts_in_the_wrong_shard_is_named_with_both(tmp_path: Path) -> None:
     with_index(tmp_path, {"weight_map": {"a": "model-1.safetensors", "b": "model-0.safetensors"}})
     with pytest.raises(CheckpointError, match=r"'a' in model-1\.safetensors, but it is in model-0\.safetensors"):
-        shards.stored_tensors(tmp_path)
+        stored_tensors(tmp_path)
 
 
 def test_a_key_that_is_in_no_shard_is_named(tmp_path: Path) -> None:
     with_index(tmp_path, {"weight_map": {"a": "model-0.safetensors", "c": "model-1.safetensors"}})
     with pytest.raises(CheckpointError, match=r"'c' in model-1\.safetensors, but it is in no shard"):
-        shards.stored_tensors(tmp_path)
+        stored_tensors(tmp_path)
 
 
 def test_a_key_in_two_shards_is_read_from_the_one_that_the_index_names(tmp_path: Path) -> None:
@@ -470,7 +471,7 @@ def test_a_key_in_two_shards_is_read_from_the_one_that_the_index_names(tmp_path:
         )
     places = {"w": "1.safetensors", **{f"own.{i}": f"{i}.safetensors" for i in range(3)}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert shards.read_tensor(shards.stored_tensors(tmp_path)["w"]).tolist() == [1, 1]
+    assert read_tensor(stored_tensors(tmp_path)["w"]).tolist() == [1, 1]
 
 
 # Damage that nobody thought of.
@@ -578,7 +579,7 @@ def test_a_copy_elsewhere_has_the_same_fingerprint(tmp_path: Path, layout: str) 
     for file in there.iterdir():
         os.utime(file, (1, 1))
     (there / "README.md").write_text("Nothing of this is a weight.")
-    assert shards.fingerprint(here) == shards.fingerprint(there)
+    assert fingerprint.fingerprint(here) == fingerprint.fingerprint(there)
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "legacy"])
@@ -586,13 +587,13 @@ def test_the_fingerprint_sees_any_twentieth_of_the_data_change(tmp_path: Path, l
     LAYOUTS[layout](tmp_path, large_state())
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    original = shards.fingerprint(tmp_path)
+    original = fingerprint.fingerprint(tmp_path)
     data = sum(value.nbytes for value in large_state().values())
     run = data // 20
     for start in range(len(content) - data, len(content) - run + 1, run // 2):
         changed = bytes(byte ^ 1 for byte in content[start : start + run])
         file.write_bytes(content[:start] + changed + content[start + run :])
-        assert shards.fingerprint(tmp_path) != original, start
+        assert fingerprint.fingerprint(tmp_path) != original, start
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -602,7 +603,7 @@ def test_the_fingerprint_sees_another_tensor(tmp_path: Path, layout: str, change
         directory = tmp_path / str(len(list(tmp_path.iterdir())))
         directory.mkdir()
         LAYOUTS[layout](directory, state)
-        return shards.fingerprint(directory)
+        return fingerprint.fingerprint(directory)
 
     state = {"a": torch.zeros(4, 6), "b": torch.zeros(3)}
     changed = {
@@ -620,36 +621,36 @@ def test_the_fingerprint_sees_any_one_tensor_change_however_small(tmp_path: Path
     state = {f"layers.{i}.weight": torch.zeros(64, 64) for i in range(4)}
     state |= {f"layers.{i}.norm": torch.ones(8, dtype=torch.bfloat16) for i in range(4)}
     LAYOUTS[layout](tmp_path, state)
-    seen = {shards.fingerprint(tmp_path)}
+    seen = {fingerprint.fingerprint(tmp_path)}
     for key, value in state.items():
         LAYOUTS[layout](tmp_path, state | {key: value + 1})
-        seen.add(shards.fingerprint(tmp_path))
+        seen.add(fingerprint.fingerprint(tmp_path))
     assert len(seen) == 1 + len(state)
 
 
 def test_the_fingerprint_of_a_torch_archive_sees_one_element_change(tmp_path: Path) -> None:
     state = large_state()
     save_zip(tmp_path / "pytorch_model.bin", state)
-    before = shards.fingerprint(tmp_path)
+    before = fingerprint.fingerprint(tmp_path)
     state["layers.7.weight"][3, 4] += 1  # hardly a byte of the samples, but the archive has checksums
     save_zip(tmp_path / "pytorch_model.bin", state)
-    assert shards.fingerprint(tmp_path) != before
+    assert fingerprint.fingerprint(tmp_path) != before
 
 
 def test_the_fingerprint_of_a_large_file_sees_a_name_change(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_safetensors(file, {"a": torch.zeros(1000, 1000)})
-    before = shards.fingerprint(tmp_path)
+    before = fingerprint.fingerprint(tmp_path)
     save_safetensors(file, {"b": torch.zeros(1000, 1000)})
-    assert shards.fingerprint(tmp_path) != before
+    assert fingerprint.fingerprint(tmp_path) != before
 
 
 def test_the_fingerprint_names_the_shards(tmp_path: Path) -> None:
     with_index(tmp_path, {"weight_map": {"a": "model-0.safetensors", "b": "model-1.safetensors"}})
-    before = shards.fingerprint(tmp_path)
+    before = fingerprint.fingerprint(tmp_path)
     (tmp_path / "model-1.safetensors").rename(tmp_path / "model-2.safetensors")
     with_index(tmp_path, {"weight_map": {"a": "model-0.safetensors", "b": "model-2.safetensors"}})
-    assert shards.fingerprint(tmp_path) != before
+    assert fingerprint.fingerprint(tmp_path) != before
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "zip"])
@@ -658,7 +659,7 @@ def test_the_fingerprint_of_a_damaged_file_is_refused_by_name(tmp_path: Path, la
     (file,) = tmp_path.iterdir()
     os.truncate(file, 20)
     with pytest.raises(CheckpointError, match=file.name):
-        shards.fingerprint(tmp_path)
+        fingerprint.fingerprint(tmp_path)
 
 
 # Views, which a torch archive may hold: read as torch reads them, whole and by rows.
@@ -684,11 +685,11 @@ def test_views_of_an_archive_are_read_as_torch_reads_them(name: str, zipped: boo
     content = {"first": torch.ones(7), name: VIEWS[name], "same": VIEWS[name]}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     expected = torch.load(path, weights_only=True)
-    stored = shards.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
     assert stored.keys() == content.keys()
     for key, value in expected.items():
-        found = shards.read_tensor(stored[key])
+        found = read_tensor(stored[key])
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
         assert torch.equal(found, value)
         for index in range(len(value) if value.ndim else 0):
-            assert torch.equal(shards.read_tensor(stored[key], index), value[index])
+            assert torch.equal(read_tensor(stored[key], index), value[index])

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from spectrum import snr
-from spectrum.workspace import call_bytes
+from spectrum.compute import snr
+from spectrum.compute.workspace import call_bytes
 from tests.conftest import TINY_LLAMA
 from tests.oracle import oracle_edge, oracle_snr
 

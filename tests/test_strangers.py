@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import transformers
 
-from spectrum import scan, skeleton
+from spectrum import scan
+from spectrum.checkpoint import config, isolation, meta_model
+from spectrum.checkpoint.config import read_config
 from spectrum.errors import CheckpointError, SpectrumError
-from spectrum.results import journal_path, scan_path, sidecar_path
+from spectrum.scanning.store import journal_path, scan_path, sidecar_path
 from tests.command import Finished, assert_refused, run, tiny_llama
 from tests.hub_server import TOKEN, HubServer, Repo
 from tests.test_hub import Command, commands, commit
@@ -210,14 +212,14 @@ def test_other_files_of_the_directory_do_not_stand_in_for_the_config(here: Path)
 
 def test_a_config_is_not_read_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "model" / "config.json"
-    made = skeleton._settings
+    made = config._settings
 
     def swapping(of: Path) -> dict[str, Any]:
         settings = made(of)
         path.write_text("{}")
         return settings
 
-    monkeypatch.setattr(skeleton, "_settings", swapping)
+    monkeypatch.setattr(config, "_settings", swapping)
     assert run(here, "--model-name", "model", "--rescan").status == 0
 
 
@@ -248,7 +250,7 @@ def test_counts_are_bounded_in_the_config_that_was_made(here: Path, monkeypatch:
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "to_dict", grown)
     with pytest.raises(CheckpointError, match="10000000 as num_hidden_layers"):
-        skeleton.read_config(here / "model", trust_remote_code=False)
+        read_config(here / "model", trust_remote_code=False)
 
 
 def test_code_for_attention_is_not_taken_from_a_config(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +271,7 @@ def test_code_for_attention_is_not_taken_from_a_config(here: Path, monkeypatch: 
         if hasattr(hub_kernels, name):
             monkeypatch.setattr(hub_kernels, name, taken)
     assert run(here, "--model-name", "model", "--rescan").status == 0
-    config = skeleton.read_config(here / "model", trust_remote_code=False)
+    config = read_config(here / "model", trust_remote_code=False)
     assert "stranger" not in json.dumps(config.to_dict(), default=str)
 
 
@@ -294,7 +296,7 @@ def test_code_of_another_repository_does_not_matter_where_none_is_needed(here: P
 def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(model_type: str, tmp_path: Path) -> None:
     own = transformers.CONFIG_MAPPING[model_type]()
     own.save_pretrained(tmp_path)
-    read = skeleton.read_config(tmp_path, trust_remote_code=False)
+    read = read_config(tmp_path, trust_remote_code=False)
     expected = transformers.AutoConfig.from_pretrained(tmp_path)
     assert {**read.to_dict(), "_name_or_path": ""} == {**expected.to_dict(), "_name_or_path": ""}
 
@@ -320,14 +322,14 @@ def test_what_asks_for_code_is_refused_whoever_asks(here: Path, monkeypatch: pyt
     from transformers.dynamic_module_utils import resolve_trust_remote_code
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    with skeleton.nothing_fetched(), pytest.raises(ValueError, match="trust_remote_code"):
+    with isolation.nothing_fetched(), pytest.raises(ValueError, match="trust_remote_code"):
         resolve_trust_remote_code(None, str(here), False, True)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", ["Trainer", "Seq2SeqTrainer", "pipeline", "integrations", "PreTrainedModel"])
 def test_only_models_are_looked_up_by_the_names_of_architectures(name: str, here: Path) -> None:
     changed(here, architectures=[name])
-    script = "import sys\nfrom spectrum import cli\nstatus = cli.main()\nprint('transformers.trainer' in sys.modules)\n"
+    script = "import sys\nfrom spectrum.cli.entry import main\nmain()\nprint('transformers.trainer' in sys.modules)\n"
     done = subprocess.run(
         [sys.executable, "-c", script, "--model-name", "model", "--rescan", "--quiet"],
         cwd=here,
@@ -443,7 +445,7 @@ def test_the_hub_can_be_asked_again_afterwards(here: Path) -> None:
     from huggingface_hub import constants
 
     before = (constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE)
-    with suppress(RuntimeError), skeleton.nothing_fetched():
+    with suppress(RuntimeError), isolation.nothing_fetched():
         assert constants.HF_HUB_OFFLINE
         raise RuntimeError
     assert before == (constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE)
@@ -478,15 +480,15 @@ def test_a_file_that_is_cut_in_mid_scan_is_an_error_and_no_signal(form: str, tmp
 import os, sys
 import torch
 from pathlib import Path
-from spectrum import cli, shards
-from spectrum.checkpoint import Checkpoint
+from spectrum.cli import entry
+from spectrum.checkpoint.reader import Checkpoint
 read = Checkpoint.read
 def cutting(self, weight, index):
     for path in Path("model").glob("*model*"):
         os.truncate(path, 2000)
     return read(self, weight, index)
 Checkpoint.read = cutting
-cli.command()
+entry.command()
 """
     tiny_llama(tmp_path / "model", hidden_size=64, intermediate_size=128)
     if form != "safetensors":
@@ -543,8 +545,8 @@ def test_shapes_that_no_parameter_has_are_refused(shape: object, here: Path) -> 
 def test_no_number_of_tensors_explains_more_modules_than_any_model_has(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert skeleton._MOST_MODULES < 1_000_000
-    monkeypatch.setattr(skeleton, "_MOST_MODULES", 20_000)
+    assert meta_model._MOST_MODULES < 1_000_000
+    monkeypatch.setattr(meta_model, "_MOST_MODULES", 20_000)
     header = {f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(15_000)}
     text = json.dumps(header).encode()
     (here / "model" / INDEX).unlink()
@@ -564,14 +566,14 @@ def check(here: Path, text: str) -> Finished:
     "pattern", [r"^(([a-z_.0-9])+)+!", r"^(a|b|[a-z_.0-9]|.)*x!", r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)!!"]
 )
 def test_a_pattern_that_takes_for_ever_is_refused(pattern: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum.patterns.SECONDS", 2.0)
+    monkeypatch.setattr("spectrum.trainers.patterns.SECONDS", 2.0)
     done = check(here, f"unfrozen_parameters:\n- model.norm\n- '{pattern}'\n")
     assert_refused(done, repr(pattern), "over 2 seconds")
 
 
 def test_what_matches_patterns_ends_though_its_parent_was_killed(here: Path, tmp_path: Path) -> None:
     script = f"""
-from spectrum import patterns
+from spectrum.trainers import patterns
 patterns.SECONDS = 1.0
 import subprocess
 run = subprocess.run
@@ -592,7 +594,7 @@ patterns.matching(["(([a-z])+)+!"], ["{"a" * 60}"])
 
 
 def test_patterns_that_take_for_ever_to_be_read_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum.patterns.SECONDS", 2.0)
+    monkeypatch.setattr("spectrum.trainers.patterns.SECONDS", 2.0)
     wide = "(?i)" + "[!-\uffe6]" * 390
     entries = "".join(f'- "{wide}{number}"\n' for number in range(40))
     done = check(here, f"unfrozen_parameters:\n{entries}")

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum import tables
-from spectrum.tables import Row
+from spectrum.text import Row, aligned, duration, html, listed, plural
 
 ROWS: list[Row] = [("layer type", "layers", "SNR"), ("mlp", "8", "0.125"), ("a < b & c", "1024", ""), ("total", "", "")]
 
@@ -19,12 +18,12 @@ TABLES = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), m
 
 
 def test_the_first_column_is_flush_left_and_the_others_flush_right() -> None:
-    assert tables.aligned(ROWS) == ("layer type  layers    SNR\nmlp              8  0.125\na < b & c     1024\ntotal")
+    assert aligned(ROWS) == ("layer type  layers    SNR\nmlp              8  0.125\na < b & c     1024\ntotal")
 
 
 @given(TABLES)
 def test_columns_line_up_and_hold_every_cell(rows: list[Row]) -> None:
-    lines = tables.aligned(rows).split("\n")
+    lines = aligned(rows).split("\n")
     assert len(lines) == len(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     starts = [sum(widths[:i]) + 2 * i for i in range(len(widths))]
@@ -40,7 +39,7 @@ def test_columns_line_up_and_hold_every_cell(rows: list[Row]) -> None:
 
 
 def test_a_table_of_one_row_is_that_row() -> None:
-    assert tables.aligned([("a", "b")]) == "a  b"
+    assert aligned([("a", "b")]) == "a  b"
 
 
 class Cells(HTMLParser):
@@ -72,7 +71,7 @@ class Cells(HTMLParser):
 
 
 def test_html_has_the_first_row_as_head_and_the_same_alignment() -> None:
-    head, *body = Cells(tables.html(ROWS)).rows
+    head, *body = Cells(html(ROWS)).rows
     assert [cell[0] for cell in head] == ["th"] * 3
     assert {cell[0] for row in body for cell in row} == {"td"}
     assert [[text for _, _, text in row] for row in (head, *body)] == [list(row) for row in ROWS]
@@ -81,7 +80,7 @@ def test_html_has_the_first_row_as_head_and_the_same_alignment() -> None:
 
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4))
 def test_no_cell_breaks_out_of_html(rows: list[Row]) -> None:
-    found = Cells(tables.html(rows))
+    found = Cells(html(rows))
     assert set(found.tags) == {"table", "tr", "th"} | ({"td"} if len(rows) > 1 else set())
     assert len(found.tags) == 1 + 3 * len(rows)
     # A parser has no carriage returns, and reads some characters as others.
@@ -91,7 +90,7 @@ def test_no_cell_breaks_out_of_html(rows: list[Row]) -> None:
 
 
 def test_html_escapes_what_would_be_markup() -> None:
-    text = tables.html([("<b>a</b>", "&amp;"), ('"x"', "<script>alert(1)</script>")])
+    text = html([("<b>a</b>", "&amp;"), ('"x"', "<script>alert(1)</script>")])
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "&lt;b&gt;a&lt;/b&gt;" in text
     assert "&amp;amp;" in text
@@ -102,7 +101,7 @@ def test_html_escapes_what_would_be_markup() -> None:
     ("count", "expected"), [(0, "0 layers"), (1, "1 layer"), (2, "2 layers"), (75, "75 layers")], ids=str
 )
 def test_a_count_has_its_noun_in_the_right_number(count: int, expected: str) -> None:
-    assert tables.plural(count, "layer") == expected
+    assert plural(count, "layer") == expected
 
 
 @pytest.mark.parametrize(
@@ -119,9 +118,9 @@ def test_a_count_has_its_noun_in_the_right_number(count: int, expected: str) -> 
 )
 def test_a_list_names_the_first_few_and_counts_the_rest(count: int, limit: int, expected: str) -> None:
     names = [f"n{i}" for i in range(count)]
-    assert tables.listed(names, limit) == expected
+    assert listed(names, limit) == expected
     if limit == 5:
-        assert tables.listed(names) == expected
+        assert listed(names) == expected
 
 
 @pytest.mark.parametrize(
@@ -143,4 +142,4 @@ def test_a_list_names_the_first_few_and_counts_the_rest(count: int, limit: int, 
     ],
 )
 def test_a_duration_is_said_in_the_units_that_people_use(seconds: float, expected: str) -> None:
-    assert tables.duration(seconds) == expected
+    assert duration(seconds) == expected

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from spectrum.cli import main
+from spectrum.cli.entry import main
 from tests.architectures import built
 from tests.axolotl import loaded
 from tests.conftest import ROOT, TINY_LLAMA

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum import training
-from spectrum.layers import Parameter
-from spectrum.training import ALONE, OPTIMIZERS, SHARDINGS, Sharding
+from spectrum.records import Parameter, num_elements, parameter_sizes
+from spectrum.trainers import memory
+from spectrum.trainers.memory import OPTIMIZERS, SHARDINGS, UNSHARDED, Sharding
 
-SHARDING = {sharding.name: sharding for sharding in (ALONE, *SHARDINGS)}
+SHARDING = {sharding.name: sharding for sharding in (UNSHARDED, *SHARDINGS)}
 
 MIXED, PURE, EIGHT_BIT = "AdamW, mixed precision", "AdamW, pure bf16", "8-bit AdamW, bf16"
 
@@ -32,7 +32,7 @@ def parameters(**more: Parameter) -> dict[str, Parameter]:
 
 def needed(names: Iterable[str], known: dict[str, Parameter], optimizer: str, sharding: Sharding, devices: int) -> int:
     """Bytes on a device to train the named ones of these parameters."""
-    return training.memory(training.sizes(names, known), training.sizes(known, known), optimizer, sharding, devices)
+    return memory.memory(parameter_sizes(names, known), parameter_sizes(known, known), optimizer, sharding, devices)
 
 
 TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
@@ -56,13 +56,13 @@ TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
     ids=str,
 )
 def test_elements_are_counted_once(names: list[str], expected: int) -> None:
-    assert training.elements(training.sizes(names, parameters())) == expected
+    assert num_elements(parameter_sizes(names, parameters())) == expected
 
 
 def test_parameters_of_any_number_of_dimensions_have_elements() -> None:
     shapes = {"stack": Parameter((4, 5, 6), "bfloat16"), "scalar": Parameter((), "float32")}
     more = parameters(**shapes, none=Parameter((0, 8), "bfloat16"))
-    assert training.elements(training.sizes(["stack", "scalar", "none"], more)) == 121
+    assert num_elements(parameter_sizes(["stack", "scalar", "none"], more)) == 121
 
 
 # By hand. All: 9996 elements; trained: 4996. Of those, 4096 are of a parameter that is large enough for 8-bit states of
@@ -97,7 +97,7 @@ def test_memory_is_what_one_reckons_by_hand(optimizer: str, sharding: str, devic
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("sharding", [ALONE, *SHARDINGS], ids=lambda sharding: sharding.name)
+@pytest.mark.parametrize("sharding", [UNSHARDED, *SHARDINGS], ids=lambda sharding: sharding.name)
 def test_what_does_not_train_takes_its_weights_alone(optimizer: str, sharding: Sharding) -> None:
     weight = OPTIMIZERS[optimizer][sharding.deepspeed].weight
     nothing = needed([], parameters(), optimizer, sharding, 4)
@@ -114,13 +114,13 @@ def test_what_does_not_train_takes_its_weights_alone(optimizer: str, sharding: S
 )
 def test_states_of_8_bits_begin_at_4096_elements(elements: int, state: int) -> None:
     one = {"w": Parameter((elements,), "bfloat16")}
-    assert needed(["w"], one, EIGHT_BIT, ALONE, 1) == elements * (2 + 2) + state
+    assert needed(["w"], one, EIGHT_BIT, UNSHARDED, 1) == elements * (2 + 2) + state
 
 
 def test_states_of_embeddings_are_never_of_8_bits() -> None:
     # The Trainer of transformers has bitsandbytes keep them in float32.
     one = {"w": Parameter((4096, 2), "bfloat16", module="Embedding")}
-    assert needed(["w"], one, EIGHT_BIT, ALONE, 1) == 8192 * (2 + 2 + 8)
+    assert needed(["w"], one, EIGHT_BIT, UNSHARDED, 1) == 8192 * (2 + 2 + 8)
 
 
 # As it really is.
@@ -187,7 +187,7 @@ def reckoned(model: Tiny, optimizer: str) -> int:
         known[name] = Parameter(tuple(value.shape), "bfloat16", tied_to=None if first == name else first)
     assert any(parameter.tied_to for parameter in known.values())
     names = [name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad]
-    return needed(names, known, optimizer, ALONE, 1)
+    return needed(names, known, optimizer, UNSHARDED, 1)
 
 
 @pytest.mark.parametrize("freeze", FREEZE)

@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.layers import LayerSnr, Parameter, Provenance, ScanResult, group_by_type, layer_types
-from spectrum.selection import Selection, top_percent
-from spectrum.unfrozen import known_parameters, render_axolotl, unfrozen_entries
+from spectrum.layer_types import layer_types
+from spectrum.records import LayerSnr, Parameter, Provenance, ScanResult, group_by_type
+from spectrum.selection.entries import known_parameters, render_axolotl, unfrozen_entries
+from spectrum.selection.selection import Selection, top_percent
 from tests.test_layers import PROVENANCE
 
 LLAMA = ("lm_head.weight", "model.embed_tokens.weight")

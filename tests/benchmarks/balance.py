@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import transformers
 
-from spectrum.batching import batch_cost, plan, share
-from spectrum.layers import LayerWeight
-from spectrum.workspace import call_bytes
+from spectrum.compute.batches import batch_cost, plan, share
+from spectrum.compute.workspace import call_bytes
+from spectrum.records import LayerWeight
 from tests.benchmarks.kernel import operations
 
 PROCESSES = (1, 8, 64)

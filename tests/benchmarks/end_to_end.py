@@ -38,7 +38,10 @@ LLAMA_1B = transformers.LlamaConfig(
     dtype="bfloat16",
 )
 
-IMPORTS = ["-c", "import spectrum.checkpoint, spectrum.scanning; from transformers import LlamaForCausalLM"]
+IMPORTS = [
+    "-c",
+    "import spectrum.checkpoint.reader, spectrum.compute.executor; from transformers import LlamaForCausalLM",
+]
 REFERENCE_IMPORTS = ["-c", "import torch; from transformers import LlamaForCausalLM"]
 
 

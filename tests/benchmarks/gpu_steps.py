@@ -20,9 +20,11 @@ from unittest import mock
 
 import torch
 
-from spectrum import devices, results, scanning, snr, workspace
-from spectrum.batching import plan
-from spectrum.layers import LayerWeight
+from spectrum.compute import devices, executor, snr, workspace
+from spectrum.compute import lanes as lane_module
+from spectrum.compute.batches import plan
+from spectrum.records import LayerWeight
+from spectrum.scanning import store
 from tests.benchmarks import checkpoints
 from tests.benchmarks.cusolver import Solver
 from tests.benchmarks.gpu import Session, Step
@@ -234,8 +236,8 @@ def scan(
     errors: list[float] = []
     session.start_peak()
     started = time.perf_counter()
-    with mock.patch.object(scanning, "lanes", lambda device, k: lanes or devices.lanes(device, k)):
-        for batch, scores in scanning.score(batches, lambda w, i: samples[w.matrix], [session.device], warned.append):
+    with mock.patch.object(lane_module, "lanes", lambda device, k: lanes or devices.lanes(device, k)):
+        for batch, scores in executor.score(batches, lambda w, i: samples[w.matrix], [session.device], warned.append):
             known = expected(*batch.matrix)
             if known is not None:
                 for score in scores:
@@ -336,7 +338,7 @@ def spectrum(session: Session, model: Path, cwd: Path, device: str, launcher: Se
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     session.note("command", model=model.name, device=device, seconds=seconds, said=done.stdout.splitlines()[0])
-    scores = json.loads(results.scan_path(cwd / "model_snr_results", str(model)).read_text())
+    scores = json.loads(store.scan_path(cwd / "model_snr_results", str(model)).read_text())
     return {layer: entry["snr"] for layer, entry in scores.items()}
 
 
@@ -381,7 +383,7 @@ def card_of(session: Session, size: int) -> Iterator[None]:
     try:
         with (
             mock.patch.object(torch.cuda, "mem_get_info", return_value=(size, size)),
-            mock.patch.object(scanning, "warm_up"),  # which would have no memory, either
+            mock.patch.object(executor, "warm_up"),  # which would have no memory, either
         ):
             yield
     finally:

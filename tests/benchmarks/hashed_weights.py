@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from spectrum import snr
+from spectrum.compute import snr
 
 SCORES = Path(__file__).with_suffix(".json")
 

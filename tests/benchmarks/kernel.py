@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 
-from spectrum.layers import LayerWeight
+from spectrum.records import LayerWeight
 from tests.benchmarks.checkpoints import trained_like
 from tests.benchmarks.machine import description
 from tests.benchmarks.reference import snr_float32

@@ -49,9 +49,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             checkpoint = Path(scratch) / "model"
             size = write(checkpoint, config)
-            imports = (
-                f"import spectrum.checkpoint, spectrum.scanning; from transformers import {config.architectures[0]}"
-            )
+            imports = "import spectrum.checkpoint.reader, spectrum.compute.executor; "
+            imports += f"from transformers import {config.architectures[0]}"
             _, base, _ = measured(["-c", imports], scratch)
             command = ["-m", "spectrum", "--model-name", str(checkpoint), "--yes", "-q"]
             seconds, peak, _ = measured(command, scratch)

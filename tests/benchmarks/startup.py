@@ -38,11 +38,11 @@ CONFIG = transformers.Qwen3MoeConfig(
 
 PLAN = """
 import sys, time
-import spectrum.checkpoint, spectrum.scanning
-from spectrum.batching import plan
+import spectrum.checkpoint.reader, spectrum.compute.executor
+from spectrum.compute.batches import plan
 from transformers import Qwen3MoeForCausalLM
 started = time.perf_counter()
-checkpoint = spectrum.checkpoint.open_checkpoint(sys.argv[1])
+checkpoint = spectrum.checkpoint.reader.open_checkpoint(sys.argv[1])
 opened = time.perf_counter()
 batches = plan(checkpoint.weights, None, 1 << 24)
 print(opened - started, time.perf_counter() - opened, len(batches))
@@ -90,7 +90,8 @@ def main() -> None:
         outputs = [measured(["-c", PLAN, str(checkpoint)], scratch)[2].split() for _ in range(runs)]
         opening, planning = (statistics.median(float(output[i]) for output in outputs) for i in (0, 1))
         imports = statistics.median(
-            measured(["-c", "import spectrum.checkpoint, spectrum.scanning"], scratch)[0] for _ in range(runs)
+            measured(["-c", "import spectrum.checkpoint.reader, spectrum.compute.executor"], scratch)[0]
+            for _ in range(runs)
         )
         command = ["-m", "spectrum", "--model-name", str(SAMPLE), "--yes"]
         measured(command, scratch)

@@ -17,7 +17,8 @@ import torch
 import transformers
 
 import spectrum
-from spectrum import training
+from spectrum.records import parameter_sizes
+from spectrum.trainers import memory
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 768,
@@ -70,8 +71,8 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
     made = selection.result.provenance
     assert made is not None
-    sizes, every = (training.sizes(names, made.parameters) for names in (selection.trained(), made.parameters))
-    planned = training.memory(sizes, every, optimizer, training.ALONE, 1)
+    sizes, every = (parameter_sizes(names, made.parameters) for names in (selection.trained(), made.parameters))
+    planned = memory.memory(sizes, every, optimizer, memory.UNSHARDED, 1)
     return planned, measured, resident() - before
 
 
@@ -83,7 +84,7 @@ def main() -> None:
     """Print a row for each optimizer and share."""
     print("| optimizer | trained | planned | tensors | process, with activations |")
     print("|---|---|---|---|---|")
-    for optimizer in training.OPTIMIZERS:
+    for optimizer in memory.OPTIMIZERS:
         if optimizer.startswith("8-bit") and importlib.util.find_spec("bitsandbytes") is None:
             print(f"| {optimizer} | | | not measured: bitsandbytes is not installed | |")
             continue

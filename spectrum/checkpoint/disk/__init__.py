@@ -1,0 +1,1 @@
+"""How do weights lie on disk? Start at `weight_files`."""

@@ -1,0 +1,1 @@
+"""What does the command do? Start at `entry`."""

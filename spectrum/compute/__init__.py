@@ -1,0 +1,1 @@
+"""How is a matrix scored, fast? Start at `snr`."""

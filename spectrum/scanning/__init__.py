@@ -1,0 +1,1 @@
+"""How does a scan go: cached, resumed, shared? Start at `scan`."""

@@ -1,0 +1,1 @@
+"""Which layers train? Start at `selection`."""
