@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
@@ -80,14 +79,7 @@ def scan(
             rescan=rescan,
             also_written=(),
         )
-        obtained = obtain(request, attendant)
-    result = obtained.result
-    if obtained.wanted is None:
-        return result
-    scanned = tuple(name for name in result.scanned if name in obtained.wanted)
-    layers = tuple(layer for layer in result.layers if layer.layer_type in scanned)
-    others = tuple(layer.name for layer in result.layers if layer.layer_type not in scanned)
-    return replace(result, layers=layers, scanned=scanned, others=others)
+        return obtain(request, attendant).result
 
 
 def select(
@@ -137,7 +129,7 @@ def _warn(message: str) -> None:
 
 
 def _answers(batch_size: int | None, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
-    return batch_size, match_types(request.layer_types or ["all"], checkpoint.provenance.layer_types)
+    return batch_size, match_types(request.layer_types or ["all"], checkpoint.provenance.info.layer_types)
 
 
 def _bare(scored: Scored, batches: Sequence[WeightBatch]) -> Scored:

@@ -4,23 +4,110 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spectrum.text import aligned, html, in_line, plural
+
+# The largest relative error that an SNR may have, unless a singular value sits on the bulk edge itself.
+SNR_ACCURACY = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A model's parameter, without its values.
+
+    Args:
+        shape: as the model class declares it.
+        dtype: as stored, by torch's name.
+        tied_to: the first parameter of the model that is the same; None if this is the first.
+        module: the class of the module that holds it, if torch.nn or transformers (Conv1D) defines that class;
+            "grouped Conv2d" and the like for a convolution in groups; None for all other modules.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    tied_to: str | None = None
+    module: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model consists of, under the names that a trainer sees.
+
+    Args:
+        model_class: the name of the model's class.
+        parameters: all of them in model order, biases included.
+        layer_types: all types that have a weight matrix, in display order.
+        head: the name of the output head's parameter, None if the model has none.
+        embedding: the name of the input embedding's parameter, None if the model has none.
+        modules: the paths of all modules. The cache does not keep them.
+    """
+
+    model_class: str
+    parameters: Mapping[str, Parameter]
+    layer_types: tuple[str, ...]
+    head: str | None
+    embedding: str | None
+    modules: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def knows_modules(self) -> bool:
+        """Whether the parameters say which class of module holds them. Scans of early versions do not."""
+        return any(parameter.module is not None for parameter in self.parameters.values())
+
+    def owner(self, name: str) -> str:
+        """The name under which trainers see a parameter: of tied parameters, the first one's."""
+        parameter = self.parameters.get(name)
+        return name if parameter is None else parameter.tied_to or name
+
+    def tied(self) -> dict[str, str]:
+        """Tied parameters that trainers do not see, each with the one that it is the same as."""
+        return {name: parameter.tied_to for name, parameter in self.parameters.items() if parameter.tied_to is not None}
+
+    def owners(self, names: Iterable[str]) -> list[str]:
+        """The parameters that trainers see for these names, each once. Names that the model lacks are left out."""
+        return list(dict.fromkeys(self.owner(name) for name in names if name in self.parameters))
+
+    def num_elements(self, names: Iterable[str]) -> int:
+        """How many elements these parameters have together. Tied ones count once."""
+        return sum(math.prod(self.parameters[name].shape) for name in self.owners(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a scan comes from: the weights, the class that named them, the versions that read them.
+
+    Args:
+        revision: as asked for; None for the repository's default.
+        commit: the commit on the Hub that the revision resolved to; None for a directory.
+        fingerprint: a digest of a directory's weight files; None for a repository.
+        class_asked: what `--model-class` named, if that is not the checkpoint's own class.
+        versions: of torch, transformers and spectrum.
+        info: what the model consists of.
+    """
+
+    revision: str | None
+    commit: str | None
+    fingerprint: str | None
+    class_asked: str | None
+    versions: Mapping[str, str]
+    info: ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeight:
-    """A weight to score. Never a tensor.
+    """A weight to score. It holds no tensor.
 
-    name: the module's path, or the parameter's own where no module owns it as its `weight`.
-    parameter: the runtime parameter whose values these are; tied weights share it.
-    shape: the parameter's, as the model class declares it.
-    matrix: (n, m) as scored; `count` matrices of it make the parameter (1, but for stacks of experts).
-    dtype: as stored, by torch's name.
+    Args:
+        name: the layer's name: the module's path, or the parameter's own name if it is not a module's `weight`.
+        layer_type: the type among whose layers it is ranked.
+        parameter: the parameter that holds the values. Tied weights share it.
+        shape: the parameter's, as the model class declares it.
+        matrix: (n, m) of each matrix as scored.
+        count: how many such matrices the parameter holds: the number of experts of a stack, else 1.
+        dtype: as stored, by torch's name.
     """
 
     name: str
@@ -33,21 +120,32 @@ class LayerWeight:
 
 
 class BulkEdge(NamedTuple):
-    """What lies where at the bulk edge.
+    """How the singular values of a matrix lie about the bulk edge.
 
-    above, below: how many singular values are over the edge, and how many, zeros aside, are not. gap: the smallest
-    distance of one to it, relative to the larger of the two. jump: by how much of its largest value the SNR varies when
-    the edge goes from 1 percent under its place to 1 percent over it.
+    Args:
+        num_above: how many are above the edge.
+        num_below: how many are not, zeros left out.
+        nearest: the smallest distance of a singular value to the edge, relative to the larger of the two.
+        sensitivity: how much the SNR varies while the edge moves from 1 percent below its place to 1 percent above,
+            relative to the largest SNR on the way.
     """
 
-    above: int
-    below: int
-    gap: float
-    jump: float
+    num_above: int
+    num_below: int
+    nearest: float
+    sensitivity: float
+
+    @classmethod
+    def parse(cls, values: Any) -> BulkEdge:
+        """The record from a JSON list. Raises ValueError, TypeError or OverflowError if it is not one."""
+        num_above, num_below, nearest, sensitivity = values
+        if not all(isinstance(count, int) and 0 <= count < 2**63 for count in (num_above, num_below)):
+            raise ValueError("a count at the bulk edge is no whole number")
+        return cls(num_above, num_below, float(nearest), float(sensitivity))
 
 
 class MatrixScore(NamedTuple):
-    """The score of one matrix; SNR NaN where it holds NaN or infinity."""
+    """The score of one matrix. The SNR is NaN if the matrix holds NaN or infinity."""
 
     snr: float
     edge: BulkEdge
@@ -55,10 +153,15 @@ class MatrixScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerSnr:
-    """The score of one layer; NaN where its weight holds NaN or infinity.
+    """The score of one layer.
 
-    experts: the scores of a stack's matrices, in order. edge: of a stack, all counts together, the smallest gap and
-    the median jump; None in scans of other tools.
+    Args:
+        name: the layer's name.
+        layer_type: the type among whose layers it is ranked.
+        snr: of a stack, the median of its matrices. NaN if the weight holds NaN or infinity.
+        experts: the SNR of each matrix of a stack, in order; None for a single matrix.
+        edge: of a stack, the sums of the counts, the smallest `nearest` and the median `sensitivity`; None if the
+            scan does not say.
     """
 
     name: str
@@ -68,64 +171,17 @@ class LayerSnr:
     edge: BulkEdge | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A model's parameter: its shape and stored dtype.
-
-    tied_to: the first parameter of the model that is the same, None where it is the first itself. module: the class
-    of torch.nn, or transformers' Conv1D, that the module which holds it is of, `grouped` before it for convolutions in
-    groups; None for all others.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    tied_to: str | None = None
-    module: str | None = None
-
-
-def owner(name: str, parameters: Mapping[str, Parameter]) -> str:
-    """The first parameter of the model that is the same as this one: the name under which trainers see it."""
-    known = parameters.get(name)
-    return name if known is None else known.tied_to or name
-
-
-def tied(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Parameters that trainers do not see, and the one that each is the same as."""
-    return {name: known.tied_to for name, known in parameters.items() if known.tied_to is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Which weights were scanned, and under which names.
-
-    revision: as asked for, None for the repository's default. commit: the one it resolved to on the Hub; None for
-    a directory, which has a fingerprint of its files instead. head, embedding: parameter names, None where the
-    model has none. class_asked: by --model-class. parameters: all of them, biases included. layer_types: all that
-    own a weight, in display order.
-    """
-
-    revision: str | None
-    commit: str | None
-    fingerprint: str | None
-    model_class: str
-    class_asked: str | None
-    versions: Mapping[str, str]
-    head: str | None
-    embedding: str | None
-    parameters: Mapping[str, Parameter]
-    layer_types: tuple[str, ...]
-
-    def knows_modules(self) -> bool:
-        """Whether it says what modules hold the parameters, which earlier versions did not."""
-        return any(known.module is not None for known in self.parameters.values())
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class ScanResult:
-    """A model's scores: layers with a finite or infinite SNR, layers left out for NaN or infinity in their weight.
+    """A model's scores.
 
-    `scanned` are the layer types that were scanned. `provenance` is None for scans of other tools. `others` are names
-    of layers that the model has too, where only some of its types are looked at.
+    Args:
+        model: the name that was scanned.
+        layers: the layers that have an SNR, finite or infinite.
+        left_out: names of the layers whose weight holds NaN or infinity.
+        scanned: the layer types that were scanned.
+        provenance: None for scans of other tools.
+        part_of: the scan that this one is a part of, None if it is whole.
     """
 
     model: str
@@ -133,7 +189,26 @@ class ScanResult:
     left_out: tuple[str, ...]
     scanned: tuple[str, ...]
     provenance: Provenance | None
-    others: tuple[str, ...] = ()
+    part_of: ScanResult | None = None
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the model consists of; None for scans of other tools."""
+        return self.provenance.info if self.provenance is not None else None
+
+    @property
+    def whole(self) -> ScanResult:
+        """The scan with all its layer types."""
+        return self.part_of or self
+
+    def only(self, layer_types: Collection[str]) -> ScanResult:
+        """The part of this scan that has these layer types."""
+        return replace(
+            self,
+            layers=tuple(layer for layer in self.layers if layer.layer_type in layer_types),
+            scanned=tuple(name for name in self.scanned if name in layer_types),
+            part_of=self.whole,
+        )
 
     def by_type(self) -> dict[str, list[LayerSnr]]:
         """Layers of each type, types and layers in the order of `layers`."""
@@ -146,11 +221,11 @@ class ScanResult:
         return f"<p>{escape(self._title())}</p>\n{html(self._rows())}"
 
     def _title(self) -> str:
-        of = f" ({self.provenance.model_class})" if self.provenance else ""
+        of = f" ({self.info.model_class})" if self.info is not None else ""
         left_out = f"; {len(self.left_out)} left out for NaN or infinity" if self.left_out else ""
         return f"Scan of {in_line(self.model)}{of}: {plural(len(self.layers), 'layer')}{left_out}"
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _rows(self) -> Sequence[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("layer type", "layers", "lowest SNR", "median SNR", "highest SNR")]
         for layer_type, layers in self.by_type().items():
             scores = [layer.snr for layer in layers]
@@ -160,26 +235,8 @@ class ScanResult:
 
 
 def group_by_type(layers: Iterable[LayerSnr]) -> dict[str, list[LayerSnr]]:
-    """Layers of each type, in the order of their coming."""
+    """Layers of each type, types and layers in the order in which they come."""
     groups: dict[str, list[LayerSnr]] = {}
     for layer in layers:
         groups.setdefault(layer.layer_type, []).append(layer)
     return groups
-
-
-class Size(NamedTuple):
-    """How many elements a parameter has, and whether it is an embedding's."""
-
-    elements: int
-    is_embedding: bool
-
-
-def parameter_sizes(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[Size]:
-    """Sizes of these parameters, tied ones once; names that the model does not have are left out."""
-    owners = dict.fromkeys(owner(name, parameters) for name in names if name in parameters)
-    return [Size(math.prod(parameters[name].shape), parameters[name].module == "Embedding") for name in owners]
-
-
-def num_elements(of: Iterable[Size]) -> int:
-    """How many elements parameters of these sizes have together."""
-    return sum(size.elements for size in of)

@@ -271,7 +271,7 @@ def test_a_module_of_torchs_own_is_scanned() -> None:
     expected = {name: pytest.approx(oracle_snr(w.detach().numpy()), rel=1e-8) for name, w in weights.items()}
     assert {layer.name: layer.snr for layer in result.layers} == expected
     assert result.provenance is not None
-    assert (result.provenance.head, result.provenance.embedding) == (None, None)
+    assert (result.provenance.info.head, result.provenance.info.embedding) == (None, None)
     selection = spectrum.select(result, 50)
     best = max((0, 1), key=lambda i: oracle_snr(weights[f"blocks.{i}"].detach().numpy()))
     assert spectrum.unfreeze(model, selection).names == (f"blocks.{best}.weight",)
@@ -300,7 +300,7 @@ def test_wrappers_around_a_model_are_no_part_of_its_names(
     result = scanned(wrapper(loaded()))
     assert (result.layers, result.model) == (sample.layers, sample.model)
     assert result.provenance is not None
-    assert result.provenance.model_class == "LlamaForCausalLM"
+    assert result.provenance.info.model_class == "LlamaForCausalLM"
 
 
 def tiny() -> Any:

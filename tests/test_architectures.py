@@ -134,7 +134,7 @@ def test_tied_weights_are_one_and_others_are_not(checkpoint: Checkpoint, model: 
 
 
 def test_the_provenance_names_every_parameter_and_the_class(checkpoint: Checkpoint, model: Any) -> None:
-    made = checkpoint.provenance
+    made = checkpoint.provenance.info
     assert made.model_class == type(model).__name__
     shapes = {name: tuple(value.shape) for name, value in parameters(model).items()}
     assert {name: p.shape for name, p in made.parameters.items()} == shapes
@@ -142,7 +142,7 @@ def test_the_provenance_names_every_parameter_and_the_class(checkpoint: Checkpoi
 
 
 def test_the_provenance_says_which_parameters_are_tied(checkpoint: Checkpoint, model: Any) -> None:
-    made = checkpoint.provenance.parameters
+    made = checkpoint.provenance.info.parameters
     owner = {name: own.tied_to or name for name, own in made.items()}
     assert all(made[name].tied_to is None for name in owner.values())
     identity = {name: id(model.get_parameter(name)) for name in made}
@@ -152,7 +152,7 @@ def test_the_provenance_says_which_parameters_are_tied(checkpoint: Checkpoint, m
 
 
 def test_the_provenance_says_which_modules_are_torchs_own(checkpoint: Checkpoint, model: Any) -> None:
-    for name, own in checkpoint.provenance.parameters.items():
+    for name, own in checkpoint.provenance.info.parameters.items():
         module = model.get_submodule(name.rpartition(".")[0])
         classes = [kind for kind in type(module).__mro__ if kind is not torch.nn.Module]
         known = [
@@ -163,8 +163,8 @@ def test_the_provenance_says_which_modules_are_torchs_own(checkpoint: Checkpoint
 
 
 def test_head_and_embedding_are_the_models_own(checkpoint: Checkpoint, model: Any) -> None:
-    assert checkpoint.provenance.head == name_of(model, "get_output_embeddings")
-    assert checkpoint.provenance.embedding == name_of(model, "get_input_embeddings")
+    assert checkpoint.provenance.info.head == name_of(model, "get_output_embeddings")
+    assert checkpoint.provenance.info.embedding == name_of(model, "get_input_embeddings")
 
 
 def test_every_score_is_that_of_the_loaded_weight(result: ScanResult, model: Any) -> None:
@@ -238,7 +238,7 @@ def assert_as_transformers_loads(directory: Path) -> Checkpoint:
     assert [weight.name for weight in checkpoint.weights] == list(owners(model))
     for weight in checkpoint.weights:
         assert same_bits(matrices(checkpoint, weight), as_matrices(model, owners(model)[weight.name])), weight.name
-    assert {name: p.shape for name, p in checkpoint.provenance.parameters.items()} == {
+    assert {name: p.shape for name, p in checkpoint.provenance.info.parameters.items()} == {
         name: tuple(value.shape) for name, value in values.items()
     }
     return checkpoint
@@ -320,7 +320,7 @@ def test_weights_are_read_and_scored_in_the_dtype_that_they_are_stored_in(tmp_pa
     for name, dtype in dtypes.items():
         stored = mixed[f"{name}.weight"]
         assert same_bits(matrices(checkpoint, weights[name])[0], stored)
-        assert weights[name].dtype == checkpoint.provenance.parameters[f"{name}.weight"].dtype == str(dtype)[6:]
+        assert weights[name].dtype == checkpoint.provenance.info.parameters[f"{name}.weight"].dtype == str(dtype)[6:]
         assert scores[name] == pytest.approx(oracle_snr(stored.double().numpy()), rel=1e-8)
 
 
@@ -332,9 +332,9 @@ def test_names_are_those_of_the_class_that_is_asked_for(tmp_path: Path, class_na
     assert [weight.name for weight in checkpoint.weights] == list(owners(model))
     # Its own class is the same as none.
     asked = None if class_name == "LlamaForCausalLM" else class_name
-    assert (checkpoint.provenance.model_class, checkpoint.provenance.class_asked) == (type(model).__name__, asked)
-    assert checkpoint.provenance.head == name_of(model, "get_output_embeddings")
-    assert checkpoint.provenance.embedding == name_of(model, "get_input_embeddings")
+    assert (checkpoint.provenance.info.model_class, checkpoint.provenance.class_asked) == (type(model).__name__, asked)
+    assert checkpoint.provenance.info.head == name_of(model, "get_output_embeddings")
+    assert checkpoint.provenance.info.embedding == name_of(model, "get_input_embeddings")
 
 
 @pytest.mark.parametrize("architecture", ["llama-tied", "gpt2", "opt"])

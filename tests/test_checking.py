@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectrum.checkpoint.reader import Outline, outline
-from spectrum.records import Parameter
+from spectrum.checkpoint.reader import describe_model
+from spectrum.records import ModelInfo, Parameter
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
 from spectrum.trainers import lists, matching
@@ -40,16 +40,16 @@ NAMES = [
 ]
 
 
-def modelled(names: Sequence[str], tied: Mapping[str, str] | None = None) -> Outline:
+def modelled(names: Sequence[str], tied: Mapping[str, str] | None = None) -> ModelInfo:
     """A model that has parameters of these names, and the modules that they imply."""
     parts = [name.split(".") for name in names]
-    return Outline(
+    return ModelInfo(
         model_class="SomeForCausalLM",
+        layer_types=(),
         parameters={name: Parameter((8, 8), "bfloat16", (tied or {}).get(name)) for name in names},
         modules=frozenset(".".join(part[:i]) for part in parts for i in range(1, len(part))),
         head=HEAD,
         embedding=EMBEDDING,
-        warnings=(),
     )
 
 
@@ -61,7 +61,7 @@ def lines(*entries: str) -> str:
     return "unfrozen_parameters:\n" + "".join(f"- {entry}\n" for entry in entries)
 
 
-def check(directory: Path, text: str, model: Outline = MODEL) -> CheckReport:
+def check(directory: Path, text: str, model: ModelInfo = MODEL) -> CheckReport:
     path = directory / "list.yaml"
     path.write_text(text)
     return check_list(lists.read_list(path), model)
@@ -356,9 +356,10 @@ class Scanned:
     directory: Path
     model: str
 
-    def names(self) -> Outline:
+    def names(self) -> ModelInfo:
         path = str(self.directory / self.model)
-        return outline(path, revision=None, model_class=None, trust_remote_code=False)
+        info, _ = describe_model(path, revision=None, model_class=None, trust_remote_code=False)
+        return info
 
 
 OWN = ["llama", "llama-tied", "gpt2", "qwen2-moe", "deepseek-v3", "gpt-oss", "jamba", "gemma3", "t5", "whisper"]

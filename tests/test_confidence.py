@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from spectrum.compute import snr
 from spectrum.records import BulkEdge, LayerSnr
 from spectrum.selection import margins
 from spectrum.selection.margins import RankedType
 
-SOUND = BulkEdge(above=30, below=70, gap=1e-3, jump=0.02)
+SOUND = BulkEdge(num_above=30, num_below=70, nearest=1e-3, sensitivity=0.02)
 
 
 def layers(*scores: float, edge: BulkEdge | None = SOUND, layer_type: str = "mlp.up_proj") -> list[LayerSnr]:
@@ -21,11 +20,6 @@ def layers(*scores: float, edge: BulkEdge | None = SOUND, layer_type: str = "mlp
 
 def kind(ranked: Sequence[LayerSnr], count: int) -> RankedType:
     return RankedType(ranked[0].layer_type if ranked else "none", tuple(ranked), count)
-
-
-def test_scores_are_as_accurate_as_they_are_taken_to_be() -> None:
-    # Apart, for that module imports torch and this one may not.
-    assert margins.ACCURACY == snr.ACCURACY
 
 
 @pytest.mark.parametrize(
@@ -97,7 +91,7 @@ def test_a_layer_without_signal_is_named() -> None:
 
 
 def test_a_layer_without_noise_is_named() -> None:
-    gate = layers(3, edge=BulkEdge(above=8, below=0, gap=0.1, jump=0.0))
+    gate = layers(3, edge=BulkEdge(num_above=8, num_below=0, nearest=0.1, sensitivity=0.0))
     (note,) = margins.notes([kind(gate, 0)])
     assert note.startswith("model.layers.0.mlp.up_proj: no noise")
     assert margins.notes([kind(layers(3, edge=BulkEdge(8, 1, 0.1, 0.0)), 0)]) == []
@@ -105,7 +99,7 @@ def test_a_layer_without_noise_is_named() -> None:
 
 def test_a_layer_whose_values_crowd_the_edge_is_named() -> None:
     def of(jump: float) -> list[str]:
-        return margins.notes([kind(layers(3, edge=SOUND._replace(jump=jump)), 0)])
+        return margins.notes([kind(layers(3, edge=SOUND._replace(sensitivity=jump)), 0)])
 
     (note,) = of(0.26)
     assert note.startswith("model.layers.0.mlp.up_proj: singular values crowd the bulk edge")
@@ -120,7 +114,7 @@ def test_of_many_layers_the_first_are_named() -> None:
 
 
 def test_each_kind_of_thing_has_a_line() -> None:
-    crowded = SOUND._replace(jump=0.5)
+    crowded = SOUND._replace(sensitivity=0.5)
     types = [kind(layers(1, 1), 1), kind(layers(3, 2, 2, 0, edge=crowded), 2)]
     starts = ["mlp.up_proj: all", "mlp.up_proj (2): ", "model.layers.3.mlp.up_proj: no signal", "model.layers.0"]
     notes = margins.notes(types)
@@ -146,7 +140,7 @@ def test_a_cut_that_is_narrower_than_scores_are_accurate_is_warned_of(distance: 
 @pytest.mark.parametrize("place", range(4))
 def test_a_singular_value_on_the_edge_is_warned_of_at_the_cut_alone(gap: float, warned: bool, place: int) -> None:
     ranked = layers(4, 3, 2, 1)
-    ranked[place] = layers(*[4 - i for i in range(4)], edge=SOUND._replace(gap=gap))[place]
+    ranked[place] = layers(*[4 - i for i in range(4)], edge=SOUND._replace(nearest=gap))[place]
     found = list(margins.warnings([kind(ranked, 2)]))
     assert len(found) == (warned and place in (1, 2))
     for warning in found:

@@ -16,7 +16,7 @@ import yaml
 
 import spectrum
 from spectrum.errors import SelectionError
-from spectrum.records import LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.trainers import formats
 from tests.architectures import built
@@ -53,16 +53,18 @@ def scan(**changes: Any) -> ScanResult:
         revision=None,
         commit=None,
         fingerprint="f",
-        model_class="ToyForCausalLM",
         class_asked=None,
         versions={"spectrum": "1", "torch": "2", "transformers": "5"},
-        head="out.weight",
-        embedding="emb.weight",
-        parameters={
-            name: Parameter(shape, "bfloat16", "emb.weight" if name == "out.weight" else None, module)
-            for name, (shape, module) in SHAPES.items()
-        },
-        layer_types=KINDS,
+        info=ModelInfo(
+            model_class="ToyForCausalLM",
+            head="out.weight",
+            embedding="emb.weight",
+            parameters={
+                name: Parameter(shape, "bfloat16", "emb.weight" if name == "out.weight" else None, module)
+                for name, (shape, module) in SHAPES.items()
+            },
+            layer_types=KINDS,
+        ),
     )
     layers = [layer("emb", 0.5), layer("out", 0.5)]
     for kind in ("experts.down", "mlp.up", "mlp.up_gate", "norm"):

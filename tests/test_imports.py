@@ -25,9 +25,10 @@ from tests.conftest import ROOT, TINY_LLAMA
 from tests.test_layers import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
-FOUNDATION = {"records", "layer_types", "files", "text", "errors", "version"}
+FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
+    "dtypes": set(),
     "text": set(),
     "errors": {"text"},
     "layer_types": {"errors"},

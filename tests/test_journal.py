@@ -307,7 +307,7 @@ def test_bytes_written_over_a_journal_raise_nothing_and_leave_what_was_before_th
 def test_extreme_scores_come_back_as_they_were(number: float, path: Path) -> None:
     write(path, [score("w", 0, number, BulkEdge(0, 1 << 62, number, number))])
     snr, edge = read(path, IDENTITY)["w", 0]
-    assert struct.pack("3d", snr, edge.gap, edge.jump) == struct.pack("3d", number, number, number)
+    assert struct.pack("3d", snr, edge.nearest, edge.sensitivity) == struct.pack("3d", number, number, number)
     assert edge[:2] == (0, 1 << 62)
 
 

@@ -9,20 +9,22 @@ import pytest
 
 from spectrum.errors import LayerTypeError
 from spectrum.layer_types import display_order, layer_types, match_types
-from spectrum.records import BulkEdge, LayerSnr, LayerWeight, MatrixScore, Parameter, Provenance, ScanResult
+from spectrum.records import BulkEdge, LayerSnr, LayerWeight, MatrixScore, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.scanning.assemble import assemble, layer_scores, merge
 
 PROVENANCE = Provenance(
     revision=None,
     commit="c0ffee",
     fingerprint=None,
-    model_class="LlamaForCausalLM",
     class_asked=None,
     versions={"spectrum": "1", "torch": "2", "transformers": "5"},
-    head="lm_head.weight",
-    embedding="model.embed_tokens.weight",
-    parameters={"lm_head.weight": Parameter((8, 4), "bfloat16")},
-    layer_types=("lm_head", "mlp.down_proj"),
+    info=ModelInfo(
+        model_class="LlamaForCausalLM",
+        parameters={"lm_head.weight": Parameter((8, 4), "bfloat16")},
+        layer_types=("lm_head", "mlp.down_proj"),
+        head="lm_head.weight",
+        embedding="model.embed_tokens.weight",
+    ),
 )
 
 

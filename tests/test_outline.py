@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum.checkpoint.reader import Outline, outline
+from spectrum.checkpoint.reader import describe_model
 from spectrum.errors import CheckpointError
+from spectrum.records import ModelInfo
 from tests.architectures import ARCHITECTURES, built
 from tests.conftest import TINY_LLAMA
 
 
-def outlined(directory: Path | str, **changes: Any) -> Outline:
+def outlined(directory: Path | str, **changes: Any) -> ModelInfo:
+    return described(directory, **changes)[0]
+
+
+def described(directory: Path | str, **changes: Any) -> tuple[ModelInfo, tuple[str, ...]]:
     asked: dict[str, Any] = {"revision": None, "model_class": None, "trust_remote_code": False}
-    return outline(str(directory), **asked | changes)
+    return describe_model(str(directory), **asked | changes)
 
 
 def save_config(model: Any, directory: Path) -> Path:
@@ -121,7 +126,7 @@ def test_weights_are_not_looked_at(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_class_that_trainers_agree_on_has_no_warning(architecture: str, tmp_path: Path) -> None:
-    assert outlined(save_config(built(architecture), tmp_path)).warnings == ()
+    assert described(save_config(built(architecture), tmp_path))[1] == ()
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_a_long_and_strange_name_keeps_its_ends_and_what_the_font_has(tmp_path: 
 
 def test_where_there_is_no_layer_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SpectrumError, match="there is no layer of org/model to draw"):
-        heatmap.heatmap(top_percent(scan(("h.0.a", "a", 1.0)), "50", layer_types=()), tmp_path / "map.png")
+        heatmap.heatmap(top_percent(scan(("h.0.a", "a", 1.0)).only(()), "50"), tmp_path / "map.png")
     assert files_below(tmp_path) == []
 
 

@@ -116,12 +116,12 @@ def matrix(checkpoint: Checkpoint, name: str, index: int = 0) -> torch.Tensor:
 
 def assert_as_transformers_loads(directory: Path, config_class: Any) -> Checkpoint:
     checkpoint = open_checkpoint(str(directory))
-    model_class = getattr(transformers, checkpoint.provenance.model_class)
+    model_class = getattr(transformers, checkpoint.provenance.info.model_class)
     model = model_class.from_pretrained(
         directory, dtype="auto", device_map="cpu", quantization_config=config_class(dequantize=True)
     )
     values = dict(model.named_parameters(remove_duplicate=False))
-    assert checkpoint.provenance.parameters.keys() == values.keys()
+    assert checkpoint.provenance.info.parameters.keys() == values.keys()
     for weight in checkpoint.weights:
         value = values[weight.name if weight.name in values else f"{weight.name}.weight"].detach()
         value = value if weight.count > 1 else value.reshape(1, *weight.matrix)

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from spectrum import files
 from spectrum.errors import ResultsError
 from spectrum.files import check_writable, selection_path, slug, sorted_path, write_atomically
-from spectrum.records import BulkEdge, LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.scanning.scan_json import CachedScan, load, save, save_sorted
 from spectrum.scanning.store import scan_path, sidecar_path
 from tests.conftest import files_below
@@ -206,21 +206,25 @@ PROVENANCES = st.builds(
     revision=TEXTS,
     commit=TEXTS,
     fingerprint=TEXTS,
-    model_class=WORDS,
     class_asked=TEXTS,
-    head=st.none() | NAMES,
-    embedding=st.none() | NAMES,
-    parameters=st.dictionaries(
-        NAMES,
-        st.builds(
-            Parameter,
-            st.lists(st.integers(0, 9), max_size=8).map(tuple),
-            st.sampled_from(["float32", "bfloat16"]),
-            st.none() | NAMES,
-            st.none() | st.sampled_from(["Linear", "Embedding", "Conv1D"]),
+    info=st.builds(
+        ModelInfo,
+        model_class=WORDS,
+        head=st.none() | NAMES,
+        embedding=st.none() | NAMES,
+        parameters=st.dictionaries(
+            NAMES,
+            st.builds(
+                Parameter,
+                st.lists(st.integers(0, 9), max_size=8).map(tuple),
+                st.sampled_from(["float32", "bfloat16"]),
+                st.none() | NAMES,
+                st.none() | st.sampled_from(["Linear", "Embedding", "Conv1D"]),
+            ),
         ),
+        layer_types=st.lists(NAMES, max_size=3).map(tuple),
+        modules=st.just(frozenset()),
     ),
-    layer_types=st.lists(NAMES, max_size=3).map(tuple),
 )
 
 
@@ -279,11 +283,14 @@ RECORDED = replace(
     ),
     provenance=replace(
         PROVENANCE,
-        parameters={
-            "h.0.up.weight": Parameter((8, 4), "bfloat16", module="Linear"),
-            "h.1.up.weight": Parameter((8, 4), "bfloat16", "h.0.up.weight", "Linear"),
-            "norm.weight": Parameter((4,), "float32"),
-        },
+        info=replace(
+            PROVENANCE.info,
+            parameters={
+                "h.0.up.weight": Parameter((8, 4), "bfloat16", module="Linear"),
+                "h.1.up.weight": Parameter((8, 4), "bfloat16", "h.0.up.weight", "Linear"),
+                "norm.weight": Parameter((4,), "float32"),
+            },
+        ),
     ),
 )
 
@@ -314,8 +321,10 @@ def test_a_sidecar_from_before_edges_ties_and_modules_were_recorded_is_read(tmp_
         parameter.pop("module", None)
     (tmp_path / SIDECAR).write_text(json.dumps(meta))
     assert RECORDED.provenance is not None
-    bare = {name: Parameter(own.shape, own.dtype) for name, own in RECORDED.provenance.parameters.items()}
-    expected = replace(RESULT, provenance=replace(RECORDED.provenance, parameters=bare))
+    bare = {name: Parameter(own.shape, own.dtype) for name, own in RECORDED.provenance.info.parameters.items()}
+    expected = replace(
+        RESULT, provenance=replace(RECORDED.provenance, info=replace(RECORDED.provenance.info, parameters=bare))
+    )
     assert load(tmp_path, "org/m") == CachedScan(expected, whole=True)
 
 
@@ -347,10 +356,16 @@ def test_a_sidecar_of_other_scores_does_not_belong(tmp_path: Path) -> None:
     assert load(tmp_path, "org/m") == CachedScan(RESULT, whole=False)
 
 
+SIDECAR_KEYS = (
+    *("revision", "commit", "fingerprint", "model_class", "class_asked", "versions", "head", "embedding"),
+    *("parameters", "layer_types"),
+)
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        *[{key: ...} for key in (*asdict(PROVENANCE), "scores_sha256", "scanned", "left_out")],
+        *[{key: ...} for key in (*SIDECAR_KEYS, "scores_sha256", "scanned", "left_out")],
         {"parameters": ["lm_head.weight"]},
         {"parameters": {"lm_head.weight": {"shape": "wide", "dtype": "bfloat16"}}},
         {"parameters": {"lm_head.weight": {"shape": [inf], "dtype": "bfloat16"}}},

@@ -146,7 +146,8 @@ def model(
     embedding: str | None = None,
 ) -> ScanResult:
     """A scan of a model that has these parameters."""
-    made = replace(PROVENANCE, head=head, embedding=embedding, parameters=parameters)
+    info = replace(PROVENANCE.info, head=head, embedding=embedding, parameters=parameters)
+    made = replace(PROVENANCE, info=info)
     types = layer_types(scores)
     layers = tuple(LayerSnr(name, types[name], snr) for name, snr in scores.items())
     return ScanResult("org/m", layers, (), tuple(group_by_type(layers)), made)
@@ -192,12 +193,12 @@ def test_layers_are_those_selected_by_descending_snr() -> None:
 
 
 def test_only_the_types_asked_for_are_selected_from() -> None:
-    assert top_percent(MODEL, "50", layer_types=["experts.gate", "up"]).layers() == {
+    assert top_percent(MODEL.only(["experts.gate", "up"]), "50").layers() == {
         "up": ["h.1.up", "h.2.up"],
         "experts.gate": ["h.0.experts.gate"],
     }
-    assert top_percent(MODEL, "100", layer_types=["lm_head"]).layers() == {"lm_head": ["lm_head"]}
-    assert top_percent(MODEL, "100", layer_types=[]).layers() == {}
+    assert top_percent(MODEL.only(["lm_head"]), "100").layers() == {"lm_head": ["lm_head"]}
+    assert top_percent(MODEL.only([]), "100").layers() == {}
 
 
 def test_each_layer_trains_its_own_parameters_and_no_others() -> None:
@@ -217,8 +218,10 @@ def test_of_a_layer_of_which_no_more_is_known_the_weight_trains() -> None:
     }
     # Other versions of transformers may have given the module another name.
     assert MODEL.provenance is not None
-    known = {name: own for name, own in MODEL.provenance.parameters.items() if not name.startswith("h.2.")}
-    renamed = replace(MODEL, provenance=replace(MODEL.provenance, parameters=known))
+    known = {name: own for name, own in MODEL.provenance.info.parameters.items() if not name.startswith("h.2.")}
+    renamed = replace(
+        MODEL, provenance=replace(MODEL.provenance, info=replace(MODEL.provenance.info, parameters=known))
+    )
     assert top_percent(renamed, "50").parameters()["h.2.up"] == ["h.2.up.weight"]
 
 
@@ -247,7 +250,8 @@ def test_embeddings_train_first_and_once_or_never() -> None:
 )
 def test_a_model_may_lack_head_or_embedding(head: str | None, embedding: str | None, expected: tuple[str, ...]) -> None:
     assert MODEL.provenance is not None
-    scan = replace(MODEL, provenance=replace(MODEL.provenance, head=head, embedding=embedding))
+    info = replace(MODEL.provenance.info, head=head, embedding=embedding)
+    scan = replace(MODEL, provenance=replace(MODEL.provenance, info=info))
     assert top_percent(scan, "50").embedding_parameters() == expected
     assert top_percent(scan, "50").trained()[: len(expected)] == list(expected)
 
@@ -296,7 +300,7 @@ def test_the_list_for_axolotl_is_written_where_it_is_wanted(embeddings: bool, tm
         text = Path(path).read_text()
         patterns = [re.compile(entry) for entry in yaml.safe_load(text)["unfrozen_parameters"]]
         assert MODEL.provenance is not None
-        names = MODEL.provenance.parameters
+        names = MODEL.provenance.info.parameters
         assert {n for n in names if any(pattern.match(n) for pattern in patterns)} == {*chosen.trained()}
     assert text.splitlines()[1:3] == (
         ["- ^lm_head.weight$", "- ^model.embed_tokens.weight$"] if embeddings else ["# up layers", "- h.1.up"]
@@ -349,7 +353,7 @@ def elements(names: set[str], parameters: Mapping[str, Parameter]) -> int:
 
 def every_selection(scan: ScanResult, embeddings: bool) -> list[tuple[Fraction, set[str], set[str]]]:
     """For each percentage at which some type gets one layer more: the layers, and the parameters that train."""
-    made = scan.provenance
+    made = scan.info
     assert made is not None
     ends = {name for name in (made.head, made.embedding) if name is not None}
     values = {made.parameters[name].tied_to or name for name in ends}
@@ -399,7 +403,7 @@ def models(draw: st.DrawFn) -> ScanResult:
 
 def trained_elements(chosen: Selection) -> int:
     assert chosen.result.provenance is not None
-    return elements({*chosen.trained()}, chosen.result.provenance.parameters)
+    return elements({*chosen.trained()}, chosen.result.provenance.info.parameters)
 
 
 def layers_of(chosen: Selection) -> set[str]:
@@ -412,7 +416,7 @@ def test_the_largest_selection_not_over_a_share_of_the_parameters_is_found(
     scan: ScanResult, percent: object, embeddings: bool
 ) -> None:
     assert scan.provenance is not None
-    parameters = scan.provenance.parameters
+    parameters = scan.provenance.info.parameters
     most = elements({*parameters}, parameters) * Fraction(str(percent)) / 100
     fitting = [
         (elements(names, parameters), layers)
@@ -507,7 +511,7 @@ def test_layers_are_taken_from_the_wanted_types_alone() -> None:
     names = [f"h.{i}.{kind}" for kind in ("up", "down") for i in range(10)]
     parameters = {f"{name}.weight": sized(5, 1) for name in names}
     scan = model(dict.fromkeys(names, 1.0), parameters)
-    chosen = top_params(scan, "30", layer_types=["up"])
+    chosen = top_params(scan.only(["up"]), "30")
     assert (chosen.percent, [kind.layer_type for kind in chosen.types]) == ("60", ["up"])
     assert top_params(scan, "30").percent == "30"
 
@@ -534,7 +538,7 @@ def test_of_no_layers_there_is_no_share() -> None:
     with pytest.raises(SelectionError, match="no layer to select"):
         top_params(replace(MODEL, layers=()), "50")
     with pytest.raises(SelectionError, match="no layer to select"):
-        top_params(MODEL, "50", layer_types=[])
+        top_params(MODEL.only([]), "50")
 
 
 @pytest.mark.parametrize("percent", ["0", "101", "abc"])

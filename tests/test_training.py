@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum.records import Parameter, num_elements, parameter_sizes
+from spectrum.records import ModelInfo, Parameter
 from spectrum.trainers import memory
 from spectrum.trainers.memory import OPTIMIZERS, SHARDINGS, UNSHARDED, Sharding
 
@@ -30,9 +30,14 @@ def parameters(**more: Parameter) -> dict[str, Parameter]:
     }
 
 
+def model(known: dict[str, Parameter]) -> ModelInfo:
+    return ModelInfo("SomeForCausalLM", known, (), None, None)
+
+
 def needed(names: Iterable[str], known: dict[str, Parameter], optimizer: str, sharding: Sharding, devices: int) -> int:
     """Bytes on a device to train the named ones of these parameters."""
-    return memory.memory(parameter_sizes(names, known), parameter_sizes(known, known), optimizer, sharding, devices)
+    info = model(known)
+    return memory.memory(memory.sizes(names, info), memory.sizes(known, info), optimizer, sharding, devices)
 
 
 TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
@@ -56,13 +61,13 @@ TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements
     ids=str,
 )
 def test_elements_are_counted_once(names: list[str], expected: int) -> None:
-    assert num_elements(parameter_sizes(names, parameters())) == expected
+    assert model(parameters()).num_elements(names) == expected
 
 
 def test_parameters_of_any_number_of_dimensions_have_elements() -> None:
     shapes = {"stack": Parameter((4, 5, 6), "bfloat16"), "scalar": Parameter((), "float32")}
     more = parameters(**shapes, none=Parameter((0, 8), "bfloat16"))
-    assert num_elements(parameter_sizes(["stack", "scalar", "none"], more)) == 121
+    assert model(more).num_elements(["stack", "scalar", "none"]) == 121
 
 
 # By hand. All: 9996 elements; trained: 4996. Of those, 4096 are of a parameter that is large enough for 8-bit states of

@@ -22,7 +22,7 @@ LLAMA = ("lm_head.weight", "model.embed_tokens.weight")
 
 def provenance(parameters: Iterable[str], head: str | None = LLAMA[0], embedding: str | None = LLAMA[1]) -> Provenance:
     shapes = {name: Parameter((4, 4), "float32") for name in parameters}
-    return replace(PROVENANCE, head=head, embedding=embedding, parameters=shapes)
+    return replace(PROVENANCE, info=replace(PROVENANCE.info, head=head, embedding=embedding, parameters=shapes))
 
 
 def scan(scores: dict[str, float], made: Provenance | None = None, left_out: Iterable[str] = ()) -> ScanResult:

@@ -21,7 +21,7 @@ from spectrum.checkpoint.matrices import described, transposed, weights_of
 from spectrum.checkpoint.parameters import Loaded, MappingError, ParameterSource, load, stream
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import display_order
-from spectrum.records import LayerWeight, Parameter, Provenance
+from spectrum.records import LayerWeight, ModelInfo, Parameter, Provenance
 from spectrum.version import __version__
 
 # In the names that parameters have under adapters, FSDP, activation checkpointing and torch.compile.
@@ -117,13 +117,15 @@ def _provenance(
         revision=None,
         commit=None,
         fingerprint=None,
-        model_class=type(model).__name__,
         class_asked=None,
         versions={name: version(name) for name in ("torch", "transformers")} | {"spectrum": __version__},
-        head=head,
-        embedding=embedding,
-        parameters=parameters,
-        layer_types=tuple(display_order(weight.layer_type for weight in weights)),
+        info=ModelInfo(
+            model_class=type(model).__name__,
+            parameters=parameters,
+            layer_types=tuple(display_order(weight.layer_type for weight in weights)),
+            head=head,
+            embedding=embedding,
+        ),
     )
 
 
@@ -221,20 +223,10 @@ def _warnings(model: Any, values: ParameterSource) -> Iterator[str]:
 _TENSORS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """The names that a trainer sees. modules: paths of all modules. warnings: what speaks against relying on them."""
-
-    model_class: str
-    parameters: Mapping[str, Parameter]
-    modules: frozenset[str]
-    head: str | None
-    embedding: str | None
-    warnings: tuple[str, ...]
-
-
-def outline(model: str, *, revision: str | None, model_class: str | None, trust_remote_code: bool) -> Outline:
-    """A model as its class and config have it. Ties are those of the config.
+def describe_model(
+    model: str, *, revision: str | None, model_class: str | None, trust_remote_code: bool
+) -> tuple[ModelInfo, tuple[str, ...]]:
+    """A model as its class and config have it, and what speaks against relying on its names. Ties are the config's.
 
     Raises CheckpointError or HubError where there is no such model, or none that transformers can build.
     """
@@ -257,11 +249,12 @@ def outline(model: str, *, revision: str | None, model_class: str | None, trust_
             module=meta_model.torch_class(module),
         )
     head, embedding = meta_model.head_and_embedding(meta)
-    return Outline(
+    info = ModelInfo(
         model_class=type(meta).__name__,
         parameters=parameters,
-        modules=frozenset(path for path, _ in meta.named_modules(remove_duplicate=False) if path),
+        layer_types=(),
         head=head,
         embedding=embedding,
-        warnings=tuple(meta_model.name_warnings(meta)),
+        modules=frozenset(path for path, _ in meta.named_modules(remove_duplicate=False) if path),
     )
+    return info, tuple(meta_model.name_warnings(meta))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,14 +55,14 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
     rendered = render(chosen)
     for note in () if args.quiet else rendered.notes:
         attendant.note(note)
-    sorted_file = scan_json.save_sorted(args.output_dir, scan.result)
+    sorted_file = scan_json.save_sorted(args.output_dir, scan.result.whole)
     list_file = selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
     write_atomically(list_file, rendered.text)
     if args.plot is not None:
         heatmap.heatmap(chosen, args.plot)
     compared, problem = "", None
     if other is not None:
-        compared, problem = _compared(chosen, other, None if args.layer_types is None else scan.wanted)
+        compared, problem = _compared(chosen, other if args.layer_types is None else other.only(scan.result.scanned))
     if args.quiet:
         return Outcome(in_line(str(list_file)), problem)
     label = "unfrozen parameters" if args.format == "axolotl" else args.format
@@ -78,27 +77,26 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
 
 def check(args: argparse.Namespace, attendant: ScanCallbacks) -> Outcome:
     """Compare a list with the names of the model that is to train."""
-    from spectrum.checkpoint.reader import outline
+    from spectrum.checkpoint.reader import describe_model
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
     read = lists.read_list(args.check)
-    model = outline(
+    model, warnings = describe_model(
         args.model_name,
         revision=args.revision,
         model_class=args.model_class,
         trust_remote_code=args.trust_remote_code,
     )
-    for warning in model.warnings:
+    for warning in warnings:
         attendant.warn(warning)
     found = check_list(read, model)
     entries = plural(len(read.entries), "entry", "entries")
     title = f"{args.check}, {entries}, against {model.model_class} of {args.model_name}"
     trained = found.trained[matching.AXOLOTL]
-    embeddings = [name for name in (model.head, model.embedding) if name is not None]
     parts = [report.checked(found, title)]
     if trained:
-        parts.append(report.plan(trained, model.parameters, embeddings, args.gpus))
+        parts.append(report.plan(trained, model, args.gpus))
     problem = None
     if found.problems:
         others = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
@@ -147,9 +145,9 @@ def _is_file(compared: str | None) -> bool:
     return compared is not None and compared.endswith(".json")
 
 
-def _compared(chosen: Selection, other: ScanResult, wanted: Sequence[str] | None) -> tuple[str, str | None]:
+def _compared(chosen: Selection, other: ScanResult) -> tuple[str, str | None]:
     """The comparison with what another scan makes of the same; and why there is none, if so."""
-    alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, layer_types=wanted)
+    alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
     try:
         return comparison.described(comparison.compare(chosen, alike)), None
     except SelectionError as error:
@@ -159,9 +157,9 @@ def _compared(chosen: Selection, other: ScanResult, wanted: Sequence[str] | None
 def _chosen(args: argparse.Namespace, scan: ScanOutcome) -> Selection:
     embeddings = not args.no_embeddings
     if args.top_params is not None:
-        return selection.top_params(scan.result, args.top_params, embeddings=embeddings, layer_types=scan.wanted)
+        return selection.top_params(scan.result, args.top_params, embeddings=embeddings)
     percent = args.top_percent or _DEFAULT_PERCENT
-    return selection.top_percent(scan.result, percent, embeddings=embeddings, layer_types=scan.wanted)
+    return selection.top_percent(scan.result, percent, embeddings=embeddings)
 
 
 def _check_any(args: argparse.Namespace, chosen: Selection, attendant: ScanCallbacks) -> None:
@@ -186,8 +184,7 @@ def _by_share(args: argparse.Namespace, chosen: Selection) -> str:
 def _plan(args: argparse.Namespace, chosen: Selection) -> str:
     if args.format == "peft":  # what adapters take depends on their rank
         return ""
-    made = chosen.result.provenance
-    if made is None or not made.knows_modules():
+    info = chosen.result.info
+    if info is None or not info.knows_modules():
         return "This scan does not say how large parameters are, so not what training takes; --rescan finds out."
-    embeddings: Sequence[str | None] = (made.head, made.embedding)
-    return report.plan(chosen.trained(), made.parameters, [name for name in embeddings if name], args.gpus)
+    return report.plan(chosen.trained(), info, args.gpus)

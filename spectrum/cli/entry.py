@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace) -> commands.Outcome:
 
 def _answers(args: argparse.Namespace, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
     """Batch size and layer types: from flags, else asked, else the defaults."""
-    all_types = checkpoint.provenance.layer_types
+    all_types = checkpoint.provenance.info.layer_types
     batch_size = _number(args.batch_size)
     types = match_types(request.layer_types or ["all"], all_types)
     unanswered = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from spectrum.records import Parameter, Size, num_elements, owner, parameter_sizes
+from spectrum.records import ModelInfo
 from spectrum.selection.margins import RankedType
 from spectrum.selection.selection import Selection
 from spectrum.text import aligned, in_line
@@ -34,16 +34,14 @@ def summary(selection: Selection, columns: int | None) -> str:
     return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
 
 
-def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddings: Iterable[str], devices: int) -> str:
+def plan(trained: Collection[str], info: ModelInfo, devices: int) -> str:
     """How much trains, with and without embeddings, and the memory that it takes against training everything.
 
-    trained, embeddings: names of parameters. devices: how many share where training is sharded.
+    trained: names of parameters. devices: how many share where training is sharded.
     """
-    everything, sizes = parameter_sizes(parameters, parameters), parameter_sizes(trained, parameters)
-    owners = {owner(name, parameters) for name in embeddings if name in parameters}
-    rest = [name for name in trained if owner(name, parameters) not in owners]
-    total, count = num_elements(everything), num_elements(sizes)
-    without = num_elements(parameter_sizes(rest, parameters))
+    owners = info.owners(name for name in (info.head, info.embedding) if name is not None)
+    rest = [name for name in trained if info.owner(name) not in owners]
+    total, count, without = map(info.num_elements, (info.parameters, trained, rest))
     text = f"{count:,} of {total:,} parameters train, {_percent(count, total)}"
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
@@ -51,9 +49,9 @@ def plan(trained: Collection[str], parameters: Mapping[str, Parameter], embeddin
             share = _percent(count - without, count)
             text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
     elif owners:
-        extra = num_elements(parameter_sizes([*trained, *owners], parameters))
+        extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(sizes, everything, devices)}"
+    return f"{text}\n\n{_memory(memory.sizes(trained, info), memory.sizes(info.parameters, info), devices)}"
 
 
 def checked(found: CheckReport, title: str) -> str:
@@ -73,7 +71,7 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
-def _memory(trained: Sequence[Size], everything: Sequence[Size], devices: int) -> str:
+def _memory(trained: Sequence[memory.Size], everything: Sequence[memory.Size], devices: int) -> str:
     sharded = memory.SHARDINGS if devices > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {devices}" for sharding in sharded))
     sizes = {

@@ -2,7 +2,7 @@
 
 Singular values come from the float64 Gram matrix of the short side, which is several times faster than an SVD and
 loses accuracy only where singular values span many orders of magnitude. Each matrix's loss is bounded, and those
-that could miss ACCURACY are decomposed anew by a method that has no such loss.
+that could miss SNR_ACCURACY are decomposed anew by a method that has no such loss.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from spectrum.compute.workspace import gpu_columns
+from spectrum.records import SNR_ACCURACY
 
 NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
-
-# Largest relative error that an SNR may have, short of a singular value that sits on the bulk edge.
-ACCURACY = 1e-8
 
 # How far the edge is moved, either way, to see how much of a score hangs on where it lies.
 EDGE_STEP = 0.01
@@ -41,20 +39,20 @@ _MOST_MATRICES = 2**14
 
 
 class Scores(NamedTuple):
-    """What is known of each matrix: (batch,) float64 each. All but `snr` are as in `layers.Edge`."""
+    """What is known of each matrix: (batch,) float64 each. All but `snr` are as in `records.BulkEdge`."""
 
     snr: Tensor
-    above: Tensor
-    below: Tensor
-    gap: Tensor
-    jump: Tensor
+    num_above: Tensor
+    num_below: Tensor
+    nearest: Tensor
+    sensitivity: Tensor
 
 
 def score(weights: Tensor) -> Scores:
     """SNR of each matrix, `signal / noise / s_1`, and what lies at its bulk edge.
 
     Shapes: (batch, n, m) of any floating dtype -> (batch,) float64, on the device of `weights`. Relative error of an
-    SNR at most ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
+    SNR at most SNR_ACCURACY. NaN where a matrix holds NaN or infinity; 0 for a matrix of zeros.
     """
     beta = min(weights.shape[1:]) / max(weights.shape[1:])
     values, exponent, finite = _singular_values(weights, beta)
@@ -66,10 +64,10 @@ def score(weights: Tensor) -> Scores:
     over = values > edge[:, None]
     return Scores(
         snr=ratios[0].masked_fill(~finite, math.nan),
-        above=over.sum(1).double(),
-        below=((values > 0) & ~over).sum(1).double(),
-        gap=((values - edge[:, None]).abs() / torch.maximum(values, edge[:, None])).nan_to_num_(1.0).amin(1),
-        jump=torch.where(high > 0, (high - low) / high, 0.0),
+        num_above=over.sum(1).double(),
+        num_below=((values > 0) & ~over).sum(1).double(),
+        nearest=((values - edge[:, None]).abs() / torch.maximum(values, edge[:, None])).nan_to_num_(1.0).amin(1),
+        sensitivity=torch.where(high > 0, (high - low) / high, 0.0),
     )
 
 
@@ -234,7 +232,7 @@ def _gram_error(values: Tensor, side_sum: int) -> Tensor:
 
 
 def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
-    """Whether singular values with such errors give the SNR to within ACCURACY: (batch, k) twice -> (batch,) bool.
+    """Whether singular values with such errors give the SNR to within SNR_ACCURACY: (batch, k) twice -> (batch,) bool.
 
     So they do if no value could lie on the other side of the bulk edge, and the errors within signal and noise are
     small beside these sums.
@@ -246,8 +244,8 @@ def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
     over = values > edge
     signal, signal_error = values.where(over, 0).sum(1), error.where(over, 0).sum(1)
     noise, noise_error = values.where(~over, 0).sum(1), error.where(~over, 0).sum(1)
-    small = signal_error * noise + noise_error * signal <= ACCURACY * signal * noise
-    without_noise = over.all(1) & (signal_error <= ACCURACY * signal)
+    small = signal_error * noise + noise_error * signal <= SNR_ACCURACY * signal * noise
+    without_noise = over.all(1) & (signal_error <= SNR_ACCURACY * signal)
     return (sides & (small | without_noise)) | (values[:, -1] == 0)
 
 

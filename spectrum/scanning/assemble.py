@@ -26,10 +26,10 @@ def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[tuple[str, int]
 
 def _together(edges: Sequence[BulkEdge]) -> BulkEdge:
     return BulkEdge(
-        above=sum(edge.above for edge in edges),
-        below=sum(edge.below for edge in edges),
-        gap=min(edge.gap for edge in edges),
-        jump=statistics.median(edge.jump for edge in edges),
+        num_above=sum(edge.num_above for edge in edges),
+        num_below=sum(edge.num_below for edge in edges),
+        nearest=min(edge.nearest for edge in edges),
+        sensitivity=statistics.median(edge.sensitivity for edge in edges),
     )
 
 

@@ -145,7 +145,7 @@ def _some_of(known: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]
 def _agree(one: MatrixScore, other: MatrixScore) -> bool:
     """Whether two scores can be of the same matrix, on different devices."""
     both_nan = math.isnan(one.snr) and math.isnan(other.snr)
-    return both_nan or other.edge.gap < _AT_THE_EDGE or math.isclose(one.snr, other.snr, rel_tol=_SAME)
+    return both_nan or other.edge.nearest < _AT_THE_EDGE or math.isclose(one.snr, other.snr, rel_tol=_SAME)
 
 
 def _computed(
@@ -235,7 +235,7 @@ def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     made = checkpoint.provenance
     return {
         "weights": made.commit or made.fingerprint,
-        "class": made.model_class,
+        "class": made.info.model_class,
         "score": SCORE_VERSION,
         "versions": dict(sorted(made.versions.items())),
     }

@@ -226,8 +226,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _score(snr: Any, edge: Any) -> MatrixScore:
-    above, below, gap, jump = edge
-    return MatrixScore(float(snr), BulkEdge(int(above), int(below), float(gap), float(jump)))
+    return MatrixScore(float(snr), BulkEdge.parse(edge))
 
 
 def _line(value: object) -> bytes:

@@ -52,10 +52,9 @@ class ScanCallbacks:
 
 @dataclass(frozen=True, slots=True)
 class ScanOutcome:
-    """A scan, the layer types that were asked for (None: all), its file, and a line that says where it is from."""
+    """A scan of the layer types that were asked for, its file, and a line that says where it is from."""
 
     result: ScanResult
-    wanted: Sequence[str] | None
     path: Path
     origin: str
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import fingerprint, weight_files
 from spectrum.errors import CheckpointError, SpectrumError
-from spectrum.layer_types import display_order, match_types
+from spectrum.layer_types import match_types
 from spectrum.records import Provenance, ScanResult
 from spectrum.scanning import scan_json, store
 from spectrum.scanning.assemble import merge
@@ -23,7 +23,7 @@ def served(cached: ScanResult, request: ScanRequest, attendant: ScanCallbacks) -
     wanted, missing = in_cache(cached, request.layer_types)
     if missing:
         return None
-    known = len(cached.provenance.layer_types) if cached.provenance else 0
+    known = len(cached.info.layer_types) if cached.info else 0
     if wanted is None and len(cached.scanned) < known:
         attendant.warn(
             f"the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these are selected "
@@ -37,11 +37,12 @@ def served(cached: ScanResult, request: ScanRequest, attendant: ScanCallbacks) -
     if made is not None and made.class_asked is not None and request.model_class is None:
         attendant.warn(
             f"the cached scan was made with --model-class {made.class_asked}, and its names are those of "
-            f"{made.model_class}; --rescan makes one of the checkpoint's own class"
+            f"{made.info.model_class}; --rescan makes one of the checkpoint's own class"
         )
-    of_class = f" ({made.model_class})" if made is not None else ""
+    of_class = f" ({made.info.model_class})" if made is not None else ""
     origin = f"{plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
-    return ScanOutcome(cached, wanted, store.scan_path(request.results_dir, request.model), origin)
+    result = cached if wanted is None else cached.only(wanted)
+    return ScanOutcome(result, store.scan_path(request.results_dir, request.model), origin)
 
 
 def as_cached(request: ScanRequest, cached: ScanResult) -> ScanRequest:
@@ -67,19 +68,19 @@ def added(cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, attend
         asked = cached.provenance
         provenance = replace(result.provenance, revision=asked.revision, class_asked=asked.class_asked)
         result = replace(result, provenance=provenance)
-    wanted = match_types(request.layer_types or (), display_order([*result.scanned, *(scanned.wanted or ())]))
-    return replace(scanned, result=result, wanted=wanted)
+    wanted = match_types(request.layer_types or (), result.scanned)
+    return replace(scanned, result=result.only(wanted))
 
 
 def _tell_foreign(cached: ScanResult, result: ScanResult, attendant: ScanCallbacks) -> None:
     """Another tool's scan may be of other names than this version of transformers gives the model."""
     if cached.provenance is not None or result.provenance is None:
         return
-    known = result.provenance.parameters
+    known = result.provenance.info.parameters
     foreign = [layer.name for layer in cached.layers if not {layer.name, f"{layer.name}.weight"} & known.keys()]
     if foreign:
         attendant.warn(
-            f"the cached scan has layers that {result.provenance.model_class} does not: {listed(foreign, 2)}; "
+            f"the cached scan has layers that {result.provenance.info.model_class} does not: {listed(foreign, 2)}; "
             "--rescan makes one of the model as it is loaded now"
         )
 
@@ -88,7 +89,7 @@ def same_weights(a: Provenance | None, b: Provenance | None) -> bool:
     """Whether two scans are of the same weights under the same names; taken on trust where one does not say."""
     if a is None or b is None:
         return True
-    return (a.commit, a.fingerprint, a.model_class) == (b.commit, b.fingerprint, b.model_class)
+    return (a.commit, a.fingerprint, a.info.model_class) == (b.commit, b.fingerprint, b.info.model_class)
 
 
 def usable(request: ScanRequest, note: Callable[[str], None]) -> ScanResult | None:
@@ -111,8 +112,8 @@ def _why_stale(request: ScanRequest, cached: ScanResult) -> str | None:
         return None
     if _in_utf8(cached.model) != _in_utf8(request.model):
         return f"it is of {cached.model!r}, whose files have the same name"
-    if request.model_class not in (None, made.model_class, made.class_asked):
-        return f"its names are those of {made.model_class}, not of {request.model_class}"
+    if request.model_class not in (None, made.info.model_class, made.class_asked):
+        return f"its names are those of {made.info.model_class}, not of {request.model_class}"
     try:
         directory = hub.local_directory(request.model)
     except CheckpointError:
@@ -143,7 +144,7 @@ def in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str
     if wanted is None:
         return None, []
     if cached.provenance is not None:
-        types = match_types(wanted, cached.provenance.layer_types)
+        types = match_types(wanted, cached.provenance.info.layer_types)
         return types, [name for name in types if name not in cached.scanned]
     missing = []
     types = []

@@ -64,7 +64,7 @@ def _obtain(request: ScanRequest, attendant: ScanCallbacks) -> ScanOutcome:
         try:
             scanned = _scan(prepared, attendant)
             obtained = scanned if cached is None else added(cached, scanned, request, attendant)
-            scan_json.save(request.results_dir, obtained.result)
+            scan_json.save(request.results_dir, obtained.result.whole)
             settle(request)
         except BaseException:
             distributed.leave()  # the others are in the midst of it, and wait for no dismissal
@@ -104,7 +104,7 @@ def _reduced(
     left = request.layer_types or ()
     if cached is not None:
         _, left = in_cache(cached, left)
-    job = replace(prepared.job, layer_types=tuple(match_types(left, made.layer_types)))
+    job = replace(prepared.job, layer_types=tuple(match_types(left, made.info.layer_types)))
     return replace(prepared, job=job), cached
 
 
@@ -119,7 +119,7 @@ def _scan(prepared: _Prepared, attendant: ScanCallbacks) -> ScanOutcome:
         settle(request)
     _check_any(result)
     origin = (
-        f"Scanned {plural(len(weights), 'layer')} of {result.model} ({made.model_class}) "
+        f"Scanned {plural(len(weights), 'layer')} of {result.model} ({made.info.model_class}) "
         f"{where} in {duration(time.monotonic() - prepared.started)}."
     )
-    return ScanOutcome(result, job.layer_types, store.scan_path(request.results_dir, result.model), origin)
+    return ScanOutcome(result, store.scan_path(request.results_dir, result.model), origin)

@@ -11,7 +11,7 @@ from typing import Any
 from spectrum.errors import ResultsError
 from spectrum.files import parse_json, read, sorted_path, write_atomically
 from spectrum.layer_types import MODULE_PATH
-from spectrum.records import BulkEdge, LayerSnr, Parameter, Provenance, ScanResult
+from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.scanning.store import MAX_BYTES, digest_of, scan_path, sidecar_path
 
 _AGAIN = "; scan again with --rescan, or remove it"
@@ -70,7 +70,7 @@ def _load(path: Path, sidecar: Path, model: str) -> CachedScan | None:
     meta = _parse(sidecar, recorded)
     try:
         provenance = _provenance(meta)
-        edges = {str(name): _edge(values) for name, values in meta.get("edges", {}).items()}
+        edges = {str(name): BulkEdge.parse(values) for name, values in meta.get("edges", {}).items()}
         finite = tuple(replace(layer, edge=edges.get(layer.name)) for layer in finite)
         left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
         whole = meta["scores_sha256"] == digest_of(text)
@@ -95,8 +95,7 @@ def save(results_dir: Path, result: ScanResult) -> Path:
             "scanned": result.scanned,
             "left_out": result.left_out,
             "edges": {layer.name: layer.edge for layer in result.layers if layer.edge is not None},
-            **asdict(result.provenance),
-            "parameters": {name: _known(parameter) for name, parameter in result.provenance.parameters.items()},
+            **_provenance_entries(result.provenance),
         }
         write_atomically(sidecar_path(results_dir, result.model), json.dumps(meta, indent=1) + "\n")
     path = scan_path(results_dir, result.model)
@@ -184,14 +183,26 @@ def _number(path: Path, name: str, value: object) -> float:
     return snr
 
 
+def _provenance_entries(provenance: Provenance) -> dict[str, Any]:
+    """What the sidecar says of a scan's origin: a flat object, in this order."""
+    info = provenance.info
+    return {
+        "revision": provenance.revision,
+        "commit": provenance.commit,
+        "fingerprint": provenance.fingerprint,
+        "model_class": info.model_class,
+        "class_asked": provenance.class_asked,
+        "versions": dict(provenance.versions),
+        "head": info.head,
+        "embedding": info.embedding,
+        "parameters": {name: _known(parameter) for name, parameter in info.parameters.items()},
+        "layer_types": info.layer_types,
+    }
+
+
 def _provenance(meta: dict[str, Any]) -> Provenance:
-    return Provenance(
-        revision=_optional(meta["revision"]),
-        commit=_optional(meta["commit"]),
-        fingerprint=_optional(meta["fingerprint"]),
+    info = ModelInfo(
         model_class=_word(meta["model_class"]),
-        class_asked=_optional(meta["class_asked"]),
-        versions={_word(k): _word(v) for k, v in meta["versions"].items()},
         head=None if meta["head"] is None else _path(meta["head"]),
         embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
         parameters={
@@ -205,11 +216,14 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         },
         layer_types=_paths(meta["layer_types"]),
     )
-
-
-def _edge(values: Any) -> BulkEdge:
-    above, below, gap, jump = values
-    return BulkEdge(_count(above), _count(below), float(gap), float(jump))
+    return Provenance(
+        revision=_optional(meta["revision"]),
+        commit=_optional(meta["commit"]),
+        fingerprint=_optional(meta["fingerprint"]),
+        class_asked=_optional(meta["class_asked"]),
+        versions={_word(k): _word(v) for k, v in meta["versions"].items()},
+        info=info,
+    )
 
 
 def _shape(values: object) -> tuple[int, ...]:

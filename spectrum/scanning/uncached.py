@@ -74,7 +74,7 @@ def of_model(
     unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # of torch.compile
     name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
     checkpoint = of_model(unwrapped, name)
-    types = match_types(layer_types, checkpoint.provenance.layer_types)
+    types = match_types(layer_types, checkpoint.provenance.info.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
     place = next(unwrapped.parameters()).device
     devices = [place] if device == "auto" and place.type == "cuda" else devices_for(device, attendant.warn, None)

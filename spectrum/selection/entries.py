@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from spectrum.records import Provenance, ScanResult, owner
+from spectrum.records import ModelInfo, ScanResult
 
 # What the reference always writes, and what models of unknown provenance get.
 LLAMA_HEAD = "lm_head.weight"
@@ -14,29 +14,28 @@ LLAMA_EMBEDDING = "model.embed_tokens.weight"
 Layers = Mapping[str, Sequence[str]]  # names of layers, by layer type
 
 
-def embedding_names(provenance: Provenance | None) -> tuple[str | None, str | None]:
+def embedding_names(info: ModelInfo | None) -> tuple[str | None, str | None]:
     """Parameter names of the output head and the input embedding; Llama's where they are unknown."""
-    if provenance is None:
+    if info is None:
         return LLAMA_HEAD, LLAMA_EMBEDDING
-    return provenance.head, provenance.embedding
+    return info.head, info.embedding
 
 
-def is_embedding(layer: str, provenance: Provenance | None) -> bool:
+def is_embedding(layer: str, info: ModelInfo | None) -> bool:
     """Whether a layer is the input embedding or the output head, or tied to one."""
     own = {layer, f"{layer}.weight"}
-    wanted = {name for name in embedding_names(provenance) if name is not None}
-    if provenance is None:
+    wanted = {name for name in embedding_names(info) if name is not None}
+    if info is None:
         return not own.isdisjoint(wanted)
-    known = provenance.parameters
-    return not {owner(name, known) for name in own}.isdisjoint(owner(name, known) for name in wanted)
+    return not set(map(info.owner, own)).isdisjoint(map(info.owner, wanted))
 
 
 def known_parameters(result: ScanResult) -> list[str]:
     """Names of a model's parameters, sorted; its scored weights alone where no more is known."""
-    if result.provenance is None:
-        names = [*(layer.name for layer in result.layers), *result.left_out, *result.others]
+    if result.info is None:
+        names = [*(layer.name for layer in result.whole.layers), *result.left_out]
         return sorted(f"{name}.weight" for name in names)
-    return sorted(result.provenance.parameters)
+    return sorted(result.info.parameters)
 
 
 def own_parameters(name: str, parameters: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from spectrum.records import LayerSnr
+from spectrum.records import SNR_ACCURACY, LayerSnr
 from spectrum.text import listed
 
 
@@ -22,9 +22,6 @@ class RankedType:
         """The selected layers, by descending SNR."""
         return self.ranked[: self.count]
 
-
-# Largest relative error of a score, as `snr` keeps it.
-ACCURACY = 1e-8
 
 # A score that falls by more than this where the edge moves from 1 percent under to 1 percent over its place, is that of
 # a layer whose singular values crowd the edge.
@@ -71,7 +68,7 @@ def notes(types: Sequence[RankedType]) -> list[str]:
             "no noise, for no singular value is under the bulk edge: these scores do not compare with others",
         ),
         (
-            [layer.name for layer in layers if layer.edge is not None and layer.edge.jump > CROWDED],
+            [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED],
             "singular values crowd the bulk edge: a shift of it by 1 percent either way moves the score by over "
             f"{100 * CROWDED:.0f} percent",
         ),
@@ -86,10 +83,10 @@ def warnings(types: Sequence[RankedType]) -> Iterator[str]:
         if distance is None or distance == 0:
             continue
         last, first = kind.ranked[kind.count - 1], kind.ranked[kind.count]
-        if distance <= 2 * ACCURACY:
+        if distance <= 2 * SNR_ACCURACY:
             yield f"{last.name} is selected and {first.name} is not, by less than scores are accurate to"
         for layer in (last, first):
-            if layer.edge is not None and layer.edge.gap <= ACCURACY:
+            if layer.edge is not None and layer.edge.nearest <= SNR_ACCURACY:
                 yield (
                     f"{layer.name}, at the cut of its type, has a singular value on the bulk edge itself: "
                     "rounding decides whether it counts as signal"
@@ -112,4 +109,4 @@ def _without_signal(layer: LayerSnr) -> str:
 
 def _is_without_noise(layer: LayerSnr) -> bool:
     """Single rows aside, which are one singular value."""
-    return layer.edge is not None and layer.edge.below == 0 and layer.edge.above > 1
+    return layer.edge is not None and layer.edge.num_below == 0 and layer.edge.num_above > 1

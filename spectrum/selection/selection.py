@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from spectrum.errors import SelectionError
 from spectrum.files import write_atomically
-from spectrum.records import ScanResult, num_elements, parameter_sizes, tied
+from spectrum.records import ScanResult
 from spectrum.selection import entries, margins
 from spectrum.selection.margins import RankedType
 from spectrum.text import aligned, html, in_line
@@ -37,17 +36,17 @@ class Selection:
 
     def layers(self) -> dict[str, list[str]]:
         """Names of the layers that train, by layer type, by descending SNR."""
-        made = self.result.provenance
+        info = self.result.info
         return {
             kind.layer_type: [
-                layer.name for layer in kind.selected if self.embeddings or not entries.is_embedding(layer.name, made)
+                layer.name for layer in kind.selected if self.embeddings or not entries.is_embedding(layer.name, info)
             ]
             for kind in self.types
         }
 
     def embedding_parameters(self) -> tuple[str, ...]:
         """The output head and the input embedding, where they train in any case."""
-        names = entries.embedding_names(self.result.provenance) if self.embeddings else ()
+        names = entries.embedding_names(self.result.info) if self.embeddings else ()
         return tuple(name for name in names if name is not None)
 
     def entries(self) -> dict[str, list[str]]:
@@ -72,7 +71,7 @@ class Selection:
         return list(dict.fromkeys([*names, *(seen[name] for name in names if name in seen)]))
 
     def _tied(self) -> dict[str, str]:
-        return tied(self.result.provenance.parameters) if self.result.provenance else {}
+        return self.result.info.tied() if self.result.info is not None else {}
 
     def to_yaml(self, path: str | Path) -> Path:
         """Write the list as Axolotl reads it; return the path. Raises ResultsError where it cannot be written."""
@@ -109,45 +108,40 @@ def parse_percent(text: str) -> str:
     return text
 
 
-def top_percent(
-    result: ScanResult, percent: str, *, embeddings: bool = True, layer_types: Collection[str] | None = None
-) -> Selection:
+def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
     """The `floor(count * percent / 100)` layers of highest SNR of each type; ties in model order.
 
     `percent` is a decimal number in (0, 100], as typed: file names carry it, and 12.3 percent of 1000 layers are
     123, which binary floats do not always say. Layers whose SNR is NaN are neither counted nor selected.
-    layer_types: those to select from, None for all. Raises ValueError outside that range.
+    Raises ValueError outside that range.
     """
     share = Fraction(parse_percent(percent))
     types = []
     for layer_type, layers in result.by_type().items():
-        if layer_types is None or layer_type in layer_types:
-            ranked = sorted((layer for layer in layers if not math.isnan(layer.snr)), key=lambda layer: -layer.snr)
-            types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * share / 100)))
+        ranked = sorted((layer for layer in layers if not math.isnan(layer.snr)), key=lambda layer: -layer.snr)
+        types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * share / 100)))
     return Selection(result, tuple(types), percent, embeddings)
 
 
-def top_params(
-    result: ScanResult, percent: str, *, embeddings: bool = True, layer_types: Collection[str] | None = None
-) -> Selection:
+def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
     """The selection whose parameters come closest to `percent` of all the model's, and are not more.
 
     It is that of `top_percent` for the shortest percentage that gives it. Raises SelectionError where the smallest
     selection is more, or the sizes are not known, ValueError for a percentage outside (0, 100].
     """
     share = Fraction(parse_percent(percent))
-    if result.provenance is None:
+    info = result.info
+    if info is None:
         raise SelectionError(
             f"the cached scan of {result.model} does not say how large its parameters are; scan again with --rescan"
         )
-    parameters = result.provenance.parameters
-    total = num_elements(parameter_sizes(parameters, parameters))
-    choose = partial(top_percent, result, embeddings=embeddings, layer_types=layer_types)
+    total = info.num_elements(info.parameters)
+    choose = partial(top_percent, result, embeddings=embeddings)
     counts = {len(kind.ranked) for kind in choose("100").types}
     steps = sorted({Fraction(100 * selected, layers) for layers in counts for selected in range(1, layers + 1)})
 
     def trained(step: int) -> int:
-        return num_elements(parameter_sizes(choose(_shortest(steps, step)).trained(), parameters))
+        return info.num_elements(choose(_shortest(steps, step)).trained())
 
     low, high = 0, len(steps)  # the first step that is too much lies in [low, high]
     while low < high:

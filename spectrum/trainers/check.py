@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spectrum.records import tied
+from spectrum.records import ModelInfo
 from spectrum.text import listed, plural
 from spectrum.trainers import matching
 from spectrum.trainers.lists import EntryList
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
-
-if TYPE_CHECKING:
-    from spectrum.checkpoint.reader import Outline
-
 
 # An entry that is no pattern, but what names begin with; and a name, whether or not something says that it is whole.
 _PLAIN = re.compile(r"[\w.\-/]+", re.ASCII)
@@ -44,17 +40,18 @@ class CheckReport:
     notes: tuple[str, ...]
 
 
-def check_list(read: EntryList, model: Outline) -> CheckReport:
+def check_list(read: EntryList, model: ModelInfo) -> CheckReport:
     """Compare a list with a model's parameters under the rule of each of those that read it."""
     # Trainers go through `named_parameters()`, where a tied parameter is listed once.
     seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
     matched = {rule: matching.matched(rule, read.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*of.values()) for rule, of in matched.items()}
     of_axolotl = matched[AXOLOTL]
+    known = {*model.parameters, *model.modules}
     nothing = _tied([entry for entry, names in of_axolotl.items() if not names], model)
     problems = [
         *_unmatched(nothing, trained[AXOLOTL], model),
-        *(text for entry, names in of_axolotl.items() for text in _beyond(entry, names, model)),
+        *(text for entry, names in of_axolotl.items() for text in _beyond(entry, names, model, known)),
         *(text for entry, names in of_axolotl.items() for text in _rows(entry, names, model)),
     ]
     notes = [
@@ -65,7 +62,7 @@ def check_list(read: EntryList, model: Outline) -> CheckReport:
     notes += [
         f"{entry} is the name of no module, and matches as their beginning {listed(sorted(names), 2)}"
         for entry, names in of_axolotl.items()
-        if names and _PLAIN.fullmatch(entry) and not _is_known(entry, model)
+        if names and _PLAIN.fullmatch(entry) and entry not in known
     ]
     if not trained[AXOLOTL]:
         problems.append("nothing trains")
@@ -82,11 +79,11 @@ def check_list(read: EntryList, model: Outline) -> CheckReport:
         notes.append(f"{SUBSTRING}: nothing matches what is more than a name, {listed(patterns)}")
     if any(matching.without_rows(entry) != entry for entry in read.entries):
         notes.append("entries for some rows: the others' gradients are zero, but weight decay moves them")
-    matching = {rule: sum(map(bool, of.values())) for rule, of in matched.items()}
-    return CheckReport(trained, matching, tuple(problems), tuple(notes))
+    num_matching = {rule: sum(map(bool, of.values())) for rule, of in matched.items()}
+    return CheckReport(trained, num_matching, tuple(problems), tuple(notes))
 
 
-def _unmatched(entries: Mapping[str, str | None], trained: frozenset[str], model: Outline) -> Iterator[str]:
+def _unmatched(entries: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
     """Entries that match nothing that trainers see, and what theirs is tied to.
 
     Of a list for another model, these are all: a few are told.
@@ -113,10 +110,10 @@ def _lines(read: EntryList) -> Iterator[str]:
         yield f"readers of lines that begin with '- ' see other entries: {advice}"
 
 
-def _beyond(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
+def _beyond(entry: str, names: Iterable[str], model: ModelInfo, known: Container[str]) -> Iterator[str]:
     """What an entry matches that is not in the module, or is not the parameter, that it names."""
     named = _NAME.fullmatch(matching.without_rows(entry))
-    if named is None or not _is_known(named[1], model):
+    if named is None or named[1] not in known:
         return  # a pattern, which may match whatever it does
     others = sorted(name for name in names if name != named[1] and not name.startswith(f"{named[1]}."))
     # The bias beside a bare parameter belongs to it.
@@ -131,11 +128,7 @@ def _beyond(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
         yield f"{entry} also matches {listed(others, 2)}; {instead}"
 
 
-def _is_known(name: str, model: Outline) -> bool:
-    return name in model.modules or name in model.parameters
-
-
-def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
+def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
     """Rows that a parameter does not have, which Axolotl refuses."""
     rows = matching.rows(entry)
     if rows is None:
@@ -149,17 +142,17 @@ def _rows(entry: str, names: Iterable[str], model: Outline) -> Iterator[str]:
         yield f"{entry} is for rows that {listed(short, 2)} does not have, which Axolotl refuses"
 
 
-def _tied(entries: Sequence[str], model: Outline) -> dict[str, str | None]:
+def _tied(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
     """Entries, and the parameter that the one which each names is tied to, where it names one that trainers do not see.
 
     None for all others.
     """
-    seen = tied(model.parameters)
+    seen = model.tied()
     matched = matching.matched(AXOLOTL, entries, list(seen))
     return {entry: next((seen[name] for name in seen if name in matched[entry]), None) for entry in entries}
 
 
-def _nearest(entry: str, model: Outline) -> str | None:
+def _nearest(entry: str, model: ModelInfo) -> str | None:
     names = [*model.parameters]
     modules = {name.removesuffix(end) for name in names for end in (".weight", ".bias") if name.endswith(end)}
     return next(iter(difflib.get_close_matches(entry.strip("^$"), [*names, *sorted(modules)], 1, 0.8)), None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum.errors import SelectionError
-from spectrum.records import Parameter, Provenance
+from spectrum.records import ModelInfo, Parameter
 from spectrum.selection import entries
 from spectrum.selection.selection import Selection
 from spectrum.text import listed
@@ -58,27 +58,27 @@ def peft(selection: Selection) -> Export:
     matches wherever another one ends with it; where that is so, the modules are a regular expression instead.
     Raises SelectionError where no selected layer takes an adapter, or a parameter cannot be told from another one.
     """
-    made = selection.result.provenance
-    if made is None:
+    info = selection.result.info
+    if info is None:
         raise SelectionError(
             f"the cached scan of {selection.result.model} does not say which layers take adapters; "
             "scan again with --rescan"
         )
     first = {layer: own[0] for layer, own in selection.parameters().items()}
-    fused = _has_fused_experts(made)
-    targets = {layer: _adapter(layer, parameter, made, fused) for layer, parameter in first.items()}
+    fused = _has_fused_experts(info)
+    targets = {layer: _adapter(layer, parameter, info, fused) for layer, parameter in first.items()}
     modules = [layer for layer, kind in targets.items() if kind == "module"]
     parameters = [first[layer] for layer, kind in targets.items() if kind == "parameter"]
     left = [layer for layer, kind in targets.items() if kind is None]
     if not modules and not parameters:
         raise SelectionError("no selected layer takes an adapter")
-    if not made.knows_modules():
+    if not info.knows_modules():
         raise SelectionError(f"the cached scan of {selection.result.model} is of an older version; use --rescan")
-    for parameter in _ends(made.parameters).intersection(parameters):
-        for other in made.parameters:
+    for parameter in _ends(info.parameters).intersection(parameters):
+        for other in info.parameters:
             if other.endswith(f".{parameter}") and other not in parameters:
                 raise SelectionError(f"PEFT cannot adapt {parameter} without {other}, which ends with that name")
-    paths = _ends({name.rpartition(".")[0] for name in made.parameters})
+    paths = _ends({name.rpartition(".")[0] for name in info.parameters})
     target = modules if paths.isdisjoint(modules) else "|".join(map(re.escape, modules))
     arguments: dict[str, Any] = {"target_modules": target}
     if parameters:
@@ -89,16 +89,16 @@ def peft(selection: Selection) -> Export:
     return Export(_yaml(arguments), tuple(notes))
 
 
-def _adapter(layer: str, parameter: str, made: Provenance, fused: bool) -> str | None:
+def _adapter(layer: str, parameter: str, info: ModelInfo, fused: bool) -> str | None:
     """Whether PEFT is to adapt a layer as a `module` or as a `parameter`; None where it cannot.
 
     fused: whether the model has fused experts.
     """
-    first, name = made.parameters.get(parameter), layer.rpartition(".")[2]
+    first, name = info.parameters.get(parameter), layer.rpartition(".")[2]
     if first is None:  # merged from another tool's scan
         return None
-    in_one_piece = f"{layer.rpartition('.')[0]}.in_proj_weight" in made.parameters  # torch's MultiheadAttention
-    if in_one_piece or (made.model_class.startswith(_STATE_SPACES) and name in _OF_STATE_SPACES):
+    in_one_piece = f"{layer.rpartition('.')[0]}.in_proj_weight" in info.parameters  # torch's MultiheadAttention
+    if in_one_piece or (info.model_class.startswith(_STATE_SPACES) and name in _OF_STATE_SPACES):
         return None
     if first.module in _ADAPTED:
         return "parameter" if fused and name in _OF_EXPERTS else "module"
@@ -107,13 +107,13 @@ def _adapter(layer: str, parameter: str, made: Provenance, fused: bool) -> str |
 
 def selected_json(selection: Selection) -> Export:
     """The selection for programs: each layer with its type, SNR (null for infinity) and parameters."""
-    made = selection.result.provenance
-    known = made.parameters if made else {}
+    provenance, info = selection.result.provenance, selection.result.info
+    known = info.parameters if info else {}
     snr = {layer.name: layer for kind in selection.types for layer in kind.selected}
     content = {
         "model": selection.result.model,
-        "model_class": made.model_class if made else None,
-        "versions": dict(made.versions) if made else None,
+        "model_class": info.model_class if info else None,
+        "versions": dict(provenance.versions) if provenance else None,
         "top_percent": float(selection.percent),
         "embeddings": _described(selection.embedding_parameters(), known),
         "layers": [
@@ -139,8 +139,8 @@ FORMATS: Mapping[str, tuple[Callable[[Selection], Export], str, str]] = {
 }
 
 
-def _has_fused_experts(made: Provenance) -> bool:
-    known = made.parameters.items()
+def _has_fused_experts(info: ModelInfo) -> bool:
+    known = info.parameters.items()
     return any(each.module is None and len(each.shape) == 3 and "expert" in name for name, each in known)
 
 

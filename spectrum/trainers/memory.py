@@ -8,12 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from spectrum.records import Size, num_elements
+from spectrum.records import ModelInfo
 
 # bitsandbytes: 8-bit states, with a float32 scale for each block, of parameters that are not too small for that.
 _BLOCK = 256
 _SMALLEST_8BIT = 4096  # elements
+
+
+class Size(NamedTuple):
+    """How many elements a parameter has, and whether it is an embedding's."""
+
+    elements: int
+    is_embedding: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +66,18 @@ OPTIMIZERS: Mapping[str, tuple[Recipe, Recipe]] = {
 }
 
 
+def sizes(names: Iterable[str], info: ModelInfo) -> list[Size]:
+    """Sizes of these parameters, tied ones once. Names that the model does not have are left out."""
+    owners = [info.parameters[name] for name in info.owners(names)]
+    return [Size(math.prod(owner.shape), owner.module == "Embedding") for owner in owners]
+
+
 def memory(
     trained: Iterable[Size], everything: Iterable[Size], optimizer: str, sharding: Sharding, devices: int
 ) -> int:
     """Bytes on each of so many devices for all weights, and gradients and optimizer states of the trained ones."""
     recipe = OPTIMIZERS[optimizer][sharding.deepspeed]
-    weights = recipe.weight * num_elements(everything)
+    weights = recipe.weight * sum(size.elements for size in everything)
     rest = sum((recipe.gradient + recipe.copy) * size.elements + _state(size, recipe) for size in trained)
     return math.ceil(weights / (devices if sharding.weights else 1) + rest / (devices if sharding.rest else 1))
 

@@ -114,7 +114,7 @@ def _of_selection(model: torch.nn.Module, selection: Selection, names: Sequence[
         advice = _ADVICE
         if made is None and set(missing) <= set(selection.embedding_parameters()):
             advice = "the scan does not say what this model calls them; select with embeddings=False"
-        of_class = f", a {made.model_class} under transformers {made.versions.get('transformers')}" if made else ""
+        of_class = f", a {made.info.model_class} under transformers {made.versions.get('transformers')}" if made else ""
         raise SelectionError(
             f"{type(model).__name__} has no {listed(missing, 3)}, as {selection.result.model} has{of_class}; {advice}"
         )

@@ -241,7 +241,7 @@ def scan(
             known = expected(*batch.matrix)
             if known is not None:
                 for score in scores:
-                    same_counts = [score.edge.above, score.edge.below] == known[1:3]
+                    same_counts = [score.edge.num_above, score.edge.num_below] == known[1:3]
                     errors.append(abs(score.snr / known[0] - 1) if same_counts else math.inf)
     result: dict[str, object] = {"seconds": time.perf_counter() - started, "batches": len(batches)}
     result |= {"warnings": len(warned), **session.peak()}

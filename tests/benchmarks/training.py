@@ -17,7 +17,6 @@ import torch
 import transformers
 
 import spectrum
-from spectrum.records import parameter_sizes
 from spectrum.trainers import memory
 
 CONFIG: dict[str, Any] = {
@@ -69,9 +68,9 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     # Steps are counted in scalars; bitsandbytes' table of 256 8-bit values is one for all.
     states = {id(value): value for state in stepper.state.values() for value in state.values() if _is_state(value)}
     measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
-    made = selection.result.provenance
-    assert made is not None
-    sizes, every = (parameter_sizes(names, made.parameters) for names in (selection.trained(), made.parameters))
+    info = selection.result.info
+    assert info is not None
+    sizes, every = (memory.sizes(names, info) for names in (selection.trained(), info.parameters))
     planned = memory.memory(sizes, every, optimizer, memory.UNSHARDED, 1)
     return planned, measured, resident() - before
 
