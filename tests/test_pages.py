@@ -239,3 +239,9 @@ def test_every_test_that_is_named_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", read("tests/README.md")))
     assert named
     assert named <= tests
+
+
+def test_the_message_of_a_resumed_scan_is_the_one_that_is_quoted() -> None:
+    quoted = re.search(r"`([^`]*): 120 of 291 matrices are scored`", read("spectrum/scanning/README.md"))
+    assert quoted
+    assert f'"{quoted[1]}: {{' in (ROOT / "spectrum/scanning/job.py").read_text()
