@@ -75,7 +75,7 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
-    entries = lists.read_list(options.check)
+    entry_list = lists.read_list(options.check)
     info, warnings = describe_model(
         model.model_name,
         revision=model.revision,
@@ -84,9 +84,9 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     )
     for warning in warnings:
         warn(warning)
-    found = check_list(entries, info)
-    num_entries = plural(len(entries.entries), "entry", "entries")
-    title = f"{options.check}, {num_entries}, against {info.model_class} of {model.model_name}"
+    found = check_list(entry_list, info)
+    count = plural(len(entry_list.entries), "entry", "entries")
+    title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
     parts = [report.checked(found, title)]
     if trained := found.trained[matching.AXOLOTL]:
         parts.append(report.plan(trained, info, options.training_gpus))
@@ -106,7 +106,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for matrix 7 of a stack")
-    # Nothing is cached: the options of a scan have no effect.
+    # Only the model and the device matter: nothing is read from the cache or written to it.
     request = _request(model, SelectOptions(device=options.device), ())
     weight, index, values = uncached.singular_values(request, named[1], None if named[2] is None else int(named[2]))
     title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
@@ -117,7 +117,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
 def _scans(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks
 ) -> tuple[ScanOutcome, ScanResult | None]:
-    """The scan of the model, and the one to compare it with if there is one."""
+    """The scan of the model, and the scan to compare it with, None if there is none."""
     request = _request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
         if options.plot is not None:
@@ -147,7 +147,7 @@ def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence
 
 
 def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
-    """The files that this run writes beside the scan, so that it fails before the scan if it cannot write them."""
+    """The files that this run writes beside the scan. Whether it can write them is checked before the scan."""
     paths = [sorted_path(options.output_dir, model.model_name)]
     if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
         _, name, ending = formats.FORMATS[options.format]

@@ -134,26 +134,26 @@ def _run(options: Options) -> commands.Outcome:
 
 def _answers(options: Options, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
     """Batch size (None for `auto`) and layer types: from options, from dialogs on a terminal, else the defaults."""
-    all_types = checkpoint.provenance.info.layer_types
-    types = match_types(request.layer_types or ["all"], all_types)
-    batch_size, layer_types = None, None
-    if isinstance(options.mode, SelectOptions):  # no other mode scans
-        batch_size, layer_types = options.mode.batch_size, options.mode.layer_types
-    size = batch_size if isinstance(batch_size, int) else None
-    defaults = [
-        text for answer, text in ((batch_size, "batch size auto"), (layer_types, "layer types all")) if answer is None
-    ]
-    if not defaults:
-        return size, types
+    layers = Counter(weight.layer_type for weight in checkpoint.weights)
+    layer_counts = [(name, layers[name]) for name in checkpoint.provenance.info.layer_types]
+    layer_types = match_types(request.layer_types or ["all"], [name for name, _ in layer_counts])
+    select = options.mode if isinstance(options.mode, SelectOptions) else SelectOptions()  # no other mode scans
+    batch_size = select.batch_size if isinstance(select.batch_size, int) else None
+    open_questions = []
+    if select.batch_size is None:
+        open_questions.append("batch size auto")
+    if select.layer_types is None:
+        open_questions.append("layer types all")
+    if not open_questions:
+        return batch_size, layer_types
     if options.yes or not can_ask():
         if not options.quiet:
-            note(f"{'--yes' if options.yes else 'no terminal to ask on'}: {', '.join(defaults)}")
-        return size, types
+            note(f"{'--yes' if options.yes else 'no terminal to ask on'}: {', '.join(open_questions)}")
+        return batch_size, layer_types
     from spectrum.cli import dialogs
 
-    if batch_size is None:
-        size = dialogs.ask_batch_size()
-    if layer_types is None:
-        layers = Counter(weight.layer_type for weight in checkpoint.weights)
-        types = dialogs.ask_layer_types([(name, layers[name]) for name in all_types])
-    return size, types
+    if select.batch_size is None:
+        batch_size = dialogs.ask_batch_size()
+    if select.layer_types is None:
+        layer_types = dialogs.ask_layer_types(layer_counts)
+    return batch_size, layer_types

@@ -62,8 +62,8 @@ def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
         if 2 * without < count:
-            share = _percent(count - without, count)
-            text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
+            ends = _percent(count - without, count)
+            text += f"\ninput embedding and output head are {ends} of what trains; --no-embeddings leaves them frozen"
     elif owners:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"

@@ -28,20 +28,21 @@ def prepare_streams() -> None:
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     if sys.stderr is None:
-        sys.stderr = _unfailing(spare, "utf-8")
+        sys.stderr = _lossy_stream(spare, "utf-8")
     else:
         os.close(spare)
-        sys.stderr = _unfailing(sys.stderr.fileno(), sys.stderr.encoding)
+        sys.stderr = _lossy_stream(sys.stderr.fileno(), sys.stderr.encoding)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _unfailing(descriptor: int, encoding: str) -> io.TextIOWrapper:
-    raw = _Unfailing(descriptor, "w", closefd=False)
+def _lossy_stream(descriptor: int, encoding: str) -> io.TextIOWrapper:
+    """A text stream on a descriptor that never fails."""
+    raw = _LossyFile(descriptor, "w", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
 
 
-class _Unfailing(io.FileIO):
+class _LossyFile(io.FileIO):
     """A file that drops what it cannot write, so that a full disk or a closed pipe behind stderr does not end the job.
 
     Everything on stderr goes through here: our messages, progress bars of libraries, and Python's own at exit.
