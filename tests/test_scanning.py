@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -724,3 +726,28 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
         assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 6
     assert threads == started
     assert workers() == []
+
+
+ROUNDED = """
+import torch
+from spectrum.compute import executor, snr
+from spectrum.compute.batches import plan
+from spectrum.compute.devices import one_core_a_thread
+from spectrum.records import LayerWeight
+
+cpu = torch.device("cpu")
+matrices = torch.randn(16, 96, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+weights = [LayerWeight(f"h.{i}", "h", f"h.{i}.weight", (96, 96), (96, 96), 1, "bfloat16") for i in range(16)]
+with one_core_a_thread([cpu]):
+    expected = [snr.score(matrix[None]).snr.item() for matrix in matrices]
+for _ in range(3):  # each scan has new threads
+    scores = executor.score(plan(weights, 1, 1 << 20), lambda weight, _: matrices[int(weight.name[2:])], [cpu])
+    found = {batch.members[0][0].name: score.snr for batch, (score,) in scores}
+    assert [found[f"h.{i}"] for i in range(16)] == expected
+"""
+
+
+def test_the_first_matrices_of_the_lanes_are_rounded_as_all_others() -> None:
+    """A new thread would use several cores for its first matrix, and round it otherwise. Here tests have one core."""
+    environment = os.environ | {"OMP_NUM_THREADS": "4"}
+    subprocess.run([sys.executable, "-c", ROUNDED], env=environment, check=True, timeout=120)

@@ -80,7 +80,12 @@ def lanes(device: torch.device, k: int) -> int:
 
 def lane(device: torch.device) -> AbstractContextManager[object]:
     """What the work of a lane is done within."""
-    return nullcontext() if device.type == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    if device.type == "cpu":
+        # A new thread has MKL's own number of cores until torch is asked for its. With two cores, the first matrix of a
+        # lane would be rounded otherwise than with one.
+        torch.get_num_threads()
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def warm_up(devices: Iterable[torch.device]) -> None:
