@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from spectrum.files import selection_path
 from spectrum.layer_types import MODULE_PATH
-from spectrum.scanning.store import journal_path, lock_path, scan_path, sidecar_path
+from spectrum.scanning.store import ScanStore
 from spectrum.selection.entries import render_axolotl
 from tests.command import Finished, run, tiny_llama
 
@@ -189,8 +189,8 @@ class Arena:
         self.archives = dict(_archives(self.model / "model.safetensors"))
         done = self.run(self.model)
         assert done.status == 0, done.err
-        files = (scan_path, sidecar_path)
-        self.scan, self.sidecar = ((path(self.results, str(self.model))).read_text() for path in files)
+        store = ScanStore(self.results, str(self.model))
+        self.scan, self.sidecar = store.scan_path.read_text(), store.sidecar_path.read_text()
 
     def sound(self, path: Path) -> bytes:
         """A file of the checkpoint as it was made."""
@@ -362,15 +362,17 @@ def cache(arena: Arena, data: st.DataObject) -> None:
         sidecar["scores_sha256"] = hashlib.sha256(scan.encode()).hexdigest()
     recorded = edited(json.dumps(sidecar), data.draw(edits(values | names | numbers, most=4), "sidecar"))
     model = str(arena.model)
-    scan_path(arena.results, model).write_bytes(with_bytes(scan.encode(), data.draw(raw_edits, "bytes of the scan")))
+    ScanStore(arena.results, model).scan_path.write_bytes(
+        with_bytes(scan.encode(), data.draw(raw_edits, "bytes of the scan"))
+    )
     if data.draw(st.booleans(), "with sidecar"):
-        sidecar_path(arena.results, model).write_text(recorded)
+        ScanStore(arena.results, model).sidecar_path.write_text(recorded)
     if data.draw(st.booleans(), "without the model"):
         shutil.rmtree(arena.model)
     done = arena.run(arena.model)
     assert_decent(done)
     if done.status == 0:
-        known = json.loads(scan_path(arena.results, model).read_text())
+        known = json.loads(ScanStore(arena.results, model).scan_path.read_text())
         assert isinstance(known, dict)
         assert all(isinstance(entry, str) for entry in arena.entries(arena.model))
 
@@ -392,12 +394,13 @@ def journal(arena: Arena, data: st.DataObject) -> None:
     content = with_bytes("\n".join([*lines, ""]).encode(), data.draw(raw_edits, "bytes"))
     content = content[: len(content) - data.draw(st.integers(0, 30), "bytes less")]
     process = data.draw(st.integers(0, 2), "process")
-    journal_path(arena.results, str(arena.model), process).write_bytes(content)
+    ScanStore(arena.results, str(arena.model)).journal_path(process).write_bytes(content)
     done = arena.run(arena.model)
     assert_decent(done)
     known = _loosely_read(content, identity.encode() + b"\n")
     if done.status == 0:
-        found = _scores(*(path(arena.results, str(arena.model)).read_text() for path in (scan_path, sidecar_path)))
+        store = ScanStore(arena.results, str(arena.model))
+        found = _scores(store.scan_path.read_text(), store.sidecar_path.read_text())
     else:
         assert "NaN or infinity" in done.err
         found = {}
@@ -471,9 +474,14 @@ def kinds(arena: Arena, data: st.DataObject) -> None:
     if data.draw(st.booleans(), "scanned before"):
         arena.run(model)
     (arena.output / "list.yaml").write_text("unfrozen_parameters:\n- model.norm\n")
-    results = [path(arena.results, str(model)) for path in (scan_path, sidecar_path)]
-    results += [journal_path(arena.results, str(model), number) for number in (0, 3)]
-    places = [*sorted(model.iterdir()), *results, lock_path(arena.results, str(model)), arena.output / "list.yaml"]
+    store = ScanStore(arena.results, str(model))
+    results = [store.scan_path, store.sidecar_path, *(store.journal_path(number) for number in (0, 3))]
+    places = [
+        *sorted(model.iterdir()),
+        *results,
+        ScanStore(arena.results, str(model)).lock_path,
+        arena.output / "list.yaml",
+    ]
     place = data.draw(st.sampled_from(places), "place")
     kind = data.draw(st.sampled_from(["link", "hard link", "nowhere", "FIFO", "device", "directory", "sparse"]), "kind")
     place.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ COMMAND = [
 # What a kill leaves before a new file takes its name: hidden, and never taken for a result.
 _TEMPORARY = re.compile(r"\..+\.(jsonl?|yaml)\.\d+\.[0-9a-f]{8}")
 _LOCK = re.compile(r"\..+\.lock")
-_GOING_ON = re.compile(r"^spectrum: going on with an interrupted scan: (\d+) of (\d+) matrices are scored$", re.M)
+_GOING_ON = re.compile(r"^spectrum: resuming an interrupted scan: (\d+) of (\d+) matrices are scored$", re.M)
 
 # Events of which a scan has one for each matrix.
 _MANY = ("read", "journal: before a line", "journal: half a line", "journal: after a line")
@@ -108,7 +108,7 @@ def trace(tracer: Tracer) -> None:
     from spectrum.checkpoint import reader
     from spectrum.cli import commands
     from spectrum.files import write_atomically
-    from spectrum.scanning import journal, scan_json
+    from spectrum.scanning import journal, store
 
     def around(owner: Any, name: str, before: Callable[..., str | None], after: Callable[..., str | None]) -> None:
         original = getattr(owner, name)
@@ -162,7 +162,7 @@ def trace(tracer: Tracer) -> None:
     def no_event(*args: object) -> None:
         return None
 
-    for module in (scan_json, commands):
+    for module in (store, commands):
         mock.patch.object(module, "write_atomically", write).start()
     mock.patch.object(journal.Journal, "_write", write_in_halves).start()
     around(reader.Checkpoint, "read", lambda *args: "read", no_event)
@@ -333,7 +333,7 @@ class Left:
 def left_by_kill(directory: Path, scenario: Scenario) -> Left:
     """Everything under its final name is as it was before, or as it will be."""
     from spectrum.errors import ResultsError
-    from spectrum.scanning import scan_json
+    from spectrum.scanning.store import ScanStore
 
     found, problems, temporaries, kept = files(directory), [], 0, 0
     for name, content in found.items():
@@ -350,8 +350,8 @@ def left_by_kill(directory: Path, scenario: Scenario) -> Left:
         problems.append(f"{name} is gone")
     whole = False
     try:
-        cached = scan_json.load(directory / CACHE, MODEL)
-        whole = cached is not None and cached.whole
+        cached = ScanStore(directory / CACHE, MODEL).load()
+        whole = cached is not None and cached.consistent
     except ResultsError as error:
         problems.append(f"the cache cannot be read: {error}")
     finished = whole and {name: found.get(name) for name in _cache_files(scenario)} == _cache_files(scenario)

@@ -17,7 +17,7 @@ import yaml
 
 from spectrum.errors import ResultsError
 from spectrum.files import check_name, selection_path, sorted_path, write_atomically
-from spectrum.scanning.store import scan_path, sidecar_path
+from spectrum.scanning.store import ScanStore
 from tests.command import Finished, assert_refused, tiny_llama
 from tests.conftest import files_below
 
@@ -378,8 +378,8 @@ def test_a_name_too_long_to_name_files_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="too long to name files by"):
         check_name("x" * 200)
     check_name("x" * 180)
-    longest = max(
-        (path(tmp_path, "x" * 180) for path in (scan_path, sidecar_path, sorted_path)), key=lambda path: len(path.name)
-    )
+    store = ScanStore(tmp_path, "x" * 180)
+    paths = [store.scan_path, store.sidecar_path, sorted_path(tmp_path, "x" * 180)]
+    longest = max(paths, key=lambda path: len(path.name))
     write_atomically(longest, "{}")
     write_atomically(selection_path(tmp_path, "x" * 180, "unfrozenparameters", "12.5", "yaml"), "")

@@ -377,7 +377,7 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("embeddings", [True, False])
 @pytest.mark.parametrize("percent", ["50", "100"])
 def test_our_own_lists_have_no_problems(scanned: Scanned, percent: str, embeddings: bool, tmp_path: Path) -> None:
-    scan = scan_json.load_file(scanned.directory / f"model_snr_results/snr_results_{scanned.model}.json")
+    scan = scan_json.read_published(scanned.directory / f"model_snr_results/snr_results_{scanned.model}.json")
     chosen = selection.top_percent(scan, percent, embeddings=embeddings)
     model = scanned.names()
     found = check_list(lists.read_list(chosen.to_yaml(tmp_path / "own.yaml")), model)

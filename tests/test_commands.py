@@ -94,7 +94,7 @@ def test_every_format_is_tested() -> None:
 def test_each_format_has_a_file(name: str, embeddings: bool, scanned: Path) -> None:
     options = ["--format", name, "--top-percent", "25", *([] if embeddings else ["--no-embeddings"])]
     done = done_well(scanned, *options)
-    chosen = selection.top_percent(scan_json.load_file(scanned / SCAN), "25", embeddings=embeddings)
+    chosen = selection.top_percent(scan_json.read_published(scanned / SCAN), "25", embeddings=embeddings)
     expected = formats.FORMATS[name][0](chosen)
     assert (scanned / NAMES[name]).read_text() == expected.text
     assert done.out.splitlines()[-1].split()[-1] == NAMES[name]

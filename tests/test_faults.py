@@ -270,7 +270,7 @@ def test_a_call_that_fails_costs_one_line_and_no_file(
         if outcomes[-1] == "lock":
             expected = "Scanned 9 layers"
         else:
-            expected = "going on with an interrupted scan: 9 of 9 matrices" if kept else "9 layers of model (Llama"
+            expected = "resuming an interrupted scan: 9 of 9 matrices" if kept else "9 layers of model (Llama"
         if outcomes[-1] in ("journal", "nothing", "no lock"):
             assert written(directory) == models.clean
         assert_goes_on(directory, models, said=expected)
@@ -326,7 +326,7 @@ def test_a_journal_that_cannot_be_removed_is_in_nobodys_way(reason: int, models:
     assert left.pop(JOURNAL)
     assert left == models.clean
     done = run(directory, "--rescan")  # for which what is known is not news
-    assert (done.status, "going on" in done.err) == (0, False)
+    assert (done.status, "resuming" in done.err) == (0, False)
     assert written(directory) == models.clean
 
 
@@ -586,5 +586,5 @@ def test_a_journal_of_something_else_is_written_anew(content: bytes, models: Mod
     directory = models.scanned_before(tmp_path / "work")
     (directory / JOURNAL).write_bytes(content)
     done = run(directory)
-    assert (done.status, done.said("warning: "), done.said("going on")) == (0, [], [])
+    assert (done.status, done.said("warning: "), done.said("resuming")) == (0, [], [])
     assert written(directory) == models.clean

@@ -24,7 +24,7 @@ import transformers
 import yaml
 
 from spectrum.cli.entry import main
-from spectrum.scanning.store import scan_path, sidecar_path
+from spectrum.scanning.store import ScanStore
 from tests.command import Finished, tiny_llama
 from tests.conftest import ROOT, files_below
 from tests.fuzz import YAML_TRAPS, assert_decent, assert_printable
@@ -664,9 +664,9 @@ def cached(content: object, sidecar: object = None) -> None:
     """A scan of a model that is not there, as somebody published it."""
     results = Path("model_snr_results")
     results.mkdir()
-    scan_path(results, "org/model").write_text(json.dumps(content))
+    ScanStore(results, "org/model").scan_path.write_text(json.dumps(content))
     if sidecar is not None:
-        sidecar_path(results, "org/model").write_text(json.dumps(sidecar))
+        ScanStore(results, "org/model").sidecar_path.write_text(json.dumps(sidecar))
 
 
 @pytest.mark.parametrize("case", ODD_NAMES)
@@ -691,7 +691,7 @@ def scanned(run: Run, model: Path) -> tuple[Path, Path]:
     """A scan and its sidecar, of a model that is there."""
     assert run("--model-name", model).status == 0
     results = Path("model_snr_results")
-    return scan_path(results, str(model)), sidecar_path(results, str(model))
+    return ScanStore(results, str(model)).scan_path, ScanStore(results, str(model)).sidecar_path
 
 
 @pytest.mark.parametrize("case", ODD_NAMES)

@@ -74,7 +74,7 @@ def test_a_scan_that_is_stopped_says_what_is_kept_and_is_gone_on_with(
         assert process.wait(60) == status
     said = (tmp_path / "said.txt").read_text()
     pattern = (
-        r"spectrum: interrupted; (\d+) of 75 matrices are scored and kept; the same command goes on from there\n\Z"
+        r"spectrum: interrupted; (\d+) of 75 matrices are scored and kept; the same command resumes from there\n\Z"
     )
     match = re.search(f"^{pattern}", said, re.M)
     assert match, said
@@ -92,6 +92,6 @@ def test_a_scan_that_is_stopped_says_what_is_kept_and_is_gone_on_with(
     capfd.readouterr()
     assert main(other_size) == 0
     err = capfd.readouterr().err
-    assert f"spectrum: going on with an interrupted scan: {kept} of 75 matrices are scored\n" in err
+    assert f"spectrum: resuming an interrupted scan: {kept} of 75 matrices are scored\n" in err
     assert f"{75 - kept}/{75 - kept} weights" in err
     assert files(directory) == uninterrupted

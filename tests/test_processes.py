@@ -515,8 +515,8 @@ def test_only_the_main_process_says_that_it_waits_for_scores(rank: str, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "_together", lambda: True)
     monkeypatch.setattr(distributed, "_interruptibly", received)
-    distributed.gathered([None])
-    distributed.from_main(None)  # the user may be being asked
+    distributed.gather([None])
+    distributed.broadcast(None)  # the user may be being asked
     assert told == [rank == "0", False]
 
 
@@ -631,7 +631,7 @@ def test_a_rerun_by_one_process_goes_on_from_the_journals_of_all(runs: list[Run]
     rerun = single(directory, *SINGLY)
     assert rerun.status == 0, rerun.err
     assert rerun.lines() == [
-        f"spectrum: going on with an interrupted scan: {sum(of_each)} of 75 matrices are scored",
+        f"spectrum: resuming an interrupted scan: {sum(of_each)} of 75 matrices are scored",
     ]
     assert written(rerun) == written(alone)
 
@@ -668,8 +668,8 @@ def test_one_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     distributed.join()
     value = object()
-    assert distributed.from_main(value) is value
-    assert distributed.gathered([value]) == [value]
+    assert distributed.broadcast(value) is value
+    assert distributed.gather([value]) == [value]
     distributed.leave()
 
 

@@ -20,8 +20,8 @@ from spectrum import files
 from spectrum.errors import ResultsError
 from spectrum.files import check_writable, selection_path, slug, sorted_path, write_atomically
 from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
-from spectrum.scanning.scan_json import CachedScan, load, save, save_sorted
-from spectrum.scanning.store import scan_path, sidecar_path
+from spectrum.scanning.scan_json import CachedScan, sorted_json
+from spectrum.scanning.store import ScanStore
 from tests.conftest import files_below
 from tests.test_layers import PROVENANCE
 
@@ -30,6 +30,14 @@ FILE, SIDECAR = "snr_results_org-m.json", "snr_results_org-m.meta.json"
 RESULT = ScanResult(
     "org/m", (LayerSnr("h.0.up", "up", 0.5), LayerSnr("h.1.up", "up", 2.0)), ("h.2.up",), ("up",), PROVENANCE
 )
+
+
+def load(directory: Path, model: str) -> CachedScan | None:
+    return ScanStore(directory, model).load()
+
+
+def save(directory: Path, result: ScanResult) -> Path:
+    return ScanStore(directory, result.model).save(result)
 
 
 def layers_of(directory: Path, content: str | bytes) -> list[tuple[str, str, float]]:
@@ -55,8 +63,8 @@ def test_slug(model: str, expected: str) -> None:
 
 def test_paths_are_those_of_the_reference() -> None:
     d = Path("d")
-    assert scan_path(d, "org/m_1") == d / "snr_results_org-m-1.json"
-    assert sidecar_path(d, "org/m_1") == d / "snr_results_org-m-1.meta.json"
+    assert ScanStore(d, "org/m_1").scan_path == d / "snr_results_org-m-1.json"
+    assert ScanStore(d, "org/m_1").sidecar_path == d / "snr_results_org-m-1.meta.json"
     assert sorted_path(d, "org/m_1") == d / "snr_results_org-m-1_sorted.json"
     assert (
         selection_path(d, "org/m_1", "unfrozenparameters", "12.50", "yaml")
@@ -102,7 +110,7 @@ def test_every_published_form_is_read(tmp_path: Path, content: str) -> None:
 def test_infinity_is_a_score_and_nan_is_left_out(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     expected = ScanResult("org/m", (LayerSnr("h.0.up", "up", inf),), ("h.1.up", "lm_head"), ("up", "lm_head"), None)
-    assert load(tmp_path, "org/m") == CachedScan(expected, whole=True)
+    assert load(tmp_path, "org/m") == CachedScan(expected, consistent=True)
 
 
 LAYER = '{"snr": 1.0, "type": "up"}'
@@ -241,7 +249,7 @@ def test_what_was_saved_is_loaded(
         # The scores have no room for more.
         alone = tuple(replace(layer, edge=None) for layer in layers)
         result = replace(result, layers=alone, left_out=(), scanned=types)
-    assert load(directory, "org/m") == CachedScan(result, whole=True)
+    assert load(directory, "org/m") == CachedScan(result, consistent=True)
 
 
 def test_the_scan_is_a_flat_object_of_scores_and_types(tmp_path: Path) -> None:
@@ -304,7 +312,7 @@ def test_the_sidecar_records_edges_and_of_parameters_what_there_is_to_say(tmp_pa
         "h.1.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "tied_to": "h.0.up.weight", "module": "Linear"},
         "norm.weight": {"shape": [4], "dtype": "float32"},
     }
-    assert load(tmp_path, "org/m") == CachedScan(RECORDED, whole=True)
+    assert load(tmp_path, "org/m") == CachedScan(RECORDED, consistent=True)
 
 
 def test_what_lies_at_the_edges_changes_nothing_of_the_scan_itself(tmp_path: Path) -> None:
@@ -325,7 +333,7 @@ def test_a_sidecar_from_before_edges_ties_and_modules_were_recorded_is_read(tmp_
     expected = replace(
         RESULT, provenance=replace(RECORDED.provenance, info=replace(RECORDED.provenance.info, parameters=bare))
     )
-    assert load(tmp_path, "org/m") == CachedScan(expected, whole=True)
+    assert load(tmp_path, "org/m") == CachedScan(expected, consistent=True)
 
 
 def test_the_edges_of_some_layers_are_read_and_those_of_none_ignored(tmp_path: Path) -> None:
@@ -338,12 +346,10 @@ def test_the_edges_of_some_layers_are_read_and_those_of_none_ignored(tmp_path: P
     assert [layer.edge for layer in cached.result.layers] == [BulkEdge(3, 60, 0.25, 0.5), None]
 
 
-def test_the_sorted_scores_descend_within_each_type_and_ties_keep_model_order(tmp_path: Path) -> None:
+def test_the_sorted_scores_descend_within_each_type_and_ties_keep_model_order() -> None:
     scores = [("h.2.up", 1.0), ("h.3.up", inf), ("h.10.up", 1.0), ("h.0.down", 0.5), ("h.0.up", 1.0), ("h.4.up", 2.0)]
     layers = tuple(LayerSnr(name, name.split(".")[-1], snr) for name, snr in scores)
-    path = save_sorted(tmp_path, replace(RESULT, layers=layers))
-    assert path == tmp_path / "snr_results_org-m_sorted.json"
-    assert json.loads(path.read_text(), object_pairs_hook=list) == [
+    assert json.loads(sorted_json(replace(RESULT, layers=layers)), object_pairs_hook=list) == [
         ("up", [("h.3.up", inf), ("h.4.up", 2.0), ("h.2.up", 1.0), ("h.10.up", 1.0), ("h.0.up", 1.0)]),
         ("down", [("h.0.down", 0.5)]),
     ]
@@ -353,7 +359,7 @@ def test_a_sidecar_of_other_scores_does_not_belong(tmp_path: Path) -> None:
     save(tmp_path, RESULT)
     # Any edit counts, even of white space: what is not recorded cannot be trusted.
     (tmp_path / FILE).write_text((tmp_path / FILE).read_text() + "\n")
-    assert load(tmp_path, "org/m") == CachedScan(RESULT, whole=False)
+    assert load(tmp_path, "org/m") == CachedScan(RESULT, consistent=False)
 
 
 SIDECAR_KEYS = (
@@ -494,7 +500,7 @@ def test_a_save_that_is_cut_short_is_seen_at_the_next_load(tmp_path: Path, monke
         save(tmp_path, rescanned)
     cached = load(tmp_path, "org/m")
     assert cached is not None
-    assert (cached.result.layers, cached.whole) == (RESULT.layers, False)
+    assert (cached.result.layers, cached.consistent) == (RESULT.layers, False)
 
 
 @pytest.fixture
@@ -507,7 +513,7 @@ def umask() -> Iterator[None]:
 @pytest.mark.usefixtures("umask")
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     save(tmp_path, RESULT)
-    save_sorted(tmp_path, RESULT)
+    write_atomically(sorted_path(tmp_path, "org/m"), sorted_json(RESULT))
     for name in files_below(tmp_path):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 

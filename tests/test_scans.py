@@ -26,13 +26,14 @@ import torch
 from filelock import FileLock
 
 from spectrum.checkpoint.reader import Checkpoint
-from spectrum.cli import terminal
 from spectrum.compute import devices, lanes, snr
+from spectrum.compute.batches import WeightBatch
 from spectrum.errors import ResultsError
 from spectrum.records import LayerWeight
-from spectrum.scanning import distributed, job, scan_json, store
+from spectrum.scanning import distributed, job
 from spectrum.scanning.journal import Journal
-from spectrum.scanning.request import Scored
+from spectrum.scanning.request import ProgressBar
+from spectrum.scanning.store import ScanStore
 from tests import command
 from tests.command import Finished
 from tests.conftest import ROOT, TINY_LLAMA, files_below
@@ -98,21 +99,22 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def journal(directory: Path, process: int = 0) -> Path:
-    return directory / store.journal_path(CACHE, "model", process)
+    return directory / ScanStore(CACHE, "model").journal_path(process)
 
 
 def cut_short(directory: Path, after: int, *args: str) -> Finished:
     """A scan that is interrupted when so many matrices more are scored."""
-    progress = terminal.with_progress
+    advance, batches = ProgressBar.advance, 0
 
-    def interrupting(scored: Scored, batches: Any, *, quiet: bool) -> Scored:
-        for number, one in enumerate(progress(scored, batches, quiet=quiet)):
-            if number == after:
-                raise KeyboardInterrupt
-            yield one
+    def interrupting(self: ProgressBar, batch: WeightBatch) -> None:
+        nonlocal batches
+        advance(self, batch)
+        batches += 1
+        if batches == after:
+            raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spectrum.cli.entry.with_progress", interrupting)
+        patch.setattr(ProgressBar, "advance", interrupting)
         done = run(directory, *args)
     gc.collect()  # the exception holds the scan, whose threads the end of a process would have ended
     for thread in threading.enumerate():
@@ -129,7 +131,7 @@ def finished_but_for_the_results(directory: Path, *args: str) -> None:
         raise ResultsError("cannot write it")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_json, "save", refuse)
+        patch.setattr(ScanStore, "save", refuse)
         assert run(directory, *args).status == 1
     assert journal(directory).exists()
 
@@ -156,7 +158,7 @@ def another_run(directory: Path, meanwhile: Callable[[], object] = lambda: None,
 
     Gives the stream that whoever is to wait must say so on. At the end the lock is given up in any case.
     """
-    path, listening = directory / store.lock_path(CACHE, model), Listening()
+    path, listening = directory / ScanStore(CACHE, model).lock_path, Listening()
     path.parent.mkdir(exist_ok=True)
     locked, over, problems = threading.Event(), threading.Event(), []
 
@@ -209,7 +211,7 @@ def test_a_second_run_goes_on_from_where_the_first_was_cut_short(
     with another_run(fresh, lambda: journal(fresh).write_bytes(left)) as err:
         done = run(fresh, err=err)
     assert done.status == 0
-    assert done.err.index(WAITING) < done.err.index("going on with an interrupted scan: 20 of 75 matrices are scored")
+    assert done.err.index(WAITING) < done.err.index("resuming an interrupted scan: 20 of 75 matrices are scored")
     assert sum(reads.values()) == MATRICES - 20 + CHECKED
     assert written(fresh) == scanned.files
 
@@ -303,7 +305,7 @@ def test_an_interrupt_ends_the_waiting(fresh: Path) -> None:
 
 
 def test_a_lock_left_by_a_process_that_died_is_no_obstacle(scanned: Scanned, fresh: Path) -> None:
-    path = fresh / store.lock_path(CACHE, "model")
+    path = fresh / ScanStore(CACHE, "model").lock_path
     path.parent.mkdir()
     die = f"import filelock, os; filelock.FileLock({str(path)!r}).acquire(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", die], timeout=HANG).returncode == -9
@@ -408,7 +410,7 @@ def test_a_scan_cut_short_is_gone_on_with(
     reads.clear()
     done = run(fresh, *again)
     assert done.status == 0
-    assert f"spectrum: going on with an interrupted scan: {after} of 75 matrices are scored\n" in done.err
+    assert f"spectrum: resuming an interrupted scan: {after} of 75 matrices are scored\n" in done.err
     assert (len(reads), set(reads.values())) == (MATRICES - after + min(after, CHECKED), {1})
     assert written(fresh) == scanned.files
     assert not journal(fresh).exists()
@@ -429,7 +431,7 @@ def test_a_complete_journal_is_all_that_a_scan_needs(scanned: Scanned, fresh: Pa
     finished_but_for_the_results(fresh)
     reads.clear()
     done = run(fresh)
-    assert "going on with an interrupted scan: 75 of 75" in done.err
+    assert "resuming an interrupted scan: 75 of 75" in done.err
     assert sum(reads.values()) == CHECKED
     assert written(fresh) == scanned.files
     assert not journal(fresh).exists()
@@ -443,7 +445,7 @@ def test_rescan_starts_afresh_where_the_journal_is_complete(scanned: Scanned, fr
     journal(fresh).write_bytes(b"".join([lines[0], *doctored]))  # which is seen where it is used
     reads.clear()
     done = run(fresh, "--rescan")
-    assert (done.status, "going on" in done.err) == (0, False)
+    assert (done.status, "resuming" in done.err) == (0, False)
     assert sum(reads.values()) == MATRICES
     assert written(fresh) == scanned.files
     assert not journal(fresh).exists()
@@ -454,7 +456,7 @@ def test_a_journal_of_some_types_serves_a_scan_of_all(scanned: Scanned, fresh: P
     done_before = set(reads)
     reads.clear()
     done = run(fresh)
-    assert "going on with an interrupted scan: 20 of 75 matrices" in done.err
+    assert "resuming an interrupted scan: 20 of 75 matrices" in done.err
     assert sum(reads.values()) == MATRICES - 20 + CHECKED
     # Read ahead, though not scored, was one more or two.
     assert len(done_before & set(reads)) <= len(done_before) - 20 + CHECKED
@@ -465,7 +467,7 @@ def test_a_journal_of_all_types_serves_a_scan_of_some(scanned: Scanned, fresh: P
     finished_but_for_the_results(fresh)
     reads.clear()
     done = run(fresh, "--layer-types", "mlp.*")
-    assert "going on with an interrupted scan: 24 of 24 matrices" in done.err
+    assert "resuming an interrupted scan: 24 of 24 matrices" in done.err
     assert sum(reads.values()) == CHECKED
     scores, every = json.loads((fresh / SCAN).read_text()), json.loads(scanned.files[SCAN])
     assert scores == {name: entry for name, entry in every.items() if entry["type"].startswith("mlp.")}
@@ -493,7 +495,7 @@ def test_a_journal_of_something_else_is_not_used(
         change(fresh, patch)
         reads.clear()
         done = run(fresh)
-        assert (done.status, "going on" in done.err) == (0, False)
+        assert (done.status, "resuming" in done.err) == (0, False)
         assert sum(reads.values()) == MATRICES
         if change is other_weights:
             change(clean, patch)
@@ -506,7 +508,7 @@ def test_a_journal_under_the_names_of_another_class_is_not_used(fresh: Path, rea
     cut_short(fresh, 40)
     reads.clear()
     done = run(fresh, "--model-class", "LlamaModel")
-    assert (done.status, "going on" in done.err) == (0, False)
+    assert (done.status, "resuming" in done.err) == (0, False)
     assert sum(reads.values()) == MATRICES - 1  # it has no head
     assert not journal(fresh).exists()
 
@@ -521,7 +523,7 @@ def test_journals_of_several_processes_are_used_and_removed(scanned: Scanned, fr
     journal(fresh, 7).write_bytes(b"".join([head.replace(b"spectrum", b"Spectrum"), *lines[60:]]))
     reads.clear()
     done = run(fresh)
-    assert "going on with an interrupted scan: 40 of 75 matrices" in done.err
+    assert "resuming an interrupted scan: 40 of 75 matrices" in done.err
     assert sum(reads.values()) == MATRICES - 40 + CHECKED
     assert written(fresh) == scanned.files
     assert list((fresh / CACHE).glob("*journal*")) == []
@@ -571,7 +573,7 @@ def test_a_cached_run_removes_the_journal_that_its_results_are_made_of(
 def test_a_cached_run_removes_no_journal_while_a_scan_is_under_way(scanned: Scanned, fresh: Path) -> None:
     shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
     journal(fresh).write_bytes(head_of())
-    with FileLock(fresh / store.lock_path(CACHE, "model")):
+    with FileLock(fresh / ScanStore(CACHE, "model").lock_path):
         assert run(fresh).status == 0
         assert journal(fresh).exists()
     assert run(fresh).status == 0
@@ -585,7 +587,7 @@ def test_a_rescan_that_is_cut_short_says_what_it_precedes(scanned: Scanned, fres
     os.utime(fresh / SCAN, (0, time.time() + 3600))
     assert run(fresh).status == 0
     done = run(fresh, "--rescan")
-    assert "going on with an interrupted scan: 10 of 75" in done.err
+    assert "resuming an interrupted scan: 10 of 75" in done.err
     assert not journal(fresh).exists()
 
 
@@ -625,7 +627,7 @@ def test_the_journal_of_another_user_is_not_used(scanned: Scanned, fresh: Path, 
     os.chown(journal(fresh), 12345, -1)
     reads.clear()
     done = run(fresh)
-    assert (done.status, "going on" in done.err) == (0, False)
+    assert (done.status, "resuming" in done.err) == (0, False)
     assert "another user; beginning anew" in done.err
     assert sum(reads.values()) == MATRICES
     assert written(fresh) == scanned.files
@@ -638,11 +640,12 @@ def test_many_cached_runs_at_a_time_meet_whole_files(scanned: Scanned, fresh: Pa
     for path in (SCAN, SIDECAR):
         (fresh / path).parent.mkdir(exist_ok=True)
         (fresh / path).write_bytes(scanned.files[path])
-    cached = scan_json.load(fresh / CACHE, "model")
+    store = ScanStore(fresh / CACHE, "model")
+    cached = store.load()
     assert cached is not None
 
     def save() -> str:
-        scan_json.save(fresh / CACHE, cached.result)
+        store.save(cached.result)
         return ""
 
     found = crowd(fresh, runs=12, at_once=3, write=save)
@@ -679,10 +682,10 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
 def test_processes_on_one_device_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "identity", lambda device: f"GPU-{device.index}")
     monkeypatch.setattr(devices, "warm_up", lambda devices: None)
-    assert job._sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
+    assert job._num_sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
     monkeypatch.setattr(distributed, "count", lambda: 5)
-    monkeypatch.setattr(distributed, "gathered", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
-    assert [job._sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
+    monkeypatch.setattr(distributed, "gather", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
+    assert [job._num_sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
 
 
 @pytest.mark.parametrize("sharing", [1, 3])
@@ -696,7 +699,7 @@ def test_the_memory_of_a_device_is_divided_among_its_processes(
         return 1 << 30
 
     monkeypatch.setattr(lanes, "memory_budget", budget)
-    monkeypatch.setattr(job, "_sharing", lambda device: sharing)
+    monkeypatch.setattr(job, "_num_sharing", lambda device: sharing)
     assert command.run(tmp_path, "--model-name", TINY_LLAMA, "--yes", "--device", "cpu").status == 0
     assert budgets == [sharing]
 

@@ -22,7 +22,7 @@ from spectrum import scan
 from spectrum.checkpoint import config, isolation, meta_model
 from spectrum.checkpoint.config import read_config
 from spectrum.errors import CheckpointError, SpectrumError
-from spectrum.scanning.store import journal_path, scan_path, sidecar_path
+from spectrum.scanning.store import ScanStore
 from tests.command import Finished, assert_refused, run, tiny_llama
 from tests.hub_server import TOKEN, HubServer, Repo
 from tests.test_hub import Command, commands, commit
@@ -72,8 +72,8 @@ READ: dict[str, tuple[str, ...]] = {
     "model/config.json": ("--rescan",),
     f"model/{INDEX}": ("--rescan",),
     "model/shard": ("--rescan",),
-    str(scan_path(RESULTS, "model")): (),
-    str(sidecar_path(RESULTS, "model")): (),
+    str(ScanStore(RESULTS, "model").scan_path): (),
+    str(ScanStore(RESULTS, "model").sidecar_path): (),
     "list.yaml": ("--check", "list.yaml"),
     "other.json": ("--compare", "other.json"),
 }
@@ -83,7 +83,7 @@ def file_of(here: Path, name: str) -> Path:
     if name == "model/shard":
         return min((here / "model").glob("*.safetensors"))
     if name == "other.json":
-        shutil.copy(here / scan_path(RESULTS, "model"), here / name)
+        shutil.copy(here / ScanStore(RESULTS, "model").scan_path, here / name)
     return here / name
 
 
@@ -457,7 +457,11 @@ def test_the_hub_can_be_asked_again_afterwards(here: Path) -> None:
 def test_a_cloned_results_directory_of_links_destroys_nothing(here: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
-    names = [scan_path(RESULTS, "model"), sidecar_path(RESULTS, "model"), journal_path(RESULTS, "model", 0)]
+    names = [
+        ScanStore(RESULTS, "model").scan_path,
+        ScanStore(RESULTS, "model").sidecar_path,
+        ScanStore(RESULTS, "model").journal_path(0),
+    ]
     names += [Path("snr_results_model_sorted.json"), Path("snr_results_model_unfrozenparameters_50percent.yaml")]
     for number, name in enumerate(names):
         (own / str(number)).write_text(SECRET)
@@ -515,8 +519,8 @@ entry.command()
 
 
 def test_names_as_long_as_books_are_refused(here: Path) -> None:
-    path = here / scan_path(RESULTS, "model")
-    (here / sidecar_path(RESULTS, "model")).unlink()
+    path = here / ScanStore(RESULTS, "model").scan_path
+    (here / ScanStore(RESULTS, "model").sidecar_path).unlink()
     for name, layer_type in (("a" * 60_000, "up"), ("h.0.up", "u" * 1_000_000)):
         path.write_text(json.dumps({name: {"snr": 1.0, "type": layer_type}}))
         done = run(here, "--model-name", "model")
@@ -525,9 +529,9 @@ def test_names_as_long_as_books_are_refused(here: Path) -> None:
 
 
 def test_more_layers_than_any_model_has_are_refused(here: Path) -> None:
-    (here / sidecar_path(RESULTS, "model")).unlink()
+    (here / ScanStore(RESULTS, "model").sidecar_path).unlink()
     scores = {f"h.{i}.up": {"snr": 1.0, "type": "up"} for i in range(300_001)}
-    (here / scan_path(RESULTS, "model")).write_text(json.dumps(scores))
+    (here / ScanStore(RESULTS, "model").scan_path).write_text(json.dumps(scores))
     assert_refused(run(here, "--model-name", "model"), "300001 layers, more than any model has")
 
 
@@ -535,7 +539,7 @@ def test_more_layers_than_any_model_has_are_refused(here: Path) -> None:
     "shape", [[2**62] * 64, [2**63], [-1], [1.5], [True] * 65, [2] * 65, "8", {"8": 8}, [[8]]], ids=str
 )
 def test_shapes_that_no_parameter_has_are_refused(shape: object, here: Path) -> None:
-    path = here / sidecar_path(RESULTS, "model")
+    path = here / ScanStore(RESULTS, "model").sidecar_path
     meta = json.loads(path.read_text())
     next(iter(meta["parameters"].values()))["shape"] = shape
     path.write_text(json.dumps(meta))
@@ -654,8 +658,8 @@ def test_no_setting_of_a_config_makes_a_line_of_its_own(key: str, here: Path) ->
 
 @pytest.mark.parametrize("key", ["model", "model_class"])
 def test_no_word_of_a_sidecar_makes_a_line_of_its_own(key: str, here: Path) -> None:
-    shutil.copy(here / scan_path(RESULTS, "model"), here / "other.json")
-    meta = json.loads((here / sidecar_path(RESULTS, "model")).read_text())
+    shutil.copy(here / ScanStore(RESULTS, "model").scan_path, here / "other.json")
+    meta = json.loads((here / ScanStore(RESULTS, "model").sidecar_path).read_text())
     (here / "other.meta.json").write_text(json.dumps(meta | {key: f"m\n{SPOOFED}"}))
     done = run(here, "--model-name", "model", "--compare", "other.json")
     assert (done.status, key) in ((0, "model"), (1, "model_class")), done.err

@@ -17,7 +17,7 @@ from spectrum.records import ScanResult
 from spectrum.scanning import scan_json, uncached
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.scanning.scan import obtain
+from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import comparison, margins, selection
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, plural, visible
@@ -51,7 +51,7 @@ def select(
     _check_any(chosen, callbacks)
     for warning in margins.warnings(chosen.types):
         callbacks.warn(warning)
-    list_file, files = _write(model, options, scan, chosen, None if quiet else callbacks.note)
+    list_file, files = _write(model, options, scan, chosen, None if quiet else callbacks.info)
     compared, problem = "", None
     if other is not None:
         compared, problem = _compared(chosen, other if options.layer_types is None else other.only(scan.result.scanned))
@@ -123,13 +123,13 @@ def _scans(
         if options.plot is not None:
             figure.check(options.plot)
         if options.compare is None:
-            return obtain(request, callbacks), None
+            return run_scan(request, callbacks), None
         if options.compare.endswith(".json"):  # the file of a scan, read first: it may be missing
-            other = scan_json.load_file(Path(options.compare))
-            return obtain(request, callbacks), other
-        scan = obtain(request, callbacks)
+            other = scan_json.read_published(Path(options.compare))
+            return run_scan(request, callbacks), other
+        scan = run_scan(request, callbacks)
         of_other = replace(request, model=options.compare, revision=None, rescan=False)
-        return scan, obtain(of_other, callbacks).result
+        return scan, run_scan(of_other, callbacks).result
 
 
 def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence[Path]) -> ScanRequest:
@@ -179,19 +179,20 @@ def _write(
     options: SelectOptions,
     scan: ScanOutcome,
     chosen: Selection,
-    note: Callable[[str], None] | None,
+    info: Callable[[str], None] | None,
 ) -> tuple[Path, list[tuple[str, Path]]]:
     """Write all files of a selection. Return the path of the list, and all paths with their labels.
 
     Args:
-        note: receives what the user has to know about the list's format.
+        info: receives what the user has to know about the list's format.
     """
     render, name, ending = formats.FORMATS[options.format]
     exported = render(chosen)
-    if note is not None:
-        for text in exported.notes:
-            note(text)
-    sorted_file = scan_json.save_sorted(options.output_dir, scan.result.whole)
+    if info is not None:
+        for note in exported.notes:
+            info(note)
+    sorted_file = sorted_path(options.output_dir, model.model_name)
+    write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
     list_file = selection_path(options.output_dir, model.model_name, name, chosen.percent, ending)
     write_atomically(list_file, exported.text)
     label = "unfrozen parameters" if options.format == "axolotl" else options.format

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from spectrum.cli import commands
 from spectrum.cli.options import CheckOptions, Options, SelectOptions, parse
@@ -21,18 +20,13 @@ from spectrum.cli.terminal import (
     note,
     prepare_streams,
     print_result,
+    progress_bar,
     warn,
-    with_progress,
 )
 from spectrum.errors import ProcessError, SpectrumError, UnmetError
-from spectrum.layer_types import match_types
 from spectrum.scanning import distributed
 from spectrum.scanning.job import follow, lead
-from spectrum.scanning.request import ScanCallbacks, ScanRequest
-
-if TYPE_CHECKING:
-    from spectrum.checkpoint.reader import Checkpoint
-
+from spectrum.scanning.request import ScanCallbacks
 
 # 128 + the signal's number, as shells report it.
 INTERRUPTED = 130
@@ -66,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # checked here, because some libraries exit the process in this case
         return fail(f"the working directory is gone: {error.strerror}; change to one that exists")
     try:
-        with distributed.telling(note):
+        with distributed.long_waits_told(note):
             outcome = _run(options)
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -119,7 +113,7 @@ def _run(options: Options) -> commands.Outcome:
     """Run the mode that the options ask for. Of several processes, all but the main one help it to scan."""
     model, mode, quiet = options.model, options.mode, options.quiet
     callbacks = ScanCallbacks(
-        note=note, warn=warn, ask=partial(_answers, options), progress=partial(with_progress, quiet=quiet)
+        info=note, warn=warn, choose=partial(_choose, options), progress=partial(progress_bar, quiet=quiet)
     )
     if distributed.rank() > 0:
         follow(callbacks)
@@ -132,11 +126,13 @@ def _run(options: Options) -> commands.Outcome:
         return commands.plot_spectrum(model, mode)
 
 
-def _answers(options: Options, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
-    """Batch size (None for `auto`) and layer types: from options, from dialogs on a terminal, else the defaults."""
-    layers = Counter(weight.layer_type for weight in checkpoint.weights)
-    layer_counts = [(name, layers[name]) for name in checkpoint.provenance.info.layer_types]
-    layer_types = match_types(request.layer_types or ["all"], [name for name, _ in layer_counts])
+def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[int | None, list[str]]:
+    """Batch size (None for `auto`) and layer types: from options, from dialogs on a terminal, else the defaults.
+
+    Args:
+        layer_counts: the layer types that --layer-types allows, each with its number of layers.
+    """
+    layer_types = [layer_type for layer_type, _ in layer_counts]
     select = options.mode if isinstance(options.mode, SelectOptions) else SelectOptions()  # no other mode scans
     batch_size = select.batch_size if isinstance(select.batch_size, int) else None
     open_questions = []

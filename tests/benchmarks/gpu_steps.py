@@ -24,7 +24,7 @@ from spectrum.compute import devices, executor, snr, workspace
 from spectrum.compute import lanes as lane_module
 from spectrum.compute.batches import plan
 from spectrum.records import LayerWeight
-from spectrum.scanning import store
+from spectrum.scanning.store import ScanStore
 from tests.benchmarks import checkpoints
 from tests.benchmarks.cusolver import Solver
 from tests.benchmarks.gpu import Session, Step
@@ -338,7 +338,7 @@ def spectrum(session: Session, model: Path, cwd: Path, device: str, launcher: Se
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     session.note("command", model=model.name, device=device, seconds=seconds, said=done.stdout.splitlines()[0])
-    scores = json.loads(store.scan_path(cwd / "model_snr_results", str(model)).read_text())
+    scores = json.loads(ScanStore(cwd / "model_snr_results", str(model)).scan_path.read_text())
     return {layer: entry["snr"] for layer, entry in scores.items()}
 
 
