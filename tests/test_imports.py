@@ -21,8 +21,8 @@ import pytest
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.records import LayerSnr, Provenance, ScanResult
 from spectrum.scanning.store import ScanStore
-from tests.conftest import ROOT, TINY_LLAMA
-from tests.test_layers import PROVENANCE
+from tests.helpers.paths import ROOT, TINY_LLAMA
+from tests.helpers.records import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
 FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}

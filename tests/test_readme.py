@@ -12,7 +12,7 @@ import pytest
 
 from spectrum.cli.entry import main
 from spectrum.cli.grammar import parser
-from tests.conftest import ROOT, TINY_LLAMA
+from tests.helpers.paths import ROOT, TINY_LLAMA
 
 README = (ROOT / "README.md").read_text()
 

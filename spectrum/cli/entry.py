@@ -35,9 +35,14 @@ TERMINATED = 143
 
 def command() -> NoReturn:
     """Run the command as a process of its own, and end the process."""
-    signal.signal(signal.SIGTERM, _terminate)
     prepare_streams()
-    status = main()
+    try:
+        _raise_on_signals()
+        status = main()
+    except KeyboardInterrupt as interrupt:  # before or after `main`, which handles its own
+        if os.environ.get("SPECTRUM_DEBUG") == "1":
+            raise
+        status = _interrupted(interrupt)
     if status in (INTERRUPTED, TERMINATED) or distributed.count() > 1:
         # A thread may still decompose a matrix or wait for other processes. Python cannot stop such a thread, and may
         # crash if it exits meanwhile.
@@ -46,6 +51,13 @@ def command() -> NoReturn:
             sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _raise_on_signals() -> None:
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt. During imports, `spectrum.__main__` handles them otherwise."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -164,9 +164,9 @@ def _resume(
     is_main, num_processes = distributed.rank() == 0, distributed.count()
     kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.known.items()]))
     # The main process's numbers, so that all processes plan the same batches.
-    budget, gpu = distributed.broadcast((batch_budget(devices), devices[0].type == "cuda"))
+    budget = distributed.broadcast(batch_budget(devices))
     weights = job.weights(checkpoint)
-    plan_without = partial(plan, weights, job.batch_size, budget, gpu=gpu)
+    plan_without = partial(plan, weights, job.batch_size, budget)
     everything, rest = plan_without(), plan_without(kept)
     if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
         kept, rest = {}, everything

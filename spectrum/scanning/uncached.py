@@ -95,7 +95,7 @@ def scan_model(
     devices = [own_device] if stays else devices_for(device, callbacks.warn, None)
     for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
         torch.cuda.synchronize(gpu)  # the streams of the scan do not wait for work that is queued on another
-    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
+    batches = plan(weights, batch_size, batch_budget(devices))
     with callbacks.progress(batches) as progress:
         stream = score(batches, checkpoint.read, devices, callbacks.warn)
         scores = dict(score_batches(stream, lambda batch, _: progress.advance(batch)))
