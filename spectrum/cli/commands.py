@@ -108,9 +108,8 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for matrix 7 of a stack")
     # Only the model and the device matter: nothing is read from the cache or written to it.
     request = _request(model, SelectOptions(device=options.device), ())
-    weight, index, values = uncached.singular_values(request, named[1], None if named[2] is None else int(named[2]))
-    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
-    spectrum_histogram(values, weight.matrix, title, model.model_name, path)
+    index = None if named[2] is None else int(named[2])
+    spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
     return Outcome(in_line(str(path)))
 
 
@@ -165,7 +164,7 @@ def _check_any(chosen: Selection, callbacks: ScanCallbacks) -> None:
     """Warn if no layer is selected. Raises SpectrumError if nothing at all would train."""
     if any(chosen.layers().values()):
         return
-    if any(ranked.count for ranked in chosen.types):
+    if any(ranked.num_selected for ranked in chosen.types):
         reason = "--no-embeddings keeps every selected layer frozen"
     else:
         reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"

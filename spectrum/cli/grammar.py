@@ -96,7 +96,7 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
         "--top-percent",
         type=_percent,
         metavar="P",
-        help="percent of each layer type to train, at most 100 (default: 50)",
+        help=f"percent of each layer type to train, at most 100 (default: {selection.DEFAULT_PERCENT})",
     )
     share.add_argument(
         "--top-params",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from spectrum.cli.grammar import hyphenated, parser
+from spectrum.selection import selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class SelectOptions:
 
     layer_types: Sequence[str] | None = None
     rescan: bool = False
-    top_percent: str = "50"
+    top_percent: str = selection.DEFAULT_PERCENT
     top_params: str | None = None
     embeddings: bool = True
     compare: str | None = None

@@ -67,7 +67,8 @@ def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     elif owners:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(memory.sizes(trained, info), memory.sizes(info.parameters, info), gpus)}"
+    sizes, everything = (memory.parameter_sizes(names, info) for names in (trained, info.parameters))
+    return f"{text}\n\n{_memory(sizes, everything, gpus)}"
 
 
 def checked(found: CheckReport, title: str) -> str:
@@ -85,13 +86,15 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
-def _memory(trained: Sequence[memory.Size], everything: Sequence[memory.Size], gpus: int) -> str:
+def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], gpus: int) -> str:
     """The table of training memory per GPU: for each optimizer and sharding, the selection's and full training's."""
     sharded = memory.SHARDINGS if gpus > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {gpus}" for sharding in sharded))
     sizes = {
         optimizer: [
-            tuple(memory.memory(sizes, everything, optimizer, sharding, gpus) for sizes in (trained, everything))
+            tuple(
+                memory.bytes_per_device(sizes, everything, optimizer, sharding, gpus) for sizes in (trained, everything)
+            )
             for sharding in (memory.UNSHARDED, *sharded)
         ]
         for optimizer in memory.OPTIMIZERS
@@ -125,7 +128,7 @@ def _bars(ranked: RankedType, position: Mapping[str, int], width: int) -> str:
         width: number of columns at most.
     """
     selected = {layer.name for layer in ranked.selected}
-    layers = sorted(ranked.ranked, key=lambda layer: position[layer.name])
+    layers = sorted(ranked.layers, key=lambda layer: position[layer.name])
     finite = [math.log(layer.snr) for layer in layers if 0 < layer.snr < math.inf]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     levels = [min(max(math.log(layer.snr), low), high) if layer.snr > 0 else low for layer in layers]
