@@ -189,7 +189,7 @@ class ScanResult:
     left_out: tuple[str, ...]
     scanned: tuple[str, ...]
     provenance: Provenance | None
-    part_of: ScanResult | None = None
+    part_of: ScanResult | None = field(default=None, compare=False)
 
     @property
     def info(self) -> ModelInfo | None:

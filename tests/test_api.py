@@ -30,12 +30,11 @@ import spectrum
 import spectrum.checkpoint.reader
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError, SelectionError
 from spectrum.records import ScanResult
-from tests.architectures import built
-from tests.command import run
-from tests.conftest import ROOT, TINY_LLAMA, files_below
-from tests.oracle import oracle_snr
-from tests.test_axolotl import with_signal
-from tests.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
+from tests.helpers.architectures import built, with_signal
+from tests.helpers.command import run
+from tests.helpers.oracle import oracle_snr
+from tests.helpers.paths import ROOT, TINY_LLAMA, files_below
+from tests.helpers.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
 
 pytestmark = FILTERS
 

@@ -11,7 +11,7 @@ import pytest
 
 from spectrum.cli.entry import main
 from spectrum.cli.options import parser
-from tests.conftest import ROOT, TINY_LLAMA
+from tests.helpers.paths import ROOT, TINY_LLAMA
 
 README = (ROOT / "README.md").read_text()
 

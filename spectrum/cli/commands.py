@@ -16,7 +16,7 @@ from spectrum.records import ScanResult
 from spectrum.scanning import scan_json, uncached
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.scanning.scan import obtain
+from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import comparison, margins, selection
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, plural, visible
@@ -42,11 +42,11 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
     with lead():  # whatever goes wrong from here on, the other processes are told
         if args.plot is not None:
             figure.check(args.plot)
-        other = scan_json.load_file(Path(args.compare)) if _is_file(args.compare) else None
-        scan = obtain(request, attendant)
+        other = scan_json.read_published(Path(args.compare)) if _is_file(args.compare) else None
+        scan = run_scan(request, attendant)
         if args.compare is not None and other is None:
             wanted = replace(request, model=args.compare, revision=None, rescan=False)
-            other = obtain(wanted, attendant).result
+            other = run_scan(wanted, attendant).result
     chosen = _chosen(args, scan)
     _check_any(args, chosen, attendant)
     for warning in margins.warnings(chosen.types):
@@ -54,8 +54,9 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
     render, name, ending = formats.FORMATS[args.format]
     rendered = render(chosen)
     for note in () if args.quiet else rendered.notes:
-        attendant.note(note)
-    sorted_file = scan_json.save_sorted(args.output_dir, scan.result.whole)
+        attendant.info(note)
+    sorted_file = sorted_path(args.output_dir, args.model_name)
+    write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
     list_file = selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
     write_atomically(list_file, rendered.text)
     if args.plot is not None:

@@ -87,9 +87,14 @@ def num_lanes(device: torch.device, k: int) -> int:
     return next((number for largest, number in _GPU_LANES if k <= largest), _GPU_LANES_BEYOND)
 
 
-def lane_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which a lane works: a new CUDA stream on a GPU, nothing on the CPU."""
-    return nullcontext() if device.type == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+def lane_context(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which the thread of a lane works: on a GPU, it has a CUDA stream of its own."""
+    if device.type == "cpu":
+        # A new thread uses MKL's own number of cores until torch is asked for its number. On several cores, the first
+        # matrix of a lane would be rounded differently from all others.
+        torch.get_num_threads()
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def warm_up(devices: Iterable[torch.device]) -> None:

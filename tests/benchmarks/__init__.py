@@ -1,1 +1,1 @@
-"""Measurements of speed and memory. Most modules are commands (`python -m tests.benchmarks.NAME`); none is a test."""
+"""Measurements of speed and memory. Most modules are commands: `python -m tests.benchmarks.NAME`."""

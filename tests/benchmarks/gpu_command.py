@@ -23,7 +23,7 @@ SAMPLE = ROOT / "tests" / "data" / "tiny-llama"
 
 def run_tests(session: Session) -> None:
     """The tests that use the card. Warnings do not fail them: versions of packages may differ here."""
-    files = ["tests/test_snr.py", "tests/test_scanning.py", "tests/test_devices.py"]
+    files = [f"tests/compute/test_{name}.py" for name in ("snr", "executor", "devices")]
     which = "cuda" if session.device.type == "cuda" else "test_a_matrix_of_zeros"
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "-k", which]
     report = session.out / "pytest.txt"
