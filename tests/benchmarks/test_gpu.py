@@ -1,4 +1,4 @@
-"""The one call for a GPU: rehearsed on the CPU, and what it does with steps that fail, or do not fit."""
+"""The benchmark of a GPU: a rehearsal on the CPU, and steps that fail, take too long, or do not fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_step_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     scans = [row for row in found if "compared" in row]
     assert {row["step"] for row in scans} == {"scan", "8 GiB", "little memory", "experts", "large"}
     assert all(row["compared"] > 0 and row["error"] < 1e-9 for row in scans)
-    # The table at the end repeats what was measured.
+    # The table at the end repeats all results.
     table = done.stdout.partition("===== all results")[2]
     assert len(table.strip().splitlines()) == len(found)
 
@@ -109,7 +109,7 @@ import sys, time
 from tests.benchmarks import gpu, gpu_steps
 gpu_steps.STEPS = [("hangs", lambda session: time.sleep(60), 0.1)]
 gpu._GRACE = 0.2
-gpu.signal.setitimer = lambda *arguments: None  # nor does a call into a library that hangs heed it
+gpu.signal.setitimer = lambda *arguments: None  # a library that hangs ignores the alarm too
 gpu.main(["--out", {str(tmp_path)!r}, "--rehearse", "--limit", "0.5"])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What a `--device` means, how many lanes a device has, and what memory they share."""
+"""The devices that a `--device` stands for, their lanes and their memory."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_budget_is_within_the_memory_that_is_free() -> None:
 
 def test_failures_for_want_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)  # what torch's own allocator raises
+        torch.empty(1 << 60, dtype=torch.uint8)  # the error of torch's own allocator
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
