@@ -12,6 +12,9 @@ from spectrum.errors import LayerTypeError
 # one of these could take differently is refused. So is what is longer than any name, and would widen every table.
 MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
 
+# Parts of a path that FSDP, activation checkpointing and torch.compile add around a module.
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:
     """Layer type of each module path of a model.

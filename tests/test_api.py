@@ -348,7 +348,7 @@ def test_a_model_whose_adapters_are_merged_is_scanned() -> None:
 
 
 def counts(selection: spectrum.Selection) -> dict[str, int]:
-    return {kind.layer_type: kind.count for kind in selection.types}
+    return {kind.layer_type: kind.num_selected for kind in selection.types}
 
 
 @pytest.mark.parametrize(

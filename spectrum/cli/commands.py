@@ -22,8 +22,6 @@ from spectrum.selection.selection import Selection
 from spectrum.text import in_line, plural, visible
 from spectrum.trainers import formats
 
-_DEFAULT_PERCENT = "50"
-
 # A layer, and which of its matrices where it is a stack of them.
 _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 
@@ -114,11 +112,9 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
-    weight, index, values = uncached.singular_values(
-        _request(args), named[1], None if named[2] is None else int(named[2])
-    )
-    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
-    spectrum_histogram(values, weight.matrix, title, args.model_name, path)
+    index = None if named[2] is None else int(named[2])
+    spectrum = uncached.layer_spectrum(_request(args), named[1], index)
+    spectrum_histogram(spectrum, args.model_name, path)
     return Outcome(in_line(str(path)))
 
 
@@ -126,7 +122,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
     _, name, ending = formats.FORMATS[args.format]
     written = [sorted_path(args.output_dir, args.model_name)]
     if args.top_params is None:  # else the percentage comes of the scan
-        percent = args.top_percent or _DEFAULT_PERCENT
+        percent = args.top_percent or selection.DEFAULT_PERCENT
         written.append(selection_path(args.output_dir, args.model_name, name, percent, ending))
     return ScanRequest(
         model=args.model_name,
@@ -159,7 +155,7 @@ def _chosen(args: argparse.Namespace, scan: ScanOutcome) -> Selection:
     embeddings = not args.no_embeddings
     if args.top_params is not None:
         return selection.top_params(scan.result, args.top_params, embeddings=embeddings)
-    percent = args.top_percent or _DEFAULT_PERCENT
+    percent = args.top_percent or selection.DEFAULT_PERCENT
     return selection.top_percent(scan.result, percent, embeddings=embeddings)
 
 
@@ -167,7 +163,7 @@ def _check_any(args: argparse.Namespace, chosen: Selection, attendant: ScanCallb
     """Raises SpectrumError where nothing at all is selected."""
     if any(chosen.layers().values()):
         return
-    if any(kind.count for kind in chosen.types):
+    if any(ranked.num_selected for ranked in chosen.types):
         reason = "all that is selected is left frozen by --no-embeddings"
     else:
         reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"

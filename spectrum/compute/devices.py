@@ -88,10 +88,10 @@ def num_lanes(device: torch.device, k: int) -> int:
 
 
 def lane_context(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the thread of a lane works: on a GPU, it has a CUDA stream of its own."""
+    """A context in which a lane works, entered in its thread: a new CUDA stream on a GPU, nothing on the CPU."""
     if device.type == "cpu":
-        # A new thread uses MKL's own number of cores until torch is asked for its number. On several cores, the first
-        # matrix of a lane would be rounded differently from all others.
+        # In a new thread MKL uses several cores until torch is asked for the number of its threads. The first matrix of
+        # a lane would then be rounded differently from all others.
         torch.get_num_threads()
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

@@ -163,7 +163,8 @@ def _resume(
 
     is_main, num_processes = distributed.rank() == 0, distributed.count()
     kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.known.items()]))
-    budget = distributed.broadcast(batch_budget(devices))  # so that all processes plan the same batches
+    # The main process's numbers, so that all processes plan the same batches.
+    budget = distributed.broadcast(batch_budget(devices))
     weights = job.weights(checkpoint)
     plan_without = partial(plan, weights, job.batch_size, budget)
     everything, rest = plan_without(), plan_without(kept)

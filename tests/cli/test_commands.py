@@ -279,10 +279,10 @@ def test_the_spectrum_of_a_layer_is_drawn(scanned: Path, drawn: list[tuple[Any, 
     done = done_well(scanned, "--plot-spectrum", layer, "new/spectrum.svg")
     assert (done.out, done.err) == ("new/spectrum.svg\n", "")
     assert is_picture(scanned / "new" / "spectrum.svg")
-    ((values, shape, title, model, path),) = drawn
-    assert (title, model, path) == (layer, "model", Path("new/spectrum.svg"))
-    assert values == pytest.approx(singular_values(layer), rel=1e-8)
-    assert len(values) == min(shape)
+    ((spectrum, model, path),) = drawn
+    assert (spectrum.name, model, path) == (layer, "model", Path("new/spectrum.svg"))
+    assert spectrum.values == pytest.approx(singular_values(layer), rel=1e-8)
+    assert len(spectrum.values) == min(spectrum.shape)
     # Nothing is scanned for it.
     assert sorted(files_below(scanned)) == sorted([*before, "new/spectrum.svg"])
 
@@ -298,11 +298,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_matrix_of_a_stack_is_drawn(asked: str, index: int, experts: Path, drawn: list[tuple[Any, ...]]) -> None:
     layer = "model.layers.1.mlp.experts.down_proj"
     done_well(experts, "--plot-spectrum", f"{layer}{asked}", f"{index}{bool(asked)}.png")
-    ((values, shape, title, *_),) = drawn
-    assert title == f"{layer}[{index}]"
+    ((spectrum, *_),) = drawn
+    assert spectrum.name == f"{layer}[{index}]"
     stack = dict(built("qwen3-moe").named_parameters())[layer].detach().double().numpy()
-    assert shape == stack.shape[1:]
-    assert values == pytest.approx(np.linalg.svd(stack[index], compute_uv=False)[::-1], rel=1e-8)
+    assert spectrum.shape == stack.shape[1:]
+    assert spectrum.values == pytest.approx(np.linalg.svd(stack[index], compute_uv=False)[::-1], rel=1e-8)
 
 
 @pytest.mark.parametrize(

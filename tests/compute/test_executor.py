@@ -741,14 +741,9 @@ matrices = torch.randn(16, 96, 96, generator=torch.Generator().manual_seed(0)).b
 weights = [LayerWeight(f"h.{i}", "h", f"h.{i}.weight", (96, 96), (96, 96), 1, "bfloat16") for i in range(16)]
 with one_core_per_thread([cpu]):
     expected = [snr.score(matrix[None]).snr.item() for matrix in matrices]
-
-
-def read(weight, index):
-    return matrices[int(weight.name[2:])]
-
-
 for _ in range(3):  # each scan has new threads
-    scores = executor.score(plan(weights, 1, BatchBudget(1 << 20, gpu=False)), read, [cpu])
+    batches = plan(weights, 1, BatchBudget(1 << 20, gpu=False))
+    scores = executor.score(batches, lambda weight, _: matrices[int(weight.name[2:])], [cpu])
     found = {batch.members[0][0].name: score.snr for batch, (score,) in scores}
     assert [found[f"h.{i}"] for i in range(16)] == expected
 """

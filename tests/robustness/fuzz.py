@@ -443,10 +443,10 @@ def layer_names(arena: Arena, data: st.DataObject) -> None:
     """Names of layers in the list for the trainer: read from YAML, they are the same names."""
     allowed = names.filter(MODULE_PATH.fullmatch)
     types = data.draw(st.dictionaries(allowed, st.lists(allowed, max_size=3), max_size=3), "layers by type")
-    embeddings = data.draw(st.lists(st.none() | allowed, max_size=2), "embeddings")
+    embeddings = data.draw(st.lists(allowed, max_size=2), "embeddings")
     written = render_axolotl(types, embeddings)
     assert_well_formed(written)
-    expected = [f"^{name}$" for name in embeddings if name] + [name for group in types.values() for name in group]
+    expected = [f"^{name}$" for name in embeddings] + [name for group in types.values() for name in group]
     assert (yaml.safe_load(written)["unfrozen_parameters"] or []) == expected
 
 

