@@ -300,9 +300,9 @@ def test_the_smallest_sound_file_is_not_refused(tmp_path: Path) -> None:
 def test_a_header_over_the_formats_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"w": entry()}, EIGHT))
-    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
     assert set(stored_tensors(tmp_path)) == {"w"}
-    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", safetensors_header.MAX_HEADER_BYTES - 1)
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", safetensors_header.MAX_HEADER_BYTES - 1)
     refuses(tmp_path, file)
 
 

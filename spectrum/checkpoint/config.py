@@ -14,7 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from spectrum.checkpoint.disk.weight_files import other_than_a_model
-from spectrum.checkpoint.isolation import native_class, nothing_fetched, quiet, why
+from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json, read
 
@@ -77,7 +77,7 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # configs validate themselves, each in its own way
-        raise CheckpointError(f"transformers cannot read {path}: {why(error)}") from error
+        raise CheckpointError(f"transformers cannot read {path}: {failure_reason(error)}") from error
     return config
 
 
