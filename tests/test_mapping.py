@@ -275,9 +275,7 @@ def test_transposed_convolutions_with_groups_have_their_output_channels_as_rows(
     checkpoint = of_model(torch.nn.Sequential(convolution), "model")
     (weight,) = checkpoint.weights
     assert (weight.matrix, weight.count) == ((6, 6), 1)
-    inputs_of_group = convolution.weight.detach().reshape(
-        2, 2, 3, 3
-    )  # each (2, 3, 3): input channels, output channels, kernel
+    inputs_of_group = convolution.weight.detach().reshape(2, 2, 3, 3)  # group, input channel, output channel, kernel
     rows = torch.stack([group[:, i].flatten() for group in inputs_of_group for i in range(3)])
     assert torch.equal(checkpoint.read(weight, 0), rows)
 

@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from spectrum.checkpoint.disk.weight_files import other_than_a_model
+from spectrum.checkpoint.disk.weight_files import not_a_model_reason
 from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json, read
@@ -118,7 +118,7 @@ def _settings(directory: Path) -> dict[str, Any]:
     try:
         settings = parse_json(read(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
-        other = other_than_a_model(str(directory), {file.name for file in directory.iterdir()})
+        other = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
         raise CheckpointError(other or f"{directory} has no config.json, so it is no transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

@@ -18,8 +18,6 @@ import torch
 
 from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization
 from spectrum.checkpoint.config import own_class, read_config
-from spectrum.checkpoint.disk.fingerprint import fingerprint as fingerprint_of
-from spectrum.checkpoint.disk.tensors import stored_tensors
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.matrices import describe, find_holders
 from spectrum.checkpoint.parameters import Loaded, ParameterSource
@@ -67,7 +65,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str, *, revision: str | None = None, model_class: str | None = None, trust_remote_code: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    model_class: str | None = None,
+    trust_remote_code: bool = False,
+    resolved: hub.ResolvedModel | None = None,
 ) -> Checkpoint:
     """Open a model by its name.
 
@@ -79,17 +82,14 @@ def open_checkpoint(
         revision: of the repository; None for its default.
         model_class: the class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether Python files of the model may be run.
+        resolved: what `hub.resolve` returns for this name, if it has been called.
     """
-    directory = hub.local_directory(model)
-    commit = fingerprint = None
-    if directory is None:
-        directory = hub.snapshot(model, revision, remote_code=trust_remote_code)
-        commit = directory.name
+    resolved = resolved or hub.resolve(model, revision, remote_code=trust_remote_code)
+    directory = resolved.directory
     config = read_config(directory, trust_remote_code=trust_remote_code)
     mode = quantization.read_mode(directory, quantization.method(config))
-    stored = stored_tensors(directory)
-    if commit is None:
-        fingerprint = fingerprint_of(directory)
+    fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
+    stored = resolved.weight_files.tensors()
     num_tensors = sum(0 not in tensor.shape for tensor in stored.values())
     meta = meta_model.build_meta_model(directory, config, model_class, num_tensors, trust_remote_code=trust_remote_code)
     meta_model.check_names(meta, directory)
@@ -98,7 +98,7 @@ def open_checkpoint(
     _check_weights(description.weights, directory)
     provenance = Provenance(
         revision=revision,
-        commit=commit,
+        commit=resolved.commit,
         fingerprint=fingerprint,
         class_asked=model_class if model_class != own_class(config) else None,  # asking for its own class is no choice
         versions=_versions(),
