@@ -126,7 +126,7 @@ class Streamed:
     def _by_expert(self, conversion: ConversionInput, experts: int) -> bool:
         """Whether one expert can be converted without the others.
 
-        So it is if each pattern has a tensor for each expert, or each has one tensor with a row for each expert.
+        It can if each pattern has one tensor per expert, or if each has a single tensor with one row per expert.
         """
         lengths = {len(keys) for keys in conversion.keys.values()}
         return lengths == {experts} or self._is_stacked(conversion, experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Paramet
     parameters: dict[str, Parameter] = {}
     groups: dict[str, int] = {}
     first: dict[str, str] = {}
-    matrices: list[_Matrices] = []
+    matrices: list[tuple[str, str, torch.nn.Module]] = []  # layer, parameter, module
     for path, module in modules.items():
         module_class = _module_class(module)
         if isinstance(module, _ConvTransposeNd):
@@ -64,9 +64,11 @@ def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Paramet
             seen = first.setdefault(holders[name], name)
             parameters[name] = replace(specs[name], tied_to=None if seen == name else seen, module=module_class)
             if _holds_matrices(path, own_name, module, value):
-                layer = path if own_name == "weight" and path else name
-                matrices.append(_Matrices(layer, name, *_matrix_shape(module, parameters[name].shape)))
-    weights = _layer_weights(matrices, holders, parameters)
+                matrices.append((path if own_name == "weight" and path else name, name, module))
+    types = layer_types(layer for layer, _, _ in matrices)
+    weights = tuple(
+        _layer_weight(layer, types[layer], holders[name], parameters[name], module) for layer, name, module in matrices
+    )
     head, embedding = meta_model.head_and_embedding(model, modules)
     info = ModelInfo(
         model_class=type(model).__name__,
@@ -79,33 +81,11 @@ def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Paramet
     return Description(info, weights, groups)
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrices:
-    """A parameter that holds matrices: the layer's name, its own, (n, m) of each matrix, how many there are."""
-
-    layer: str
-    parameter: str
-    shape: tuple[int, int]
-    count: int
-
-
-def _layer_weights(
-    matrices: Iterable[_Matrices], holders: Mapping[str, str], parameters: Mapping[str, Parameter]
-) -> tuple[LayerWeight, ...]:
-    matrices = list(matrices)
-    types = layer_types(found.layer for found in matrices)
-    return tuple(
-        LayerWeight(
-            name=found.layer,
-            layer_type=types[found.layer],
-            parameter=holders[found.parameter],
-            shape=parameters[found.parameter].shape,
-            matrix=found.shape,
-            count=found.count,
-            dtype=parameters[found.parameter].dtype,
-        )
-        for found in matrices
-    )
+def _layer_weight(
+    name: str, layer_type: str, holder: str, parameter: Parameter, module: torch.nn.Module
+) -> LayerWeight:
+    matrix, count = _matrix_shape(module, parameter.shape)
+    return LayerWeight(name, layer_type, holder, parameter.shape, matrix, count, parameter.dtype)
 
 
 def _join(path: str, own_name: str) -> str:

@@ -172,7 +172,7 @@ def _weight_name(model: Any, getter: str, modules: Mapping[str, torch.nn.Module]
         return None
     for path, module in modules.items():
         if module is wanted and isinstance(getattr(module, "weight", None), torch.nn.Parameter):
-            return f"{path}.weight"
+            return f"{path}.weight" if path else "weight"
     return None
 
 

@@ -8,7 +8,7 @@ weight files (`disk`), build the model without values (`meta_model`), match the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -152,9 +152,8 @@ def describe_model(
     return describe(meta, holders, specs).info, tuple(meta_model.name_warnings(meta))
 
 
-def _check_weights(weights: Iterable[LayerWeight], where: object) -> None:
-    """Raises CheckpointError if there are no weights, or if one is stored in a form that is no weight by itself."""
-    weights = list(weights)
+def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
+    """Raises CheckpointError if there are no weights, or if the numbers of one are no weights without a scale."""
     for weight in weights:
         if weight.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
