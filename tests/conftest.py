@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +22,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from tests import command
+from tests.helpers import command
+from tests.helpers.forks import Forks
+from tests.helpers.processes import Spectrum, quiet_environment
 
 if TYPE_CHECKING:
     import torch
-
-ROOT = Path(__file__).parent.parent
-TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
-
-# What the community published with the reference tool; not part of this project, and not everywhere.
-PUBLISHED = ROOT.parent / "shared" / "published_results"
-
-Spectrum = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -54,22 +48,32 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def forks_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Mapping[str, str]], Forks]]:
+    """A process to fork the command from, for each set of what Python and its libraries settle at their start."""
+    clean = quiet_environment(tmp_path_factory.mktemp("hf-home"))
+    with ExitStack() as stack:
+
+        @cache
+        def of(settings: frozenset[tuple[str, str]]) -> Forks:
+            return stack.enter_context(Forks(clean | dict(settings)))
+
+        yield lambda settings: of(frozenset(settings.items()))
+
+
+@pytest.fixture(scope="session")
+def forks(forks_in: Callable[[Mapping[str, str]], Forks]) -> Forks:
+    """A process to fork the command from, with nothing of the user's Hugging Face settings."""
+    return forks_in({})
+
+
 @pytest.fixture
-def run_spectrum(tmp_path: Path) -> Spectrum:
-    """Run the command in an empty working directory, with nothing of the user's Hugging Face settings."""
+def run_spectrum(tmp_path: Path, forks_in: Callable[[Mapping[str, str]], Forks]) -> Spectrum:
+    """Run the command in a process of its own, in an empty working directory."""
 
     def run(*args: str | Path, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SPECTRUM_", "TRANSFORMERS_"))}
-        clean = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(tmp_path / "hf-home")}
-        return subprocess.run(
-            [sys.executable, "-m", "spectrum", *map(str, args)],
-            cwd=cwd,
-            env=inherited | clean | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        settled = {name: value for name, value in environment.items() if name in ("PYTHONUTF8", "LC_ALL")}
+        return forks_in(settled).run(*args, cwd=cwd, environment=environment)
 
     return run
 
@@ -80,17 +84,6 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., c
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return partial(command.run, Path())
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """The command, in a process of its own, failed as `command.assert_refused` says."""
-    command.assert_refused(command.Finished(done.returncode, done.stdout, done.stderr), *words, status=status)
-
-
-def files_below(directory: Path) -> Sequence[str]:
-    """Every file below a directory, to see that nothing was left behind. A lock has to stay, as flock works."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return sorted(str(path.relative_to(directory)) for path in files)
 
 
 @pytest.fixture

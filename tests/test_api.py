@@ -30,12 +30,11 @@ import spectrum
 import spectrum.checkpoint.reader
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError, SelectionError
 from spectrum.records import ScanResult
-from tests.architectures import built
-from tests.command import run
-from tests.conftest import ROOT, TINY_LLAMA, files_below
-from tests.oracle import oracle_snr
-from tests.test_axolotl import with_signal
-from tests.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
+from tests.helpers.architectures import built, with_signal
+from tests.helpers.command import run
+from tests.helpers.oracle import oracle_snr
+from tests.helpers.paths import ROOT, TINY_LLAMA, files_below
+from tests.helpers.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
 
 pytestmark = FILTERS
 
@@ -349,7 +348,7 @@ def test_a_model_whose_adapters_are_merged_is_scanned() -> None:
 
 
 def counts(selection: spectrum.Selection) -> dict[str, int]:
-    return {kind.layer_type: kind.count for kind in selection.types}
+    return {kind.layer_type: kind.num_selected for kind in selection.types}
 
 
 @pytest.mark.parametrize(
@@ -479,7 +478,7 @@ def test_scores_do_not_depend_on_the_batch_size(sample: ScanResult, size: int | 
 
 @pytest.mark.parametrize("source", ["disk", "memory"])
 def test_a_device_that_is_not_there_is_an_error(fresh: Path, source: str) -> None:
-    with pytest.raises(DeviceError, match="'abacus' is no device"):
+    with pytest.raises(DeviceError, match="'abacus' is not a device"):
         scanned(loaded() if source == "memory" else "model", device="abacus")
 
 

@@ -15,8 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from spectrum.cli.entry import main
-from tests.conftest import TINY_LLAMA, files_below
-from tests.oracle import oracle_snr
+from tests.helpers.oracle import oracle_snr
+from tests.helpers.paths import TINY_LLAMA, files_below
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from spectrum.errors import ResultsError
 from spectrum.files import beside, in_directory, write_atomically
 from spectrum.scanning.journal import Journal, read
-from tests.test_journal import IDENTITY, SCORES
+from tests.helpers.journals import IDENTITY, SCORES
 
 
 def gone(monkeypatch: pytest.MonkeyPatch, directory: Path, call: str, times: int, *, before: bool) -> list[None]:

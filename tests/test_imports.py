@@ -20,9 +20,9 @@ import pytest
 
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.records import LayerSnr, Provenance, ScanResult
-from spectrum.scanning import scan_json, store
-from tests.conftest import ROOT, TINY_LLAMA
-from tests.test_layers import PROVENANCE
+from spectrum.scanning.store import ScanStore
+from tests.helpers.paths import ROOT, TINY_LLAMA
+from tests.helpers.records import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
 FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}
@@ -167,7 +167,7 @@ print(status, *sorted({"torch", "transformers"} & sys.modules.keys()), file=sys.
 def cached(directory: Path, model: str, made: Provenance | None) -> list[str]:
     """A scan in the cache, and the arguments of a run that is served from it."""
     layers = tuple(LayerSnr(f"h.{i}.mlp", "mlp", float(i)) for i in range(4))
-    scan_json.save(directory, ScanResult(model, layers, (), ("mlp",), made))
+    ScanStore(directory, model).save(ScanResult(model, layers, (), ("mlp",), made))
     return ["--model-name", model, "--results-dir", str(directory), "--output-dir", str(directory / "out")]
 
 
@@ -196,7 +196,7 @@ def test_neither_torch_nor_transformers_is_imported_where_nothing_is_scanned(
     else:
         arguments = cached(tmp_path, "org/m", PROVENANCE if case == "cache of a repository" else None)
         if case == "damaged cache":
-            store.scan_path(tmp_path, "org/m").write_text("")
+            ScanStore(tmp_path, "org/m").scan_path.write_text("")
 
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_OFFLINE": "1"}
     probe = [sys.executable, "-c", PROBE, *arguments]

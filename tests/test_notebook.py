@@ -17,7 +17,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY_LLAMA
+from tests.helpers.paths import ROOT, TINY_LLAMA
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

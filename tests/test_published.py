@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spectrum.cli.entry import main
-from tests.conftest import PUBLISHED, files_below
+from tests.helpers.paths import PUBLISHED, files_below
 
 pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published scans are not here")
 

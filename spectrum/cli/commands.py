@@ -16,13 +16,11 @@ from spectrum.records import ScanResult
 from spectrum.scanning import scan_json, uncached
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.scanning.scan import obtain
+from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import comparison, margins, selection
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, plural, visible
 from spectrum.trainers import formats
-
-_DEFAULT_PERCENT = "50"
 
 # A layer, and which of its matrices where it is a stack of them.
 _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
@@ -42,11 +40,11 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
     with lead():  # whatever goes wrong from here on, the other processes are told
         if args.plot is not None:
             figure.check(args.plot)
-        other = scan_json.load_file(Path(args.compare)) if _is_file(args.compare) else None
-        scan = obtain(request, attendant)
+        other = scan_json.read_published(Path(args.compare)) if _is_file(args.compare) else None
+        scan = run_scan(request, attendant)
         if args.compare is not None and other is None:
             wanted = replace(request, model=args.compare, revision=None, rescan=False)
-            other = obtain(wanted, attendant).result
+            other = run_scan(wanted, attendant).result
     chosen = _chosen(args, scan)
     _check_any(args, chosen, attendant)
     for warning in margins.warnings(chosen.types):
@@ -54,8 +52,9 @@ def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | No
     render, name, ending = formats.FORMATS[args.format]
     rendered = render(chosen)
     for note in () if args.quiet else rendered.notes:
-        attendant.note(note)
-    sorted_file = scan_json.save_sorted(args.output_dir, scan.result.whole)
+        attendant.info(note)
+    sorted_file = sorted_path(args.output_dir, args.model_name)
+    write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
     list_file = selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
     write_atomically(list_file, rendered.text)
     if args.plot is not None:
@@ -113,11 +112,9 @@ def plot_layer(args: argparse.Namespace) -> Outcome:
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
-    weight, index, values = uncached.singular_values(
-        _request(args), named[1], None if named[2] is None else int(named[2])
-    )
-    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
-    spectrum_histogram(values, weight.matrix, title, args.model_name, path)
+    index = None if named[2] is None else int(named[2])
+    spectrum = uncached.layer_spectrum(_request(args), named[1], index)
+    spectrum_histogram(spectrum, args.model_name, path)
     return Outcome(in_line(str(path)))
 
 
@@ -125,7 +122,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
     _, name, ending = formats.FORMATS[args.format]
     written = [sorted_path(args.output_dir, args.model_name)]
     if args.top_params is None:  # else the percentage comes of the scan
-        percent = args.top_percent or _DEFAULT_PERCENT
+        percent = args.top_percent or selection.DEFAULT_PERCENT
         written.append(selection_path(args.output_dir, args.model_name, name, percent, ending))
     return ScanRequest(
         model=args.model_name,
@@ -158,7 +155,7 @@ def _chosen(args: argparse.Namespace, scan: ScanOutcome) -> Selection:
     embeddings = not args.no_embeddings
     if args.top_params is not None:
         return selection.top_params(scan.result, args.top_params, embeddings=embeddings)
-    percent = args.top_percent or _DEFAULT_PERCENT
+    percent = args.top_percent or selection.DEFAULT_PERCENT
     return selection.top_percent(scan.result, percent, embeddings=embeddings)
 
 
@@ -166,7 +163,7 @@ def _check_any(args: argparse.Namespace, chosen: Selection, attendant: ScanCallb
     """Raises SpectrumError where nothing at all is selected."""
     if any(chosen.layers().values()):
         return
-    if any(kind.count for kind in chosen.types):
+    if any(ranked.num_selected for ranked in chosen.types):
         reason = "all that is selected is left frozen by --no-embeddings"
     else:
         reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,15 +14,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from spectrum.cli import commands
 from spectrum.cli.options import DEFAULT_FORMAT, hyphenated, parser
-from spectrum.cli.terminal import coloured_columns, fail, note, prepare_streams, print_result, with_progress
+from spectrum.cli.terminal import coloured_columns, fail, note, prepare_streams, print_result, progress_bar
 from spectrum.errors import ProcessError, SpectrumError, UnmetError
-from spectrum.layer_types import match_types
 from spectrum.scanning import distributed
 from spectrum.scanning.job import follow, lead
-from spectrum.scanning.request import ScanCallbacks, ScanRequest
+from spectrum.scanning.request import ScanCallbacks
 
 if TYPE_CHECKING:
-    from spectrum.checkpoint.reader import Checkpoint
+    pass
 
 
 # 128 + the signal's number, as shells report it.
@@ -33,9 +31,14 @@ TERMINATED = 143
 
 def command() -> NoReturn:
     """Run the command as a process of its own, and end that."""
-    signal.signal(signal.SIGTERM, _terminate)
     prepare_streams()
-    status = main()
+    try:
+        _raise_on_signals()
+        status = main()
+    except KeyboardInterrupt as interrupt:  # outside of the job, which `main` sees to
+        if os.environ.get("SPECTRUM_DEBUG") == "1":
+            raise
+        status = _interrupted(interrupt)
     if status in (INTERRUPTED, TERMINATED) or distributed.count() > 1:
         # Threads may be in the midst of a decomposition, or of talking to other processes, which Python neither ends
         # nor survives.
@@ -48,6 +51,20 @@ def command() -> NoReturn:
 
 class _Terminated(KeyboardInterrupt):
     """Whoever keeps the machine wants it back: all ends as if the user had interrupted it."""
+
+
+def _raise_on_signals() -> None:
+    """Have interrupts raise KeyboardInterrupt, in place of what `spectrum.__main__` does while modules are imported."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say that the command was interrupted; return its exit status."""
+    if distributed.rank() == 0:
+        note(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}")
+    return TERMINATED if isinstance(interrupt.__cause__ or interrupt, _Terminated) else INTERRUPTED
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -70,15 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # libraries end the process then
         return fail(f"the working directory is gone: {error.strerror}; change to one that is there")
     try:
-        with distributed.telling(note):
+        with distributed.long_waits_told(note):
             outcome = _run(args)
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        cause = interrupt.__cause__ or interrupt
-        if distributed.rank() == 0:
-            note(f"interrupted{''.join(f'; {word}' for word in interrupt.args)}")
-        return TERMINATED if isinstance(cause, _Terminated) else INTERRUPTED
+        return _interrupted(interrupt)
     except SpectrumError as error:
         if debug:
             raise
@@ -108,10 +122,10 @@ def _reason(error: Exception) -> str:
 def _run(args: argparse.Namespace) -> commands.Outcome:
     """Do the job."""
     attendant = ScanCallbacks(
-        note=note,
+        info=note,
         warn=lambda message: note(f"warning: {message}"),
-        ask=partial(_answers, args),
-        progress=partial(with_progress, quiet=args.quiet),
+        choose=partial(_choose, args),
+        progress=partial(progress_bar, quiet=args.quiet),
     )
     if distributed.rank() > 0:
         follow(attendant)
@@ -122,11 +136,10 @@ def _run(args: argparse.Namespace) -> commands.Outcome:
     return commands.select(args, attendant, coloured_columns())
 
 
-def _answers(args: argparse.Namespace, request: ScanRequest, checkpoint: Checkpoint) -> tuple[int | None, list[str]]:
+def _choose(args: argparse.Namespace, layer_counts: Sequence[tuple[str, int]]) -> tuple[int | None, list[str]]:
     """Batch size and layer types: from flags, else asked, else the defaults."""
-    all_types = checkpoint.provenance.info.layer_types
     batch_size = _number(args.batch_size)
-    types = match_types(request.layer_types or ["all"], all_types)
+    types = [layer_type for layer_type, _ in layer_counts]
     unanswered = []
     if args.batch_size is None:
         unanswered.append("batch size auto")
@@ -147,8 +160,7 @@ def _answers(args: argparse.Namespace, request: ScanRequest, checkpoint: Checkpo
     if args.batch_size is None:
         batch_size = dialogs.ask_batch_size()
     if args.layer_types is None:
-        layers = Counter(weight.layer_type for weight in checkpoint.weights)
-        types = dialogs.ask_layer_types([(name, layers[name]) for name in all_types])
+        types = dialogs.ask_layer_types(layer_counts)
     return batch_size, types
 
 

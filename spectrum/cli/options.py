@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--top-percent",
         type=_percent,
         metavar="P",
-        help="percent of each layer type to leave trainable, 0 < P <= 100 (default: 50)",
+        help=f"percent of each layer type to leave trainable, 0 < P <= 100 (default: {selection.DEFAULT_PERCENT})",
     )
     share.add_argument(
         "--top-params",

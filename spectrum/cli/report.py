@@ -51,7 +51,8 @@ def plan(trained: Collection[str], info: ModelInfo, devices: int) -> str:
     elif owners:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(memory.sizes(trained, info), memory.sizes(info.parameters, info), devices)}"
+    sizes, everything = (memory.parameter_sizes(names, info) for names in (trained, info.parameters))
+    return f"{text}\n\n{_memory(sizes, everything, devices)}"
 
 
 def checked(found: CheckReport, title: str) -> str:
@@ -71,12 +72,15 @@ def written(paths: Sequence[tuple[str, Path]]) -> str:
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
-def _memory(trained: Sequence[memory.Size], everything: Sequence[memory.Size], devices: int) -> str:
+def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], devices: int) -> str:
     sharded = memory.SHARDINGS if devices > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {devices}" for sharding in sharded))
     sizes = {
         optimizer: [
-            tuple(memory.memory(sizes, everything, optimizer, sharding, devices) for sizes in (trained, everything))
+            tuple(
+                memory.bytes_per_device(sizes, everything, optimizer, sharding, devices)
+                for sizes in (trained, everything)
+            )
             for sharding in (memory.UNSHARDED, *sharded)
         ]
         for optimizer in memory.OPTIMIZERS
@@ -103,7 +107,7 @@ def _percent(part: int, whole: int) -> str:
 def _bars(kind: RankedType, place: Mapping[str, int], width: int) -> str:
     """A type's scores in model order as bars on a logarithmic scale; of many layers, the mean of some at a time."""
     selected = {layer.name for layer in kind.selected}
-    layers = sorted(kind.ranked, key=lambda layer: place[layer.name])
+    layers = sorted(kind.layers, key=lambda layer: place[layer.name])
     finite = [math.log(layer.snr) for layer in layers if 0 < layer.snr < math.inf]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     levels = [min(max(math.log(layer.snr), low), high) if layer.snr > 0 else low for layer in layers]

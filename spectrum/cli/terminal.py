@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spectrum.compute.batches import WeightBatch
 from spectrum.scanning import distributed
-from spectrum.scanning.request import Scored, under_bar
+from spectrum.scanning.request import ProgressBar
 from spectrum.text import in_line
 
 _LONGEST_NOTE = 4_000  # characters
@@ -75,14 +75,14 @@ def coloured_columns() -> int | None:
     return shutil.get_terminal_size().columns
 
 
-def with_progress(scored: Scored, batches: Sequence[WeightBatch], *, quiet: bool) -> Scored:
-    """Scores as they come, under a progress bar on stderr."""
+def progress_bar(batches: Sequence[WeightBatch], *, quiet: bool) -> ProgressBar:
+    """A progress bar on stderr."""
     unit = "weights" if distributed.count() == 1 else "weights of the main process"
     # A log file needs no bar redrawn ten times a second; of several processes, one bar tells enough.
     shown = sys.stderr is not None and not quiet and distributed.rank() == 0
     interval = 0.1 if shown and sys.stderr.isatty() else 10.0
     bar = partial(tqdm, file=sys.stderr, disable=not shown, mininterval=interval)
-    return under_bar(scored, batches, bar, unit)
+    return ProgressBar(batches, bar, unit)
 
 
 def note(message: str) -> None:

@@ -4,43 +4,67 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 
+from spectrum.compute.batches import WeightBatch
+from spectrum.errors import SpectrumError
 from spectrum.layer_types import display_order
 from spectrum.records import BulkEdge, LayerSnr, LayerWeight, MatrixScore, Provenance, ScanResult, group_by_type
+from spectrum.scanning.journal import Matrix
+from spectrum.text import listed
 
 
-def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[tuple[str, int], MatrixScore]) -> list[LayerSnr]:
-    """Scores of layers from those of matrices, by parameter and index: a stack's is the median of its matrices'."""
+def score_batches(
+    stream: Generator[tuple[WeightBatch, list[MatrixScore]], None, None],
+    done: Callable[[WeightBatch, list[tuple[Matrix, MatrixScore]]], None],
+) -> list[tuple[Matrix, MatrixScore]]:
+    """The scores of a stream of batches, by matrix. `done` is called after each batch."""
+    scores: list[tuple[Matrix, MatrixScore]] = []
+    try:
+        for batch, values in stream:
+            members = [(weight.parameter, index) for weight, index in batch.members]
+            scored = list(zip(members, values, strict=True))
+            scores += scored
+            done(batch, scored)
+    except KeyboardInterrupt:
+        # The executor must see the interrupt too, or it waits for decompositions that are under way.
+        with suppress(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt)
+        raise
+    return scores
+
+
+def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[Matrix, MatrixScore]) -> list[LayerSnr]:
+    """The scores of layers. The SNR of a stack is the median of its matrices."""
     layers = []
     for weight in weights:
         matrices = [scores[weight.parameter, index] for index in range(weight.count)]
         if weight.count == 1:
             layers.append(LayerSnr(weight.name, weight.layer_type, matrices[0].snr, None, matrices[0].edge))
         else:
-            values, edges = [matrix.snr for matrix in matrices], [matrix.edge for matrix in matrices]
-            median = math.nan if any(map(math.isnan, values)) else statistics.median(values)
-            layers.append(LayerSnr(weight.name, weight.layer_type, median, tuple(values), _together(edges)))
+            experts = tuple(matrix.snr for matrix in matrices)
+            median = math.nan if any(map(math.isnan, experts)) else statistics.median(experts)
+            edge = _combined([matrix.edge for matrix in matrices])
+            layers.append(LayerSnr(weight.name, weight.layer_type, median, experts, edge))
     return layers
 
 
-def _together(edges: Sequence[BulkEdge]) -> BulkEdge:
-    return BulkEdge(
-        num_above=sum(edge.num_above for edge in edges),
-        num_below=sum(edge.num_below for edge in edges),
-        nearest=min(edge.nearest for edge in edges),
-        sensitivity=statistics.median(edge.sensitivity for edge in edges),
-    )
-
-
 def assemble(
-    model: str, weights: Sequence[LayerWeight], scores: Iterable[LayerSnr], provenance: Provenance
+    model: str, weights: Sequence[LayerWeight], layers: Iterable[LayerSnr], provenance: Provenance
 ) -> ScanResult:
-    """Scores in any order -> a result in file order: types in display order, layers in model order."""
-    by_name = {score.name: score for score in scores}
+    """A result in file order: types in display order, the layers of a type in model order.
+
+    Args:
+        model: the name that was scanned.
+        weights: what was scored, in model order.
+        layers: their scores, in any order.
+        provenance: where the weights come from.
+    """
+    by_name = {layer.name: layer for layer in layers}
     scanned = display_order(weight.layer_type for weight in weights)
-    rank = {name: i for i, name in enumerate(scanned)}
-    ordered = [by_name[w.name] for w in sorted(weights, key=lambda w: rank[w.layer_type])]
+    rank = {layer_type: i for i, layer_type in enumerate(scanned)}
+    ordered = [by_name[weight.name] for weight in sorted(weights, key=lambda weight: rank[weight.layer_type])]
     return ScanResult(
         model=model,
         layers=tuple(layer for layer in ordered if not math.isnan(layer.snr)),
@@ -51,15 +75,38 @@ def assemble(
 
 
 def merge(old: ScanResult, new: ScanResult) -> ScanResult:
-    """One result of both: the types that `new` scanned replace those of `old`."""
+    """One result of both: the types that `new` has scanned replace those of `old`."""
     rescanned = {layer.name for layer in new.layers}
     kept = [layer for layer in old.layers if layer.layer_type not in new.scanned and layer.name not in rescanned]
     scanned = display_order([*old.scanned, *new.scanned])
     groups = group_by_type([*kept, *new.layers])
+    left_out = [*(name for name in old.left_out if name not in rescanned), *new.left_out]
     return ScanResult(
         model=new.model,
-        layers=tuple(layer for t in scanned for layer in groups.get(t, ())),
-        left_out=tuple(dict.fromkeys([*(n for n in old.left_out if n not in rescanned), *new.left_out])),
+        layers=tuple(layer for layer_type in scanned for layer in groups.get(layer_type, ())),
+        left_out=tuple(dict.fromkeys(left_out)),
         scanned=tuple(scanned),
         provenance=new.provenance,
+    )
+
+
+def refuse_without_scores(result: ScanResult) -> None:
+    """Raises SpectrumError if no layer has an SNR."""
+    if not result.layers:
+        raise SpectrumError(f"every weight scanned holds NaN or infinity: {listed(result.left_out)}")
+
+
+def warn_of_left_out(result: ScanResult, warn: Callable[[str], None]) -> None:
+    """Warn of layers that have no SNR."""
+    if result.left_out:
+        warn(f"left out for NaN or infinity in their weights: {listed(result.left_out)}")
+
+
+def _combined(edges: Sequence[BulkEdge]) -> BulkEdge:
+    """What is known of the bulk edges of a stack's matrices, taken together."""
+    return BulkEdge(
+        num_above=sum(edge.num_above for edge in edges),
+        num_below=sum(edge.num_below for edge in edges),
+        nearest=min(edge.nearest for edge in edges),
+        sensitivity=statistics.median(edge.sensitivity for edge in edges),
     )

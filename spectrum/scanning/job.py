@@ -1,4 +1,7 @@
-"""The share of a scan that each process computes, and what it resumes from."""
+"""One scan, computed by one process or by many: lead or follow, resume, share the work, gather the scores.
+
+An interrupted scan resumes here: scores that a journal holds are not computed again.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +15,46 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.compute.batches import WeightBatch
+from spectrum.compute.batches import WeightBatch, matrices, plan, share
 from spectrum.errors import CheckpointError, ProcessError
 from spectrum.records import LayerWeight, MatrixScore
-from spectrum.scanning import distributed, store
+from spectrum.scanning import distributed
+from spectrum.scanning.assemble import score_batches
 from spectrum.scanning.journal import Journal, Matrix, read
 from spectrum.scanning.request import Interrupted, ScanCallbacks, ScanRequest
+from spectrum.scanning.store import ScanStore
 
 if TYPE_CHECKING:
     import torch
 
     from spectrum.checkpoint.reader import Checkpoint
 
-
-# Raised by any change to the score that moves a digit or adds to it: journals of other versions are not gone on with.
+# Bump when any score changes, or when scores say more. Journals of another version are not resumed.
 SCORE_VERSION = 2
 
-# Scores of a journal that are computed once more. Whether a stranger made it up is seen in any of them; what a single
-# false score among thousands would do, a false weight does too.
-_CHECKED = 3
+# How many scores of a journal are computed again. A journal that is made up throughout is found out by any of them. A
+# single false score among thousands does no more harm than a false weight.
+_NUM_CHECKED = 3
 
-# How near a singular value is to the bulk edge where another device may see it on the other side. 1e-6 is far beyond
-# what devices differ by otherwise.
+# Two devices may put a singular value that is this near to the bulk edge on different sides of it.
 _AT_THE_EDGE = 1e-7
-_SAME = 1e-6
+
+# Otherwise the scores of two devices differ by far less than this.
+_SAME_SNR = 1e-6
+
 _M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is scanned, as the main process tells the others. identity: for all to be sure that it is the same.
+    """What all processes of a run score together. The main process sends it to the others.
 
-    precedes: the digest of the results that are there as the scan begins, None where there are none.
+    Args:
+        request: what the user asked for.
+        identity: what scores depend on; see `identity_of`.
+        precedes: the digest of the results that are there as the scan begins; None if there are none.
+        layer_types: the types to scan.
+        batch_size: matrices in a kernel call; None to fit a memory budget.
     """
 
     request: ScanRequest
@@ -52,198 +63,88 @@ class Job:
     layer_types: tuple[str, ...]
     batch_size: int | None
 
+    @property
+    def store(self) -> ScanStore:
+        """Where the scan is cached."""
+        return self.request.store
+
+    def weights(self, checkpoint: Checkpoint) -> list[LayerWeight]:
+        """The weights to score."""
+        return [weight for weight in checkpoint.weights if weight.layer_type in self.layer_types]
+
 
 @contextmanager
 def lead() -> Iterator[None]:
-    """What the main process obtains is done by all processes, which assist until this ends."""
+    """In the main process: let the others follow until this ends."""
     distributed.join()
     try:
         yield
     finally:
-        with suppress(ProcessError):  # one that is gone needs no dismissal
-            distributed.from_main(None)
+        with suppress(ProcessError):  # a process that has ended needs no stop message
+            distributed.broadcast(None)
         distributed.leave()
 
 
-def follow(attendant: ScanCallbacks) -> None:
-    """Do what the main process wants done, in all the others, until it wants no more."""
+def follow(callbacks: ScanCallbacks) -> None:
+    """In all other processes: work on each job that the main process sends, until it stops."""
     distributed.join()
     try:
-        nothing: Job | None = None
-        while (job := distributed.from_main(nothing)) is not None:
-            checkpoint = open_requested(job.request)
+        stop: Job | None = None
+        while (job := distributed.broadcast(stop)) is not None:
+            checkpoint = open_checkpoint_of(job.request)
             if identity_of(checkpoint) != job.identity:
                 raise CheckpointError(f"{checkpoint.directory} holds other weights here than for the main process")
-            scores_of(checkpoint, job, attendant)
-            settle(job.request)
+            score_job(checkpoint, job, callbacks)
+            remove_journals(job.store)
     finally:
         distributed.leave()
 
 
-def weights_of(checkpoint: Checkpoint, job: Job) -> list[LayerWeight]:
-    """The weights of the layer types that a job is for."""
-    return [weight for weight in checkpoint.weights if weight.layer_type in job.layer_types]
+def score_job(checkpoint: Checkpoint, job: Job, callbacks: ScanCallbacks) -> tuple[dict[Matrix, MatrixScore], str]:
+    """The scores of all matrices of a job, and a phrase that says where they were computed.
 
+    Every process computes its share, and returns the scores of all. Raises Interrupted on Ctrl-C and SIGTERM; what is
+    scored by then is kept in the journals.
+    """
+    from spectrum.compute.devices import devices_for
 
-def scores_of(checkpoint: Checkpoint, job: Job, attendant: ScanCallbacks) -> tuple[dict[Matrix, MatrixScore], str]:
-    """The scores of all matrices of a job, of which this process computes its share, and where that was done."""
-    from spectrum.compute.batches import matrices, plan, share
-    from spectrum.compute.devices import batch_budget, devices_for
-
-    request, together = job.request, distributed.count()
-    devices = devices_for(request.device, attendant.warn, distributed.local_rank() if together > 1 else None)
-    path = store.journal_path(request.results_dir, request.model, distributed.rank())
-    elsewhere = _other_journals(job, path)
-    journal = Journal(path, job.identity, job.precedes)
+    num_processes = distributed.count()
+    devices = devices_for(job.request.device, callbacks.warn, distributed.local_rank() if num_processes > 1 else None)
+    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.precedes)
     try:
-        known = dict(distributed.gathered([*elsewhere.items(), *journal.known.items()]))
-        # For all to plan the same.
-        budget, gpu = distributed.from_main((batch_budget(devices), devices[0].type == "cuda"))
-        weights = weights_of(checkpoint, job)
-        planned = partial(plan, weights, job.batch_size, budget, gpu=gpu)
-        every, left = planned(), planned(known)
-        if request.rescan and not left:  # of a scan that came to its end: what is asked for now is another one
-            known, left = {}, every
-        total = matrices(every)
-        if journal.foreign and not known and distributed.rank() == 0:
-            attendant.note(f"{path} is of other weights, another class, other versions or another user; beginning anew")
-        if matrices(left) < total and distributed.rank() == 0:
-            done = total - matrices(left)
-            attendant.note(f"going on with an interrupted scan: {done} of {total} matrices are scored")
-        compute = partial(_computed, checkpoint=checkpoint, devices=devices, attendant=attendant)
-        try:
-            if checked := distributed.from_main(_some_of(known, weights)):
-                again = planned({(w.parameter, i) for w in weights for i in range(w.count)}.difference(checked))
-                anew = dict(distributed.gathered(compute(share(again, together)[distributed.rank()], None)))
-                false = [name for name, index in checked if not _agree(known[name, index], anew[name, index])]
-                if false:
-                    known, left = {}, every
-                    journal.begin_anew()
-                    _remove_journals(request)
-                    if distributed.rank() == 0:
-                        attendant.warn(
-                            f"the journal of an interrupted scan has another score of {false[0]} than its weight; "
-                            "beginning anew"
-                        )
-            new = compute(share(left, together)[distributed.rank()], journal)
-        except KeyboardInterrupt as error:
-            left = planned({**known, **read(path, job.identity)})
-            raise Interrupted(_kept(total - matrices(left), total)) from error
-        known |= distributed.gathered(new)
+        scores = _resume(checkpoint, job, devices, journal, callbacks)
     finally:
         journal.close()
-    return known, f"in {together} processes" if together > 1 else f"on {', '.join(map(str, devices))}"
+    return scores, f"in {num_processes} processes" if num_processes > 1 else f"on {', '.join(map(str, devices))}"
 
 
-def _some_of(known: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:
-    """A few of the scores that a journal has of some weights, which nobody can tell beforehand. Rows all score 1."""
-    wanted = [(w.parameter, i) for w in weights if min(w.matrix) > 1 for i in range(w.count)]
-    held = [matrix for matrix in dict.fromkeys(wanted) if matrix in known]
-    return random.SystemRandom().sample(held, min(_CHECKED, len(held)))
+def remove_journals(store: ScanStore) -> None:
+    """Remove the journals of all processes.
 
-
-def _agree(one: MatrixScore, other: MatrixScore) -> bool:
-    """Whether two scores can be of the same matrix, on different devices."""
-    both_nan = math.isnan(one.snr) and math.isnan(other.snr)
-    return both_nan or other.edge.nearest < _AT_THE_EDGE or math.isclose(one.snr, other.snr, rel_tol=_SAME)
-
-
-def _computed(
-    batches: Sequence[WeightBatch],
-    journal: Journal | None,
-    *,
-    checkpoint: Checkpoint,
-    devices: Sequence[torch.device],
-    attendant: ScanCallbacks,
-) -> list[tuple[Matrix, MatrixScore]]:
-    """Scores of a process's own share, in the journal as soon as they are there; under a bar where there is one."""
-    from spectrum.compute.executor import score
-
-    new: list[tuple[Matrix, MatrixScore]] = []
-    told = False
-    stream = score(batches, checkpoint.read, devices, attendant.warn, _sharing(devices[0]))
-    shown = stream if journal is None else attendant.progress(stream, batches)
-    try:
-        for batch, values in shown:
-            scored = [((w.parameter, i), value) for (w, i), value in zip(batch.members, values, strict=True)]
-            new += scored
-            if journal is None:
-                continue
-            journal.append(scored)
-            if journal.problem is not None and not told:
-                told = True
-                attendant.warn(
-                    f"cannot write {journal.path}: {journal.problem}; what is scored from now on is not kept"
-                )
-    except KeyboardInterrupt:
-        with suppress(KeyboardInterrupt):  # or it would wait for the decompositions that are under way
-            stream.throw(KeyboardInterrupt)
-        shown.close()
-        raise
-    return new
-
-
-def _sharing(device: torch.device) -> int:
-    """How many processes of this run use this one's device."""
-    if distributed.count() == 1:
-        return 1
-    from spectrum.compute.devices import identity, warm_up
-
-    warm_up([device])  # what cannot be used cannot be identified
-    mine = identity(device)
-    return distributed.gathered([mine]).count(mine)
-
-
-def _kept(scored: int, total: int) -> str:
-    if not scored:
-        return "nothing is scored yet"
-    others = ", and what the other processes scored" if distributed.count() > 1 else ""
-    return f"{scored} of {total} matrices are scored and kept{others}; the same command goes on from there"
-
-
-def settle(request: ScanRequest) -> None:
-    """Remove the journals, once the main process has come here from writing the results, and before it goes on."""
-    distributed.gathered([])
-    _remove_journals(request)
-
-
-def _remove_journals(request: ScanRequest) -> None:
-    """Remove all journals, and let no process go on before."""
-    own = store.journal_path(request.results_dir, request.model, distributed.rank())
-    for path in [own, *_journals_here(request)]:
+    Every process calls this. No journal is removed before all have called it, and no process returns before all
+    journals are removed.
+    """
+    distributed.gather([])
+    for path in [store.journal_path(distributed.rank()), *_journals_here(store)]:
         with suppress(OSError):
             path.unlink()
-    distributed.gathered([])
-
-
-def _journals_here(request: ScanRequest) -> list[Path]:
-    """The journals on this machine, for one process of each to see to."""
-    return store.journals(request.results_dir, request.model) if distributed.local_rank() == 0 else []
-
-
-def _other_journals(job: Job, own: Path) -> dict[Matrix, MatrixScore]:
-    """What was found by processes of an earlier run, of which there may have been more."""
-    known: dict[Matrix, MatrixScore] = {}
-    for path in _journals_here(job.request):
-        if path != own:
-            known |= read(path, job.identity)
-    return known
+    distributed.gather([])
 
 
 def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What scores depend on. Those of anything else are not gone on with."""
-    made = checkpoint.provenance
+    """What scores depend on: the weights, the class, the versions. A journal of another identity is not resumed."""
+    provenance = checkpoint.provenance
     return {
-        "weights": made.commit or made.fingerprint,
-        "class": made.info.model_class,
+        "weights": provenance.commit or provenance.fingerprint,
+        "class": provenance.info.model_class,
         "score": SCORE_VERSION,
-        "versions": dict(sorted(made.versions.items())),
+        "versions": dict(sorted(provenance.versions.items())),
     }
 
 
-def open_requested(request: ScanRequest) -> Checkpoint:
-    """The checkpoint that a request names."""
-    _give_freed_memory_back()
+def open_checkpoint_of(request: ScanRequest) -> Checkpoint:
+    """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does."""
+    _return_freed_memory()
     from spectrum.checkpoint.reader import open_checkpoint
 
     return open_checkpoint(
@@ -254,11 +155,142 @@ def open_requested(request: ScanRequest) -> Checkpoint:
     )
 
 
-def _give_freed_memory_back() -> None:
-    """Have glibc return what large tensors took when they are freed.
+def _resume(
+    checkpoint: Checkpoint, job: Job, devices: Sequence[torch.device], journal: Journal, callbacks: ScanCallbacks
+) -> dict[Matrix, MatrixScore]:
+    """The scores that the journals hold, and those that are computed now."""
+    from spectrum.compute.devices import batch_budget
 
-    By default it keeps blocks of up to 32 MiB for later, in a pool for each thread: over a long scan that is more
-    than the tensors themselves. Other C libraries do not have the setting.
+    is_main, num_processes = distributed.rank() == 0, distributed.count()
+    kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.known.items()]))
+    # The main process's numbers, so that all processes plan the same batches.
+    budget = distributed.broadcast(batch_budget(devices))
+    weights = job.weights(checkpoint)
+    plan_without = partial(plan, weights, job.batch_size, budget)
+    everything, rest = plan_without(), plan_without(kept)
+    if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
+        kept, rest = {}, everything
+    total, num_kept = matrices(everything), matrices(everything) - matrices(rest)
+    if is_main and journal.foreign and not kept:
+        callbacks.info(
+            f"{journal.path} is of other weights, another class, other versions or another user; beginning anew"
+        )
+    if is_main and num_kept:
+        callbacks.info(f"resuming an interrupted scan: {num_kept} of {total} matrices are scored")
+
+    def compute(batches: Sequence[WeightBatch], into: Journal | None) -> list[tuple[Matrix, MatrixScore]]:
+        own_share = share(batches, num_processes)[distributed.rank()]
+        return _compute(own_share, into, checkpoint, devices, callbacks)
+
+    try:
+        if checked := distributed.broadcast(_sample(kept, weights)):
+            all_matrices = {(weight.parameter, index) for weight in weights for index in range(weight.count)}
+            recomputed = dict(distributed.gather(compute(plan_without(all_matrices.difference(checked)), None)))
+            wrong = [matrix for matrix in checked if not _agree(kept[matrix], recomputed[matrix])]
+            if wrong:
+                kept, rest = {}, everything
+                journal.begin_anew()
+                remove_journals(job.store)
+                if is_main:
+                    callbacks.warn(
+                        f"the journal of an interrupted scan has another score of {wrong[0][0]} than its weight; "
+                        "beginning anew"
+                    )
+        new = compute(rest, journal)
+    except KeyboardInterrupt as error:
+        rest = plan_without({**kept, **read(journal.path, job.identity)})
+        raise Interrupted(_what_is_kept(total - matrices(rest), total)) from error
+    return kept | dict(distributed.gather(new))
+
+
+def _compute(
+    batches: Sequence[WeightBatch],
+    journal: Journal | None,
+    checkpoint: Checkpoint,
+    devices: Sequence[torch.device],
+    callbacks: ScanCallbacks,
+) -> list[tuple[Matrix, MatrixScore]]:
+    """The scores of these batches.
+
+    With a journal, each score is written to it at once, and the progress is shown.
+    """
+    from spectrum.compute.executor import score
+
+    num_sharing = _num_sharing(devices[0])
+    if journal is None:
+        return score_batches(score(batches, checkpoint.read, devices, callbacks.warn, num_sharing), _ignore)
+    warned = False
+
+    def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
+        nonlocal warned
+        journal.append(scored)
+        if journal.problem is not None and not warned:
+            warned = True
+            callbacks.warn(f"cannot write {journal.path}: {journal.problem}; what is scored from now on is not kept")
+        progress.advance(batch)
+
+    with callbacks.progress(batches) as progress:
+        return score_batches(score(batches, checkpoint.read, devices, callbacks.warn, num_sharing), keep)
+
+
+def _ignore(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
+    """For scores that are computed again to check a journal."""
+
+
+def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:
+    """A few matrices whose scores a journal holds, chosen at random, so that no forger can know which.
+
+    Single rows are left out: all of them score 1.
+    """
+    wanted = [(weight.parameter, i) for weight in weights if min(weight.matrix) > 1 for i in range(weight.count)]
+    held = [matrix for matrix in dict.fromkeys(wanted) if matrix in kept]
+    return random.SystemRandom().sample(held, min(_NUM_CHECKED, len(held)))
+
+
+def _agree(kept: MatrixScore, recomputed: MatrixScore) -> bool:
+    """Whether two scores, perhaps of different devices, can be of the same matrix."""
+    both_nan = math.isnan(kept.snr) and math.isnan(recomputed.snr)
+    at_the_edge = recomputed.edge.nearest < _AT_THE_EDGE
+    return both_nan or at_the_edge or math.isclose(kept.snr, recomputed.snr, rel_tol=_SAME_SNR)
+
+
+def _num_sharing(device: torch.device) -> int:
+    """How many processes of this run use the device of this one."""
+    if distributed.count() == 1:
+        return 1
+    from spectrum.compute.devices import identity, warm_up
+
+    warm_up([device])  # a device that cannot be used cannot be identified
+    own = identity(device)
+    return distributed.gather([own]).count(own)
+
+
+def _what_is_kept(num_scored: int, total: int) -> str:
+    if not num_scored:
+        return "nothing is scored yet"
+    elsewhere = ", and what the other processes scored" if distributed.count() > 1 else ""
+    return f"{num_scored} of {total} matrices are scored and kept{elsewhere}; the same command resumes from there"
+
+
+def _journals_here(store: ScanStore) -> list[Path]:
+    """The journals on this machine. Of its processes, one reads and removes them."""
+    return store.journals() if distributed.local_rank() == 0 else []
+
+
+def _other_journals(job: Job, own: Path) -> dict[Matrix, MatrixScore]:
+    """The scores in the journals of an earlier run, which may have had more processes."""
+    scores: dict[Matrix, MatrixScore] = {}
+    for path in _journals_here(job.store):
+        if path != own:
+            scores |= read(path, job.identity)
+    return scores
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return the memory of large tensors to the system when they are freed.
+
+    By default it keeps blocks of up to 32 MiB in a pool for each thread. Over a long scan that is more than the tensors
+    themselves. Other C libraries do not have the setting.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)

@@ -1,12 +1,12 @@
-"""Scores found so far, kept on disk line by line, so that a scan that was cut short goes on from there.
+"""The scores found so far, on disk line by line, from which an interrupted scan resumes.
 
-A journal begins with a line that says which weights it is of, under which class and versions. Where there are results
-already, which those of its scan will replace, a second line has their digest. Each line after that is a list of
-`[parameter, index, SNR, edge]`, the edge being a list in turn. What is appended is with the operating system at once,
-so the end of the process loses nothing, and on the disk within seconds, so the end of the machine loses little.
+The first line says what scores depend on: the weights, the class, the versions. If results are there already, which
+this scan will replace, a second line has their digest. Each line after that is a list of `[parameter, index, SNR,
+edge]`, where the edge is a list too. A line is handed to the operating system at once, so a killed process loses
+nothing, and is flushed to disk within seconds, so a power cut loses little.
 
-A directory of results may be a stranger's. So a journal is a regular file of this user's, under one name; whatever else
-has its name is not read, not written to, and replaced.
+A results directory may come from a stranger. So a journal is a regular file that this user owns, under one name only.
+Anything else that has a journal's name is not read and not written to, but replaced.
 """
 
 from __future__ import annotations
@@ -25,22 +25,30 @@ from typing import IO, Any
 from spectrum import files
 from spectrum.records import BulkEdge, MatrixScore
 
-Matrix = tuple[str, int]  # a parameter's name, and the index in its stack
+Matrix = tuple[str, int]  # a parameter's name, and the index of a matrix in its stack
+
 _SYNC_EVERY = 2.0  # seconds
 
-# What is read at most: a line of a scan of a trillion parameters has 1,000 scores, and all its lines 10 MB.
-_LONGEST_LINE = 2 << 20  # bytes
-_LONGEST = 32 << 20
-_SCORES_IN_A_LINE = 1_000
+# What is read at most. A scan of a trillion parameters has 1,000 scores in its longest line, and 10 MB in all.
+_MAX_LINE_BYTES = 2 << 20
+_MAX_BYTES = 32 << 20
+_SCORES_PER_LINE = 1_000
+
 _PRECEDES = "precedes"
 
 
 class Journal:
-    """A journal that is open for writing, by one process at a time.
+    """A journal that one process writes.
 
-    precedes: the digest of the results that are there as the scan begins, None where there are none. known: what the
-    journal held already. problem: why it can no longer be written, if so; it then takes no more. foreign: whether what
-    is there is no journal of this scan.
+    Args:
+        path: need not exist.
+        identity: what scores depend on, as JSON values. A journal of another identity is not resumed.
+        precedes: the digest of the results that are there as the scan begins; None if there are none.
+
+    Attributes:
+        known: the scores that the journal held when it was opened.
+        problem: why it cannot be written any more; None while it can. It then takes no more scores.
+        foreign: whether the file that has its name is not a journal of this scan.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
@@ -49,19 +57,19 @@ class Journal:
         self.known: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
-        self._head = _line(identity)
+        self._head = _to_line(identity)
         self._precedes = precedes
         try:
-            self._end, self.known = _understood(path, self._head)
+            self._end, self.known = _read_intact(path, self._head)
         except OSError as error:
             self._end = 0
             self._give_up(error)
         self.foreign = not self._end and os.path.lexists(path)
         if self._end and is_outdated(path, precedes):
-            self._end = 0  # a new one has the scores of this one, and says what it precedes
+            self._end = 0  # begin a new journal with the same scores, which says what it precedes
 
     def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
-        """Add scores."""
+        """Add scores. If that fails, `problem` says why."""
         if self.problem is not None:
             return
         try:
@@ -74,11 +82,11 @@ class Journal:
             self._give_up(error)
 
     def begin_anew(self) -> None:
-        """Forget what the journal held: it is replaced at the first score."""
+        """Forget what the journal held. The next score replaces the file."""
         self._end, self.known = 0, {}
 
     def close(self) -> None:
-        """Leave the journal for the next run."""
+        """Flush and close the file. It stays for the next run."""
         if self._file is not None:
             with suppress(OSError):
                 self._sync()
@@ -87,25 +95,24 @@ class Journal:
             self._file = None
 
     def _open(self) -> None:
-        """Open the file behind its whole part: for the first score, since a scan that finds none should leave none."""
+        """Open the file for the first score. A scan that finds no score leaves no journal."""
         if self._end:
-            descriptor = _owned(self.path, os.O_RDWR)
-            self._file = FileIO(descriptor, "r+")
-            self._file.truncate(self._end)
+            self._file = FileIO(_open_owned(self.path, os.O_RDWR), "r+")
+            self._file.truncate(self._end)  # a line that was being written when its run ended
             self._file.seek(self._end)
         else:
             files.in_directory(self.path.parent, self._replace)
             files.sweep(self.path)
 
     def _replace(self) -> None:
-        """Begin a new file, which takes the place of whatever file or link has the journal's name."""
+        """Begin a new file in the place of any file or link that has the journal's name."""
         files.check_place(self.path)
         new = files.beside(self.path)
         self._file = FileIO(files.create(new), "r+")
         try:
             self._write(self._head)
             if self._precedes is not None:
-                self._write(_line({_PRECEDES: self._precedes}))
+                self._write(_to_line({_PRECEDES: self._precedes}))
             self._write_scores(list(self.known.items()))
             new.replace(self.path)
         except BaseException:
@@ -116,14 +123,14 @@ class Journal:
             raise
 
     def _write_scores(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
-        for start in range(0, len(scores), _SCORES_IN_A_LINE):
-            part = scores[start : start + _SCORES_IN_A_LINE]
-            self._write(_line([(*matrix, *score) for matrix, score in part]))
+        for start in range(0, len(scores), _SCORES_PER_LINE):
+            part = scores[start : start + _SCORES_PER_LINE]
+            self._write(_to_line([(*matrix, *score) for matrix, score in part]))
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
-        written = self._file.write(line)  # unbuffered: with the operating system, or not at all
-        if written != len(line):  # a disk that fills up takes the beginning
+        written = self._file.write(line)  # unbuffered: one system call
+        if written != len(line):  # a disk that fills up takes the beginning of a line
             raise OSError(f"only {written} of {len(line)} bytes could be written")
 
     def _sync(self) -> None:
@@ -137,97 +144,104 @@ class Journal:
 
 
 def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, MatrixScore]:
-    """The scores in a journal, none where it is of something else, damaged or not there."""
+    """The scores in a journal; none if it is missing, damaged or of another identity."""
     try:
-        return _understood(path, _line(identity))[1]
+        return _read_intact(path, _to_line(identity))[1]
     except OSError:
         return {}
 
 
 def is_outdated(path: Path, results: str | None) -> bool:
-    """Whether results have been written since a journal began, by the digest of those that are there.
+    """Whether results were written after a journal began.
 
-    What is no journal, or another user's, is not.
+    A file that is no journal, or belongs to another user, is never outdated.
+
+    Args:
+        path: the journal.
+        results: the digest of the results that are there now; None if there are none.
     """
     try:
-        with _reading(path) as file:
-            if not isinstance(_parsed(file.readline(_LONGEST_LINE)), dict):
+        with _open_for_reading(path) as file:
+            if not isinstance(_parse(file.readline(_MAX_LINE_BYTES)), dict):
                 return False
-            second = _parsed(file.readline(_LONGEST_LINE))
+            second = _parse(file.readline(_MAX_LINE_BYTES))
     except OSError:
         return False
     return (second.get(_PRECEDES) if isinstance(second, dict) else None) != results
 
 
-def _understood(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
-    """How much of a journal is whole, and the scores in that. What follows was being written when its run ended."""
-    known: dict[Matrix, MatrixScore] = {}
+def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
+    """The size of a journal's intact part in bytes, and the scores in it.
+
+    The part after it was being written when its run ended. A journal with another first line counts as empty.
+    """
+    scores: dict[Matrix, MatrixScore] = {}
     try:
-        with _reading(path) as file:
-            if file.readline(len(head)) != head:  # of other weights, or none: whatever it holds is not read
+        with _open_for_reading(path) as file:
+            if file.readline(len(head)) != head:
                 return 0, {}
             end = len(head)
-            while end < _LONGEST and (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
-                content = _parsed(line)
-                if not (end == len(head) and isinstance(content, dict) and content.keys() == {_PRECEDES}):
+            while end < _MAX_BYTES and (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+                content = _parse(line)
+                is_second = end == len(head) and isinstance(content, dict) and content.keys() == {_PRECEDES}
+                if not is_second:
                     try:
-                        entries = {(str(name), int(index)): _score(*score) for name, index, *score in content}
+                        scores |= {(str(name), int(index)): _to_score(*score) for name, index, *score in content}
                     except (ValueError, TypeError, OverflowError):
                         break
-                    known |= entries
                 end += len(line)
-    except (FileNotFoundError, _NotOursError):
+    except (FileNotFoundError, _NotOwnedError):
         return 0, {}
-    return end, known
+    return end, scores
 
 
-class _NotOursError(OSError):
-    """What has a journal's name was not written as one by this user."""
+class _NotOwnedError(OSError):
+    """The file that has a journal's name is not a journal of this user."""
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes]]:
-    with os.fdopen(_owned(path, os.O_RDONLY), "rb") as file:
+def _open_for_reading(path: Path) -> Iterator[IO[bytes]]:
+    with os.fdopen(_open_owned(path, os.O_RDONLY), "rb") as file:
         yield file
 
 
-def _owned(path: Path, access: int) -> int:
-    """The descriptor of a journal that this user wrote. Raises _NotOursError for anything else of that name."""
-    if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, since to open a device may have an effect
-        raise _NotOursError(errno.EINVAL, "it is no regular file")
+def _open_owned(path: Path, access: int) -> int:
+    """The descriptor of a journal that this user wrote. Raises _NotOwnedError for any other file of that name."""
+    if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, since opening a device may have an effect
+        raise _NotOwnedError(errno.EINVAL, "it is no regular file")
     try:
         descriptor = os.open(path, access | files.FLAGS)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a FIFO or a socket since
-            raise _NotOursError(error.errno, error.strerror) from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # it has become a link, a FIFO or a socket
+            raise _NotOwnedError(error.errno, error.strerror) from error
         raise
     try:
         status = os.fstat(descriptor)
-        if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_ours(status, path.parent)):
-            raise _NotOursError(errno.EPERM, "it is no journal of this user's")
+        if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_owned(status, path.parent)):
+            raise _NotOwnedError(errno.EPERM, "it is no journal of this user")
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _is_ours(status: os.stat_result, directory: Path) -> bool:
+def _is_owned(status: os.stat_result, directory: Path) -> bool:
     try:
         return status.st_uid == files.owner(directory)
     except OSError:
         return False
 
 
-def _parsed(line: bytes) -> Any:
+def _parse(line: bytes) -> Any:
     try:
         return files.parse_json(line)
     except ValueError:
         return None
 
 
-def _score(snr: Any, edge: Any) -> MatrixScore:
+def _to_score(snr: Any, edge: Any) -> MatrixScore:
     return MatrixScore(float(snr), BulkEdge.parse(edge))
 
 
-def _line(value: object) -> bytes:
+def _to_line(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"

@@ -1,27 +1,37 @@
-"""What a scan is asked for, how it reports, and what comes of it."""
+"""What a scan is asked for, how it reports, and what it returns.
+
+A scan neither prints nor prompts: the caller passes callbacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from spectrum.compute.batches import WeightBatch, batch_cost, matrices
-from spectrum.records import MatrixScore, ScanResult
+from spectrum.records import ScanResult
+from spectrum.scanning.store import ScanStore
 
-if TYPE_CHECKING:
-    from spectrum.checkpoint.reader import Checkpoint
-
-Scored = Generator[tuple[WeightBatch, list[MatrixScore]], None, None]
+_BAR_FORMAT = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True, slots=True)
 class ScanRequest:
-    """What is to be scanned, and how.
+    """What to scan, and how.
 
-    layer_types: types and patterns that are wanted; None for those that the cache has, or those that `ask` says.
-    also_written: files that will be made of the scan's results. Whether they can be is found out before it.
+    Args:
+        model: a local directory or a repository id.
+        results_dir: where the scan is cached.
+        revision: of a repository; None for its default.
+        model_class: the transformers class that names the parameters; None for the checkpoint's own.
+        trust_remote_code: whether code from the model's repository may run.
+        layer_types: exact types and shell patterns; None for what the cache has, or what `choose` returns.
+        device: `auto`, or a device's name as torch writes it.
+        rescan: whether to ignore a cached scan.
+        also_written: files that the caller writes after the scan. The scan checks first that they can be written.
     """
 
     model: str
@@ -34,25 +44,57 @@ class ScanRequest:
     rescan: bool
     also_written: Sequence[Path]
 
+    @property
+    def store(self) -> ScanStore:
+        """Where the scan is cached."""
+        return ScanStore(self.results_dir, self.model)
+
+
+class Progress(Protocol):
+    """Follows a scan from batch to batch, as a context manager around it."""
+
+    def __enter__(self) -> Progress:
+        """Start: nothing is scored yet."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End, whether or not all is scored."""
+        ...
+
+    def advance(self, batch: WeightBatch) -> None:
+        """Count a batch that has been scored."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ScanCallbacks:
-    """How a scan asks and tells.
+    """How a scan talks to its caller.
 
-    note: takes a line for the user. warn: one that says what may make the result other than expected. ask: the batch
-    size (None: as fits a budget) and the layer types to scan of a checkpoint. progress: passes on the scores of these
-    batches as they come.
+    Args:
+        info: takes one line for the user.
+        warn: takes one line about something that may make the result other than expected.
+        choose: takes the layer types that may be scanned, each with its number of layers; returns the batch size
+            (None to fit a memory budget) and the types to scan.
+        progress: makes what follows the scan of these batches.
     """
 
-    note: Callable[[str], None]
+    info: Callable[[str], None]
     warn: Callable[[str], None]
-    ask: Callable[[ScanRequest, Checkpoint], tuple[int | None, list[str]]]
-    progress: Callable[[Scored, Sequence[WeightBatch]], Scored]
+    choose: Callable[[Sequence[tuple[str, int]]], tuple[int | None, list[str]]]
+    progress: Callable[[Sequence[WeightBatch]], Progress]
 
 
 @dataclass(frozen=True, slots=True)
 class ScanOutcome:
-    """A scan of the layer types that were asked for, its file, and a line that says where it is from."""
+    """What a scan returns.
+
+    Args:
+        result: the scores of the layer types that were asked for.
+        path: the file that they are cached in.
+        origin: one line that says whether they were computed or cached.
+    """
 
     result: ScanResult
     path: Path
@@ -60,21 +102,36 @@ class ScanOutcome:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or the machine's keeper, ends a scan; the message says what of it is kept."""
+    """A signal ended a scan. The message says how much of it is kept."""
 
 
-_FORM = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+class ProgressBar:
+    """A bar that moves by the work done, since weights differ in cost by orders of magnitude."""
 
+    def __init__(self, batches: Sequence[WeightBatch], tqdm: Callable[..., Any], unit: str = "weights") -> None:
+        self._work = sum(map(batch_cost, batches))
+        self._total = matrices(batches)
+        self._done = 0
+        self._tqdm = tqdm
+        self._unit = unit
 
-def under_bar(scored: Scored, batches: Sequence[WeightBatch], bar: Callable[..., Any], unit: str = "weights") -> Scored:
-    """Scores as they come, under a bar of tqdm's, which is made of its arguments by `bar`."""
-    count = matrices(batches)
-    done = 0
-    with bar(total=sum(map(batch_cost, batches)), bar_format=_FORM) as drawn:
-        drawn.set_description_str(f"0/{count} {unit}")
-        for batch, values in scored:
-            done += len(values)
-            drawn.set_description_str(f"{done}/{count} {unit}, {batch.members[0][0].layer_type}", refresh=False)
-            drawn.update(batch_cost(batch))
-            yield batch, values
-        drawn.set_description_str(f"{count}/{count} {unit}", refresh=False)
+    def __enter__(self) -> ProgressBar:
+        self._bar = self._tqdm(total=self._work, bar_format=_BAR_FORMAT).__enter__()
+        self._describe()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._describe(refresh=False)
+        self._bar.__exit__(kind, error, trace)
+
+    def advance(self, batch: WeightBatch) -> None:
+        """Move the bar by a batch that has been scored."""
+        self._done += len(batch.members)
+        self._describe(f", {batch.members[0][0].layer_type}", refresh=False)
+        self._bar.update(batch_cost(batch))
+
+    def _describe(self, detail: str = "", *, refresh: bool = True) -> None:
+        self._bar.set_description_str(f"{self._done}/{self._total} {self._unit}{detail}", refresh=refresh)

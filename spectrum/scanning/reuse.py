@@ -1,4 +1,4 @@
-"""Whether a cached scan may be used, and what it lacks."""
+"""May the cached scan be used, and what does it lack?"""
 
 from __future__ import annotations
 
@@ -12,145 +12,151 @@ from spectrum.checkpoint.disk import fingerprint, weight_files
 from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.layer_types import match_types
 from spectrum.records import Provenance, ScanResult
-from spectrum.scanning import scan_json, store
 from spectrum.scanning.assemble import merge
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
 from spectrum.text import listed, plural
 
 
-def served(cached: ScanResult, request: ScanRequest, attendant: ScanCallbacks) -> ScanOutcome | None:
-    """A cached scan, where it has all that is wanted."""
-    wanted, missing = in_cache(cached, request.layer_types)
+def load_usable(request: ScanRequest, info: Callable[[str], None]) -> ScanResult | None:
+    """The cached scan, if it is of the weights that are asked for; None if a scan is needed.
+
+    Args:
+        request: what is asked for.
+        info: told why a cached scan is ignored.
+    """
+    cached = request.store.load()
+    if cached is None:
+        return None
+    reason = _why_stale(request, cached.result) if cached.consistent else "its two files do not belong together"
+    if reason is None:
+        return cached.result
+    info(f"the cached scan {request.store.scan_path} is not used: {reason}; scanning again")
+    return None
+
+
+def serve(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:
+    """The answer to a request from the cached scan; None if it lacks a layer type that is asked for."""
+    wanted, missing = wanted_and_missing(cached, request.layer_types)
     if missing:
         return None
-    known = len(cached.info.layer_types) if cached.info else 0
-    if wanted is None and len(cached.scanned) < known:
-        attendant.warn(
-            f"the cached scan has {len(cached.scanned)} of the model's {known} layer types; only these are selected "
-            "from, --layer-types all adds the rest"
+    provenance = cached.provenance
+    num_types = len(provenance.info.layer_types) if provenance is not None else 0
+    if wanted is None and len(cached.scanned) < num_types:
+        callbacks.warn(
+            f"the cached scan has {len(cached.scanned)} of the model's {num_types} layer types; only these are "
+            "selected from, --layer-types all adds the rest"
         )
-    if wanted is not None and cached.provenance is None and set(request.layer_types or ()) - set(cached.scanned):
-        attendant.note(
+    if wanted is not None and provenance is None and set(request.layer_types or ()) - set(cached.scanned):
+        callbacks.info(
             "the cached scan does not say which layer types the model has; patterns match those in it (or --rescan)"
         )
-    made = cached.provenance
-    if made is not None and made.class_asked is not None and request.model_class is None:
-        attendant.warn(
-            f"the cached scan was made with --model-class {made.class_asked}, and its names are those of "
-            f"{made.info.model_class}; --rescan makes one of the checkpoint's own class"
+    if provenance is not None and provenance.class_asked is not None and request.model_class is None:
+        callbacks.warn(
+            f"the cached scan was made with --model-class {provenance.class_asked}, and its names are those of "
+            f"{provenance.info.model_class}; --rescan makes one of the checkpoint's own class"
         )
-    of_class = f" ({made.info.model_class})" if made is not None else ""
+    of_class = f" ({provenance.info.model_class})" if provenance is not None else ""
     origin = f"{plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
     result = cached if wanted is None else cached.only(wanted)
-    return ScanOutcome(result, store.scan_path(request.results_dir, request.model), origin)
+    return ScanOutcome(result, request.store.scan_path, origin)
 
 
-def as_cached(request: ScanRequest, cached: ScanResult) -> ScanRequest:
-    """A request for what a cached scan lacks: of the class and commit that it was made with, where none are given."""
-    _, missing = in_cache(cached, request.layer_types)
-    made = cached.provenance
-    if made is None:
+def request_missing(request: ScanRequest, cached: ScanResult) -> ScanRequest:
+    """A request for what the cached scan lacks.
+
+    Class and revision are those of the cached scan, unless the request names others.
+    """
+    _, missing = wanted_and_missing(cached, request.layer_types)
+    provenance = cached.provenance
+    if provenance is None:
         return replace(request, layer_types=missing)
     return replace(
         request,
         layer_types=missing,
-        model_class=request.model_class or made.class_asked,
-        revision=request.revision or made.revision or made.commit,
+        model_class=request.model_class or provenance.class_asked,
+        revision=request.revision or provenance.revision or provenance.commit,
     )
 
 
-def added(cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, attendant: ScanCallbacks) -> ScanOutcome:
-    """Newly scanned layer types with those of the cache."""
+def add(cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, warn: Callable[[str], None]) -> ScanOutcome:
+    """The outcome of a scan of missing layer types, together with the cached scan."""
     result = merge(cached, scanned.result)
-    _tell_foreign(cached, result, attendant)
+    _warn_of_other_names(cached, result, warn)
     if cached.provenance is not None and result.provenance is not None:
-        # Recorded as made for what the cached scan was asked for, not for how it was added to.
-        asked = cached.provenance
-        provenance = replace(result.provenance, revision=asked.revision, class_asked=asked.class_asked)
+        # The user asked for the cached scan's revision and class; `request_missing` only repeated them.
+        first = cached.provenance
+        provenance = replace(result.provenance, revision=first.revision, class_asked=first.class_asked)
         result = replace(result, provenance=provenance)
     wanted = match_types(request.layer_types or (), result.scanned)
     return replace(scanned, result=result.only(wanted))
 
 
-def _tell_foreign(cached: ScanResult, result: ScanResult, attendant: ScanCallbacks) -> None:
-    """Another tool's scan may be of other names than this version of transformers gives the model."""
-    if cached.provenance is not None or result.provenance is None:
-        return
-    known = result.provenance.info.parameters
-    foreign = [layer.name for layer in cached.layers if not {layer.name, f"{layer.name}.weight"} & known.keys()]
-    if foreign:
-        attendant.warn(
-            f"the cached scan has layers that {result.provenance.info.model_class} does not: {listed(foreign, 2)}; "
-            "--rescan makes one of the model as it is loaded now"
-        )
-
-
-def same_weights(a: Provenance | None, b: Provenance | None) -> bool:
-    """Whether two scans are of the same weights under the same names; taken on trust where one does not say."""
-    if a is None or b is None:
+def same_weights(first: Provenance | None, second: Provenance | None) -> bool:
+    """Whether two scans are of the same weights under the same names. A scan that does not say is taken on trust."""
+    if first is None or second is None:
         return True
-    return (a.commit, a.fingerprint, a.info.model_class) == (b.commit, b.fingerprint, b.info.model_class)
+    identities = [(scan.commit, scan.fingerprint, scan.info.model_class) for scan in (first, second)]
+    return identities[0] == identities[1]
 
 
-def usable(request: ScanRequest, note: Callable[[str], None]) -> ScanResult | None:
-    """The cached scan, where there is one of the weights that are asked for."""
-    cached = scan_json.load(request.results_dir, request.model)
-    if cached is None:
-        return None
-    stale = "its two files do not belong together" if not cached.whole else _why_stale(request, cached.result)
-    if stale is None:
-        return cached.result
-    path = store.scan_path(request.results_dir, request.model)
-    note(f"the cached scan {path} is not used: {stale}; scanning again")
-    return None
+def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
+    """The layer types that patterns name (None for all), and those of them that the cached scan lacks."""
+    if patterns is None:
+        return None, []
+    if cached.info is not None:
+        wanted = match_types(patterns, cached.info.layer_types)
+        return wanted, [layer_type for layer_type in wanted if layer_type not in cached.scanned]
+    wanted, missing = [], []
+    for pattern in patterns:
+        try:
+            wanted += match_types([pattern], cached.scanned)
+        except SpectrumError:
+            missing.append(pattern)  # the model may have such a type
+    return [*wanted, *missing], missing
 
 
 def _why_stale(request: ScanRequest, cached: ScanResult) -> str | None:
-    """Why a cached scan is not one of the weights that are asked for; None where nothing speaks against it."""
-    made = cached.provenance
-    if made is None:
+    """Why the cached scan is not of the weights that are asked for; None if it is, as far as can be known."""
+    provenance = cached.provenance
+    if provenance is None:
         return None
-    if _in_utf8(cached.model) != _in_utf8(request.model):
+    if _encoded(cached.model) != _encoded(request.model):
         return f"it is of {cached.model!r}, whose files have the same name"
-    if request.model_class not in (None, made.info.model_class, made.class_asked):
-        return f"its names are those of {made.info.model_class}, not of {request.model_class}"
+    if request.model_class not in (None, provenance.info.model_class, provenance.class_asked):
+        return f"its names are those of {provenance.info.model_class}, not of {request.model_class}"
     try:
         directory = hub.local_directory(request.model)
     except CheckpointError:
-        return None  # the cache is enough
+        return None  # the model is gone, and the cache is enough
     if directory is not None:
-        if weight_files.has_weights(directory) and fingerprint.fingerprint(directory) != made.fingerprint:
+        if weight_files.has_weights(directory) and fingerprint.fingerprint(directory) != provenance.fingerprint:
             return f"the weights in {directory} are not those that were scanned"
         return None
-    if made.commit is None:
+    if provenance.commit is None:
         return None
-    if request.revision not in (made.revision, made.commit):
-        return f"it is of revision {made.revision or 'default'}"
+    if request.revision not in (provenance.revision, provenance.commit):
+        return f"it is of revision {provenance.revision or 'default'}"
     on_disk = hub.cached_snapshot(request.model, request.revision)
-    if on_disk is not None and on_disk.name != made.commit:
-        return f"it is of commit {made.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
+    if on_disk is not None and on_disk.name != provenance.commit:
+        return f"it is of commit {provenance.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
     return None
 
 
-def _in_utf8(model: str) -> bytes:
-    """A model's name, which Python decodes otherwise where the locale is another."""
+def _encoded(model: str) -> bytes:
+    """A model's name as bytes. The same bytes decode to another string under another locale."""
     with suppress(UnicodeEncodeError):
         return os.fsencode(model)
     return model.encode("utf-8", "surrogatepass")
 
 
-def in_cache(cached: ScanResult, wanted: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
-    """The layer types that are meant, None for all, and those of them that a cached scan lacks."""
-    if wanted is None:
-        return None, []
-    if cached.provenance is not None:
-        types = match_types(wanted, cached.provenance.info.layer_types)
-        return types, [name for name in types if name not in cached.scanned]
-    missing = []
-    types = []
-    for pattern in wanted:
-        try:
-            types += match_types([pattern], cached.scanned)
-        except SpectrumError:
-            missing.append(pattern)  # the model may have it
-    return [*types, *missing], missing
+def _warn_of_other_names(cached: ScanResult, result: ScanResult, warn: Callable[[str], None]) -> None:
+    """Warn if a scan of another tool has names that this version of transformers does not give the model."""
+    if cached.info is not None or result.info is None:
+        return
+    parameters = result.info.parameters.keys()
+    strange = [layer.name for layer in cached.layers if not {layer.name, f"{layer.name}.weight"} & parameters]
+    if strange:
+        warn(
+            f"the cached scan has layers that {result.info.model_class} does not: {listed(strange, 2)}; "
+            "--rescan makes one of the model as it is loaded now"
+        )

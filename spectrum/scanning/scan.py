@@ -1,125 +1,133 @@
-"""The scan of a model: from the cache, or computed and saved."""
+"""Start here: a model's scan, from the cache or computed and saved.
+
+The steps are: use the cached scan if it has everything; else open the checkpoint, let the caller choose what to scan,
+lock the cache, score what is missing (`job`), save the result (`store`).
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spectrum.errors import SpectrumError
 from spectrum.files import check_name, check_writable
 from spectrum.layer_types import match_types
 from spectrum.records import ScanResult
-from spectrum.scanning import distributed, scan_json, store
-from spectrum.scanning.assemble import assemble, layer_scores
-from spectrum.scanning.job import Job, identity_of, open_requested, scores_of, settle, weights_of
+from spectrum.scanning import distributed
+from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_scores, warn_of_left_out
+from spectrum.scanning.job import Job, identity_of, open_checkpoint_of, remove_journals, score_job
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.scanning.reuse import added, as_cached, in_cache, same_weights, served, usable
-from spectrum.scanning.store import locked, remove_outdated, tidy
-from spectrum.text import duration, listed, plural
+from spectrum.scanning.reuse import add, load_usable, request_missing, same_weights, serve, wanted_and_missing
+from spectrum.text import duration, plural
 
 if TYPE_CHECKING:
     from spectrum.checkpoint.reader import Checkpoint
 
 
-def obtain(request: ScanRequest, attendant: ScanCallbacks) -> ScanOutcome:
-    """The scan, in the main process. Raises SpectrumError where it cannot be had, Interrupted in mid-scan."""
+def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
+    """A model's scan, in the main process.
+
+    Raises SpectrumError if there can be none, Interrupted if a signal ends it.
+    """
     check_name(request.model)
-    obtained = _obtain(request, attendant)
-    _tell_left_out(obtained.result, attendant)
-    return obtained
-
-
-def _check_any(result: ScanResult) -> None:
-    if not result.layers:
-        raise SpectrumError(f"every weight scanned holds NaN or infinity: {listed(result.left_out)}")
-
-
-def _tell_left_out(result: ScanResult, attendant: ScanCallbacks) -> None:
-    if result.left_out:
-        attendant.warn(f"left out for NaN or infinity in their weights: {listed(result.left_out)}")
-
-
-def _obtain(request: ScanRequest, attendant: ScanCallbacks) -> ScanOutcome:
-    seen = store.written(request.results_dir, request.model)
-    cached = None if request.rescan else usable(request, attendant.note)
-    if cached is not None and (obtained := served(cached, request, attendant)) is not None:
-        tidy(request)
-        return obtained
-    # What the cache has, but not all that is wanted.
-    prepared = _prepare(request if cached is None else as_cached(request, cached), attendant)
-    if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
-        path = store.scan_path(request.results_dir, request.model)
-        attendant.note(f"the cached scan {path} is of other weights than those found now; scanning all anew")
-        cached, prepared = None, _prepare(request, attendant)
-    with locked(request, attendant):
-        # Whoever had it meanwhile may have put there what is wanted, or some of it.
-        if not request.rescan and store.written(request.results_dir, request.model) != seen:
-            request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
-            cached = usable(request, attendant.note)
-            if cached is not None and (obtained := served(cached, request, attendant)) is not None:
-                remove_outdated(request)
-                return obtained
-            prepared, cached = _reduced(prepared, cached, request)
-        try:
-            scanned = _scan(prepared, attendant)
-            obtained = scanned if cached is None else added(cached, scanned, request, attendant)
-            scan_json.save(request.results_dir, obtained.result.whole)
-            settle(request)
-        except BaseException:
-            distributed.leave()  # the others are in the midst of it, and wait for no dismissal
-            raise
-    return obtained
+    outcome = _cached_or_computed(request, callbacks)
+    warn_of_left_out(outcome.result, callbacks.warn)
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A checkpoint that is open, and what of it is to be scanned."""
+    """An open checkpoint, and what of it to scan.
+
+    Args:
+        started: when the work began, by the monotonic clock. Time that the user took to choose does not count.
+        checkpoint: the weights.
+        job: what to scan.
+    """
 
     started: float
     checkpoint: Checkpoint
     job: Job
 
 
-def _prepare(request: ScanRequest, attendant: ScanCallbacks) -> _Prepared:
+def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
+    store = request.store
+    written_at = store.written_at()
+    cached = None if request.rescan else load_usable(request, callbacks.info)
+    if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
+        store.tidy()
+        return outcome
+    prepared = _prepare(request if cached is None else request_missing(request, cached), callbacks)
+    if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
+        callbacks.info(f"the cached scan {store.scan_path} is of other weights than those found now; scanning all anew")
+        cached, prepared = None, _prepare(request, callbacks)
+    with store.locked(callbacks.info, callbacks.warn):
+        # While we waited for the lock, another run may have scanned this, or some of it.
+        if not request.rescan and store.written_at() != written_at:
+            request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
+            cached = load_usable(request, callbacks.info)
+            if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
+                store.remove_outdated_journals()
+                return outcome
+            cached, prepared = _without_cached(prepared, cached, request)
+        try:
+            outcome = _compute(prepared, callbacks)
+            if cached is not None:
+                outcome = add(cached, outcome, request, callbacks.warn)
+            store.save(outcome.result.whole)
+            remove_journals(store)
+        except BaseException:
+            distributed.leave()  # the other processes are mid-scan, and expect no stop message
+            raise
+    return outcome
+
+
+def _prepare(request: ScanRequest, callbacks: ScanCallbacks) -> _Prepared:
+    """Open the checkpoint, and let the caller choose what to scan."""
     started = time.monotonic()
-    written = [path(request.results_dir, request.model) for path in (store.scan_path, store.sidecar_path)]
-    check_writable([*written, *request.also_written])
-    checkpoint = open_requested(request)
+    check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
+    checkpoint = open_checkpoint_of(request)
     for warning in checkpoint.warnings:
-        attendant.warn(warning)
+        callbacks.warn(warning)
+    num_layers = Counter(weight.layer_type for weight in checkpoint.weights)
+    allowed = match_types(request.layer_types or ["all"], checkpoint.provenance.info.layer_types)
     asked = time.monotonic()
-    batch_size, types = attendant.ask(request, checkpoint)
+    batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
-    return _Prepared(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(types), batch_size))
+    return _Prepared(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
 
 
-def _reduced(
+def _without_cached(
     prepared: _Prepared, cached: ScanResult | None, request: ScanRequest
-) -> tuple[_Prepared, ScanResult | None]:
-    """What is left to scan beside a cached scan that was not there before; no cached scan where that is of others."""
-    made = prepared.checkpoint.provenance
-    if cached is not None and not same_weights(cached.provenance, made):
+) -> tuple[ScanResult | None, _Prepared]:
+    """The cached scan that another run has just written, and the rest that remains to be scanned.
+
+    A cached scan of other weights is dropped.
+    """
+    provenance = prepared.checkpoint.provenance
+    if cached is not None and not same_weights(cached.provenance, provenance):
         cached = None
-    left = request.layer_types or ()
+    rest = request.layer_types or ()
     if cached is not None:
-        _, left = in_cache(cached, left)
-    job = replace(prepared.job, layer_types=tuple(match_types(left, made.info.layer_types)))
-    return replace(prepared, job=job), cached
+        _, rest = wanted_and_missing(cached, rest)
+    job = replace(prepared.job, layer_types=tuple(match_types(rest, provenance.info.layer_types)))
+    return cached, replace(prepared, job=job)
 
 
-def _scan(prepared: _Prepared, attendant: ScanCallbacks) -> ScanOutcome:
-    request, checkpoint, made = prepared.job.request, prepared.checkpoint, prepared.checkpoint.provenance
-    job = replace(prepared.job, precedes=store.digest(request.results_dir, request.model))
-    distributed.from_main(job)
-    scores, where = scores_of(checkpoint, job, attendant)
-    weights = weights_of(checkpoint, job)
-    result = assemble(request.model, weights, layer_scores(weights, scores), made)
+def _compute(prepared: _Prepared, callbacks: ScanCallbacks) -> ScanOutcome:
+    """Score what was prepared, in all processes."""
+    checkpoint, provenance, store = prepared.checkpoint, prepared.checkpoint.provenance, prepared.job.store
+    job = replace(prepared.job, precedes=store.digest())
+    distributed.broadcast(job)
+    scores, where = score_job(checkpoint, job, callbacks)
+    weights = job.weights(checkpoint)
+    result = assemble(store.model, weights, layer_scores(weights, scores), provenance)
     if not result.layers:
-        settle(request)
-    _check_any(result)
+        remove_journals(store)
+    refuse_without_scores(result)
     origin = (
-        f"Scanned {plural(len(weights), 'layer')} of {result.model} ({made.info.model_class}) "
+        f"Scanned {plural(len(weights), 'layer')} of {result.model} ({provenance.info.model_class}) "
         f"{where} in {duration(time.monotonic() - prepared.started)}."
     )
-    return ScanOutcome(result, store.scan_path(request.results_dir, result.model), origin)
+    return ScanOutcome(result, store.scan_path, origin)

@@ -1,127 +1,163 @@
-"""Scans on disk: their paths, reading every published form, replacing atomically."""
+"""The two JSON files of a scan: their text from a result, and a result from their text.
+
+The scores are flat JSON, as the reference writes them. The sidecar has the rest: which weights were scanned, under
+which names, and how their singular values lie about the bulk edge. Either file may come from a stranger, so every value
+is checked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spectrum.errors import ResultsError
-from spectrum.files import parse_json, read, sorted_path, write_atomically
+from spectrum.files import parse_json, read
 from spectrum.layer_types import MODULE_PATH
 from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
-from spectrum.scanning.store import MAX_BYTES, digest_of, scan_path, sidecar_path
 
-_AGAIN = "; scan again with --rescan, or remove it"
+# A scan of a trillion parameters takes 10 MB. Parsed JSON takes many times the size of its text.
+MAX_BYTES = 64 << 20
 
-_MOST_LAYERS = 300_000
-_MOST_DIMENSIONS = 64
-_LONGEST_MODEL = 4_096  # characters; a path's
-_LONGEST_WORD = 200  # of a sidecar, such as a class or a version
+_MAX_LAYERS = 300_000
+_MAX_DIMENSIONS = 64
+_MAX_MODEL_LENGTH = 4_096  # characters: the model may be named by a path
+_MAX_WORD_LENGTH = 200  # characters of a class, a version and the like
+
+_SCAN_AGAIN = "; scan again with --rescan, or remove it"
 
 
 @dataclass(frozen=True, slots=True)
 class CachedScan:
-    """A scan read from disk. `whole` is False where its sidecar belongs to other scores than the file holds."""
+    """A scan read from disk.
+
+    Args:
+        result: the scan.
+        consistent: False if the sidecar belongs to other scores than the file holds.
+    """
 
     result: ScanResult
-    whole: bool
+    consistent: bool
 
 
-def load(results_dir: Path, model: str) -> CachedScan | None:
-    """The cached scan of a model, or None where there is none.
+def digest_of(scores: bytes) -> str:
+    """The digest by which a sidecar and a journal name scores."""
+    return hashlib.sha256(scores).hexdigest()
 
-    Reads the flat form, the nested form that is otherwise written to `_sorted.json`, and `Infinity` and `NaN`.
-    Raises ResultsError for a file that is empty or malformed.
+
+def scores_json(result: ScanResult) -> str:
+    """The scores as flat JSON: `{"<layer>": {"snr": ..., "type": ...}, ...}`, with `experts` for a stack."""
+    return json.dumps({layer.name: _score_entry(layer) for layer in result.layers}, indent=4) + "\n"
+
+
+def sidecar_json(result: ScanResult, provenance: Provenance, scores: str) -> str:
+    """The text of the sidecar of these scores."""
+    entries = {
+        "model": result.model,
+        "scores_sha256": digest_of(scores.encode()),
+        "scanned": result.scanned,
+        "left_out": result.left_out,
+        "edges": {layer.name: layer.edge for layer in result.layers if layer.edge is not None},
+        **_provenance_entries(provenance),
+    }
+    return json.dumps(entries, indent=1) + "\n"
+
+
+def sorted_json(result: ScanResult) -> str:
+    """The scores by layer type, descending: `{"<type>": {"<layer>": snr, ...}, ...}`."""
+    ranked = {
+        layer_type: {layer.name: layer.snr for layer in sorted(layers, key=lambda layer: -layer.snr)}
+        for layer_type, layers in result.by_type().items()
+    }
+    return json.dumps(ranked, indent=4) + "\n"
+
+
+def read_scan(path: Path, sidecar: Path, model: str) -> CachedScan | None:
+    """The scan in a file of scores and its sidecar; None if there is no such file.
+
+    Both published forms are read, the flat one and the one by layer type, and the numbers `Infinity` and `NaN`. Without
+    a sidecar, the scan has no provenance. Raises ResultsError if a file is empty or malformed.
+
+    Args:
+        path: the scores.
+        sidecar: need not exist.
+        model: the model's name, unless the sidecar says it.
     """
-    return _load(scan_path(results_dir, model), sidecar_path(results_dir, model), model)
-
-
-def load_file(path: Path) -> ScanResult:
-    """A scan by its file, which others may have made. Raises ResultsError as `load` does, and where there is none."""
-    try:
-        found = _load(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
-    except ResultsError as error:
-        raise ResultsError(f"{path} is no scan to compare with: {str(error).removesuffix(_AGAIN)}") from error
-    if found is None:
-        raise ResultsError(f"there is no scan {path}")
-    if not found.whole:
-        raise ResultsError(f"{path} and its sidecar do not belong together; copy both from where the scan was made")
-    return found.result
-
-
-def _load(path: Path, sidecar: Path, model: str) -> CachedScan | None:
     text = _read(path)
     if text is None:
         return None
     layers = _parse_scores(path, text)
     if not layers:
         raise _malformed(path, "it holds no layers")
-    if len(layers) > _MOST_LAYERS:
+    if len(layers) > _MAX_LAYERS:
         raise _malformed(path, f"it holds {len(layers)} layers, more than any model has")
-    recorded = _read(sidecar)
+    sidecar_text = _read(sidecar)
     types = tuple(dict.fromkeys(layer.layer_type for layer in layers))
-    finite = tuple(layer for layer in layers if not math.isnan(layer.snr))
+    scored = tuple(layer for layer in layers if not math.isnan(layer.snr))
     left_out = tuple(layer.name for layer in layers if math.isnan(layer.snr))
-    if recorded is None:
-        return CachedScan(ScanResult(model, finite, left_out, types, None), whole=True)
-    meta = _parse(sidecar, recorded)
+    if sidecar_text is None:
+        return CachedScan(ScanResult(model, scored, left_out, types, None), consistent=True)
+    entries = _parse(sidecar, sidecar_text)
     try:
-        provenance = _provenance(meta)
-        edges = {str(name): BulkEdge.parse(values) for name, values in meta.get("edges", {}).items()}
-        finite = tuple(replace(layer, edge=edges.get(layer.name)) for layer in finite)
-        left_out, scanned = _paths(meta["left_out"]), _paths(meta["scanned"])
-        whole = meta["scores_sha256"] == digest_of(text)
-        model = _model(meta["model"])
+        edges = {str(name): BulkEdge.parse(values) for name, values in entries.get("edges", {}).items()}
+        result = ScanResult(
+            model=_parse_model(entries["model"]),
+            layers=tuple(replace(layer, edge=edges.get(layer.name)) for layer in scored),
+            left_out=_parse_paths(entries["left_out"]),
+            scanned=_parse_paths(entries["scanned"]),
+            provenance=_parse_provenance(entries),
+        )
+        consistent = entries["scores_sha256"] == digest_of(text)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _malformed(sidecar, f"{type(error).__name__} {error}") from error
-    return CachedScan(ScanResult(model, finite, left_out, scanned, provenance), whole)
+    return CachedScan(result, consistent)
 
 
-def save(results_dir: Path, result: ScanResult) -> Path:
-    """Write a scan and its sidecar; return the scan's path.
+def read_published(path: Path) -> ScanResult:
+    """A scan from a file that somebody else may have made, to compare with.
 
-    The sidecar goes first and names the scores by digest, so whenever this is cut short, what is on disk is the old
-    scan, or is seen not to belong together. Raises ResultsError where a file cannot be written.
+    Raises ResultsError as `read_scan` does, and if there is no such file.
     """
-    scores = {layer.name: _entry(layer) for layer in result.layers}
-    text = json.dumps(scores, indent=4) + "\n"
-    if result.provenance is not None:
-        meta = {
-            "model": result.model,
-            "scores_sha256": digest_of(text.encode()),
-            "scanned": result.scanned,
-            "left_out": result.left_out,
-            "edges": {layer.name: layer.edge for layer in result.layers if layer.edge is not None},
-            **_provenance_entries(result.provenance),
-        }
-        write_atomically(sidecar_path(results_dir, result.model), json.dumps(meta, indent=1) + "\n")
-    path = scan_path(results_dir, result.model)
-    write_atomically(path, text)
-    return path
+    try:
+        found = read_scan(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
+    except ResultsError as error:
+        raise ResultsError(f"{path} is no scan to compare with: {str(error).removesuffix(_SCAN_AGAIN)}") from error
+    if found is None:
+        raise ResultsError(f"there is no scan {path}")
+    if not found.consistent:
+        raise ResultsError(f"{path} and its sidecar do not belong together; copy both from where the scan was made")
+    return found.result
 
 
-def save_sorted(output_dir: Path, result: ScanResult) -> Path:
-    """Write the scores by layer type, descending; return the path. Raises ResultsError where it cannot be written."""
-    ranked = {
-        layer_type: {layer.name: layer.snr for layer in sorted(layers, key=lambda layer: -layer.snr)}
-        for layer_type, layers in result.by_type().items()
-    }
-    path = sorted_path(output_dir, result.model)
-    write_atomically(path, json.dumps(ranked, indent=4) + "\n")
-    return path
-
-
-def _entry(layer: LayerSnr) -> dict[str, Any]:
+def _score_entry(layer: LayerSnr) -> dict[str, Any]:
     entry: dict[str, Any] = {"snr": layer.snr, "type": layer.layer_type}
     if layer.experts is not None:
         entry["experts"] = list(layer.experts)
     return entry
 
 
-def _known(parameter: Parameter) -> dict[str, Any]:
+def _provenance_entries(provenance: Provenance) -> dict[str, Any]:
+    """The sidecar's entries about a scan's origin, in their order on disk."""
+    info = provenance.info
+    return {
+        "revision": provenance.revision,
+        "commit": provenance.commit,
+        "fingerprint": provenance.fingerprint,
+        "model_class": info.model_class,
+        "class_asked": provenance.class_asked,
+        "versions": dict(provenance.versions),
+        "head": info.head,
+        "embedding": info.embedding,
+        "parameters": {name: _parameter_entry(parameter) for name, parameter in info.parameters.items()},
+        "layer_types": info.layer_types,
+    }
+
+
+def _parameter_entry(parameter: Parameter) -> dict[str, Any]:
     return {key: value for key, value in asdict(parameter).items() if value is not None}
 
 
@@ -136,7 +172,7 @@ def _read(path: Path) -> bytes | None:
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if not text.strip():
-        raise ResultsError(f"the cached scan {path} is empty{_AGAIN}")
+        raise ResultsError(f"the cached scan {path} is empty{_SCAN_AGAIN}")
     try:
         content = parse_json(text)
     except ValueError as error:
@@ -150,28 +186,31 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _parse_scores(path: Path, text: bytes) -> list[LayerSnr]:
     content = _parse(path, text)
-    if all(isinstance(value, dict) and "snr" in value for value in content.values()):
+    if all(isinstance(entry, dict) and "snr" in entry for entry in content.values()):
         return [
-            _layer(path, name, value.get("type"), value["snr"], value.get("experts")) for name, value in content.items()
+            _parse_layer(path, name, entry.get("type"), entry["snr"], entry.get("experts"))
+            for name, entry in content.items()
         ]
-    if all(isinstance(value, dict) and "snr" not in value for value in content.values()):
-        return [_layer(path, name, kind, snr) for kind, group in content.items() for name, snr in group.items()]
-    bad = next(name for name, value in content.items() if not isinstance(value, dict) or "snr" not in value)
+    if all(isinstance(entry, dict) and "snr" not in entry for entry in content.values()):
+        return [
+            _parse_layer(path, name, group, snr) for group, layers in content.items() for name, snr in layers.items()
+        ]
+    bad = next(name for name, entry in content.items() if not isinstance(entry, dict) or "snr" not in entry)
     raise _malformed(path, f"the entry {bad!r} has no SNR")
 
 
-def _layer(path: Path, name: str, layer_type: object, snr: object, experts: object = None) -> LayerSnr:
+def _parse_layer(path: Path, name: str, layer_type: object, snr: object, experts: object = None) -> LayerSnr:
     for text in (name, layer_type):
         if not isinstance(text, str) or not MODULE_PATH.fullmatch(text):
             raise _malformed(path, f"{text!r}, at {name!r}, is no module path")
     assert isinstance(layer_type, str)
     if not isinstance(experts, list | None):
         raise _malformed(path, f"the experts of {name!r} are no list")
-    values = None if experts is None else tuple(_number(path, name, value) for value in experts)
-    return LayerSnr(name, layer_type, _number(path, name, snr), values)
+    scores = None if experts is None else tuple(_parse_snr(path, name, score) for score in experts)
+    return LayerSnr(name, layer_type, _parse_snr(path, name, snr), scores)
 
 
-def _number(path: Path, name: str, value: object) -> float:
+def _parse_snr(path: Path, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _malformed(path, f"the SNR of {name!r} is {value!r}, not a number")
     try:
@@ -179,96 +218,76 @@ def _number(path: Path, name: str, value: object) -> float:
     except OverflowError as error:
         raise _malformed(path, f"the SNR of {name!r} is out of range") from error
     if snr < 0:
-        raise _malformed(path, f"the SNR of {name!r} is {value!r}, less than any")
+        raise _malformed(path, f"the SNR of {name!r} is {value!r}, but no SNR is negative")
     return snr
 
 
-def _provenance_entries(provenance: Provenance) -> dict[str, Any]:
-    """What the sidecar says of a scan's origin: a flat object, in this order."""
-    info = provenance.info
-    return {
-        "revision": provenance.revision,
-        "commit": provenance.commit,
-        "fingerprint": provenance.fingerprint,
-        "model_class": info.model_class,
-        "class_asked": provenance.class_asked,
-        "versions": dict(provenance.versions),
-        "head": info.head,
-        "embedding": info.embedding,
-        "parameters": {name: _known(parameter) for name, parameter in info.parameters.items()},
-        "layer_types": info.layer_types,
-    }
-
-
-def _provenance(meta: dict[str, Any]) -> Provenance:
+def _parse_provenance(entries: Mapping[str, Any]) -> Provenance:
     info = ModelInfo(
-        model_class=_word(meta["model_class"]),
-        head=None if meta["head"] is None else _path(meta["head"]),
-        embedding=None if meta["embedding"] is None else _path(meta["embedding"]),
-        parameters={
-            _path(name): Parameter(
-                _shape(entry["shape"]),
-                _word(entry["dtype"]),
-                None if entry.get("tied_to") is None else _path(entry["tied_to"]),
-                _optional(entry.get("module")),
-            )
-            for name, entry in meta["parameters"].items()
-        },
-        layer_types=_paths(meta["layer_types"]),
+        model_class=_parse_word(entries["model_class"]),
+        parameters={_parse_path(name): _parse_parameter(entry) for name, entry in entries["parameters"].items()},
+        layer_types=_parse_paths(entries["layer_types"]),
+        head=None if entries["head"] is None else _parse_path(entries["head"]),
+        embedding=None if entries["embedding"] is None else _parse_path(entries["embedding"]),
     )
     return Provenance(
-        revision=_optional(meta["revision"]),
-        commit=_optional(meta["commit"]),
-        fingerprint=_optional(meta["fingerprint"]),
-        class_asked=_optional(meta["class_asked"]),
-        versions={_word(k): _word(v) for k, v in meta["versions"].items()},
+        revision=_parse_optional_word(entries["revision"]),
+        commit=_parse_optional_word(entries["commit"]),
+        fingerprint=_parse_optional_word(entries["fingerprint"]),
+        class_asked=_parse_optional_word(entries["class_asked"]),
+        versions={_parse_word(package): _parse_word(version) for package, version in entries["versions"].items()},
         info=info,
     )
 
 
-def _shape(values: object) -> tuple[int, ...]:
-    if not isinstance(values, list) or len(values) > _MOST_DIMENSIONS:
+def _parse_parameter(entry: Mapping[str, Any]) -> Parameter:
+    tied_to = entry.get("tied_to")
+    return Parameter(
+        shape=_parse_shape(entry["shape"]),
+        dtype=_parse_word(entry["dtype"]),
+        tied_to=None if tied_to is None else _parse_path(tied_to),
+        module=_parse_optional_word(entry.get("module")),
+    )
+
+
+def _parse_shape(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > _MAX_DIMENSIONS:
         raise ValueError("a shape is a list of sizes")
-    shape = tuple(map(_count, values))
-    if math.prod(shape) >= 2**63:
-        raise ValueError("a shape of more elements than a tensor can have")
-    return shape
+    for size in values:
+        if not isinstance(size, int) or not 0 <= size < 2**63:
+            raise ValueError(f"{str(size)[:40]} is no size")
+    if math.prod(values) >= 2**63:
+        raise ValueError("a shape has more elements than a tensor can have")
+    return tuple(values)
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:40]} is no number of anything")
-    return value
-
-
-def _paths(values: object) -> tuple[str, ...]:
+def _parse_paths(values: object) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise ValueError(f"{values!r} is no list")
-    return tuple(map(_path, values))
+    return tuple(map(_parse_path, values))
 
 
-def _optional(value: object) -> str | None:
-    return None if value is None else _word(value)
-
-
-def _word(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_WORD or not value.isprintable():
-        raise ValueError(f"{str(value)[:40]!r} is no word")
-    return value
-
-
-def _model(value: object) -> str:
-    """A model's name, which may be a long path."""
-    if not isinstance(value, str) or len(value) > _LONGEST_MODEL:
-        raise ValueError(f"{str(value)[:40]!r} is no name of a model")
-    return value
-
-
-def _path(value: object) -> str:
+def _parse_path(value: object) -> str:
     if not isinstance(value, str) or not MODULE_PATH.fullmatch(value):
         raise ValueError(f"{value!r} is no module path")
     return value
 
 
+def _parse_optional_word(value: object) -> str | None:
+    return None if value is None else _parse_word(value)
+
+
+def _parse_word(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_WORD_LENGTH or not value.isprintable():
+        raise ValueError(f"{str(value)[:40]!r} is no word")
+    return value
+
+
+def _parse_model(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_MODEL_LENGTH:
+        raise ValueError(f"{str(value)[:40]!r} is no name of a model")
+    return value
+
+
 def _malformed(path: Path, reason: str) -> ResultsError:
-    return ResultsError(f"the cached scan {path} cannot be used: {reason}{_AGAIN}")
+    return ResultsError(f"the cached scan {path} cannot be used: {reason}{_SCAN_AGAIN}")

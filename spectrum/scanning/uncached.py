@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError
 from spectrum.layer_types import match_types
-from spectrum.records import LayerWeight, MatrixScore, ScanResult
-from spectrum.scanning.assemble import assemble, layer_scores
-from spectrum.scanning.job import open_requested
-from spectrum.scanning.journal import Matrix
+from spectrum.records import LayerSpectrum, ScanResult
+from spectrum.scanning.assemble import (
+    assemble,
+    layer_scores,
+    refuse_without_scores,
+    score_batches,
+    warn_of_left_out,
+)
+from spectrum.scanning.job import open_checkpoint_of
 from spectrum.scanning.request import ScanCallbacks, ScanRequest
-from spectrum.scanning.scan import _check_any, _tell_left_out
 from spectrum.text import plural
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
-def singular_values(request: ScanRequest, layer: str, index: int | None) -> tuple[LayerWeight, int, np.ndarray]:
-    """A layer, which of its matrices, and the singular values of that, ascending.
+def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> LayerSpectrum:
+    """Compute the singular values of one matrix of a layer, and its score.
 
-    index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
+    Raises SpectrumError if the model has no such layer, if the layer has no such matrix, or if the matrix is not
+    finite.
+
+    Args:
+        request: the model, and the device to compute on.
+        layer: the layer's name.
+        index: which matrix of a stack; None for the first.
     """
     from spectrum.compute.devices import devices_for, problem_of, warm_up
     from spectrum.compute.snr import singular_values
 
-    checkpoint = open_requested(request)
+    checkpoint = open_checkpoint_of(request)
     weights = {weight.name: weight for weight in checkpoint.weights}
     if layer not in weights:
         close = difflib.get_close_matches(layer, weights, 1)
@@ -43,22 +51,51 @@ def singular_values(request: ScanRequest, layer: str, index: int | None) -> tupl
     device = devices_for(request.device, _unheard, None)[0]
     warm_up([device])
     try:
-        values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
+        values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu()
     except (MemoryError, RuntimeError) as error:
         problem = problem_of(error)
         if problem is None:
             raise
         elsewhere = "" if device.type == "cpu" else "; --device cpu may do it"
         raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix)}{elsewhere}") from error
-    if not all(map(math.isfinite, values)):
+    if not values.isfinite().all():
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
-    return weight, number, values
+    return describe_spectrum(f"{layer}[{number}]" if weight.count > 1 else layer, weight.matrix, values)
 
 
-def of_model(
-    model: torch.nn.Module, layer_types: Sequence[str], batch_size: int | None, device: str, attendant: ScanCallbacks
+def describe_spectrum(name: str, shape: tuple[int, int], values: torch.Tensor) -> LayerSpectrum:
+    """The record of a matrix of this shape. values: (k,) ascending float64, finite."""
+    from spectrum.compute.snr import NORMAL_IQR, bulk_edge, noise_scale, signal_to_noise_ratio
+
+    beta = min(shape) / max(shape)
+    sigma = noise_scale(values[None])
+    edge = bulk_edge(sigma, beta)
+    return LayerSpectrum(
+        name=name,
+        shape=shape,
+        values=tuple(values.tolist()),
+        aspect_ratio=beta,
+        interquartile_range=NORMAL_IQR * sigma.item(),
+        sigma=sigma.item(),
+        edge=edge.item(),
+        snr=signal_to_noise_ratio(values[None], edge).item(),
+    )
+
+
+def scan_model(
+    model: torch.nn.Module, layer_types: Sequence[str], batch_size: int | None, device: str, callbacks: ScanCallbacks
 ) -> ScanResult:
-    """The scan of a model that is in memory, by default where it is. Raises SpectrumError where it cannot be had."""
+    """The scan of a model that is in memory.
+
+    Raises SpectrumError if there can be none: a model that is sharded or quantized, an unknown layer type.
+
+    Args:
+        model: may be wrapped by DDP or torch.compile.
+        layer_types: exact types and shell patterns.
+        batch_size: matrices in a kernel call; None to fit a memory budget.
+        device: `auto` is the GPU that the model is on, else as for the command.
+        callbacks: `choose` is not called.
+    """
     import torch
     from accelerate.utils import extract_model_from_parallel
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -71,22 +108,23 @@ def of_model(
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise CheckpointError("the model is sharded by FSDP; scan it before it is, or by its name or path")
     unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
-    unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # of torch.compile
+    unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # torch.compile's wrapper
     name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
     checkpoint = of_model(unwrapped, name)
     types = match_types(layer_types, checkpoint.provenance.info.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
-    place = next(unwrapped.parameters()).device
-    devices = [place] if device == "auto" and place.type == "cuda" else devices_for(device, attendant.warn, None)
+    own_device = next(unwrapped.parameters()).device
+    stays = device == "auto" and own_device.type == "cuda"
+    devices = [own_device] if stays else devices_for(device, callbacks.warn, None)
     for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
-        torch.cuda.synchronize(gpu)  # the lanes' streams do not wait for what is queued there
-    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
-    scores: dict[Matrix, MatrixScore] = {}
-    for batch, values in attendant.progress(score(batches, checkpoint.read, devices, attendant.warn), batches):
-        scores |= zip([(weight.parameter, i) for weight, i in batch.members], values, strict=True)
+        torch.cuda.synchronize(gpu)  # the streams of the scan do not wait for work that is queued on another
+    batches = plan(weights, batch_size, batch_budget(devices))
+    with callbacks.progress(batches) as progress:
+        stream = score(batches, checkpoint.read, devices, callbacks.warn)
+        scores = dict(score_batches(stream, lambda batch, _: progress.advance(batch)))
     result = assemble(name, weights, layer_scores(weights, scores), checkpoint.provenance)
-    _check_any(result)
-    _tell_left_out(result, attendant)
+    refuse_without_scores(result)
+    warn_of_left_out(result, callbacks.warn)
     return result
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from spectrum.compute.batches import batch_cost, plan, share
+from spectrum.compute.batches import BatchBudget, batch_cost, plan, share
 from spectrum.compute.workspace import call_bytes
 from spectrum.records import LayerWeight
 from tests.benchmarks.kernel import operations
@@ -84,7 +84,7 @@ def main() -> None:
         work = sum(layer.count * operations(layer.matrix) for layer in layers)
         size = sum(layer.count * layer.matrix[0] * layer.matrix[1] * itemsize for layer in layers)
         started = time.perf_counter()
-        batches = plan(layers, None, 512 << 20)
+        batches = plan(layers, None, BatchBudget(512 << 20, gpu=False))
         balance = []
         for count in PROCESSES:
             loads = [sum(map(batch_cost, part)) for part in share(batches, count)]

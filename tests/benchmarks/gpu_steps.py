@@ -20,11 +20,11 @@ from unittest import mock
 
 import torch
 
-from spectrum.compute import devices, executor, snr, workspace
+from spectrum.compute import decomposition, devices, executor, snr, workspace
 from spectrum.compute import lanes as lane_module
 from spectrum.compute.batches import plan
 from spectrum.records import LayerWeight
-from spectrum.scanning import store
+from spectrum.scanning.store import ScanStore
 from tests.benchmarks import checkpoints
 from tests.benchmarks.cusolver import Solver
 from tests.benchmarks.gpu import Session, Step
@@ -134,7 +134,7 @@ def edges(session: Session) -> None:
 
 def gram_of(session: Session, n: int) -> torch.Tensor:
     """A Gram matrix, (1, n, n): its lower triangle."""
-    return snr._gram(weight(n, 2 * n, session.device)[None], None)
+    return decomposition.gram_matrix(weight(n, 2 * n, session.device)[None], None)
 
 
 def whole(gram: torch.Tensor) -> torch.Tensor:
@@ -230,13 +230,12 @@ def scan(
     """A scan of so many matrices from main memory: seconds, memory, and errors against a CPU."""
     named = {f"{shape}.{i}": shape for shape, count in counts.items() for i in range(count)}
     weights = [LayerWeight(name, "layer", name, shape, shape, 1, "bfloat16") for name, shape in named.items()]
-    gpu = session.device.type == "cuda"
-    batches = plan(weights, batch_size, devices.batch_budget([session.device]), gpu=gpu)
+    batches = plan(weights, batch_size, devices.batch_budget([session.device]))
     warned: list[str] = []
     errors: list[float] = []
     session.start_peak()
     started = time.perf_counter()
-    with mock.patch.object(lane_module, "lanes", lambda device, k: lanes or devices.lanes(device, k)):
+    with mock.patch.object(lane_module, "num_lanes", lambda device, k: lanes or devices.num_lanes(device, k)):
         for batch, scores in executor.score(batches, lambda w, i: samples[w.matrix], [session.device], warned.append):
             known = expected(*batch.matrix)
             if known is not None:
@@ -272,7 +271,7 @@ def lanes(session: Session) -> None:
 
 def tests(session: Session) -> None:
     """The tests that know the card. Warnings are no failures here: the packages may be other than ours."""
-    files = ["tests/test_snr.py", "tests/test_scanning.py", "tests/test_devices.py"]
+    files = [f"tests/compute/test_{name}.py" for name in ("snr", "executor", "devices")]
     which = "cuda" if session.device.type == "cuda" else "test_a_matrix_of_zeros"
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "-k", which]
     said = session.out / "pytest.txt"
@@ -294,11 +293,11 @@ def tiles(session: Session) -> None:
         for tile in (1024, 2048, 4096, 8192):
             for columns in (2048, 4096, 16384):
                 with (
-                    mock.patch.object(snr, "_GPU_TILE", session.size(tile)),
+                    mock.patch.object(decomposition, "_GPU_TILE", session.size(tile)),
                     mock.patch.object(workspace, "_GPU_COLUMNS", session.size(columns)),
                     mock.patch.object(workspace, "_GPU_BUFFER", 1 << 31),
                 ):
-                    seconds = session.seconds(partial(snr._gram, matrix, None), 1, 1)
+                    seconds = session.seconds(partial(decomposition.gram_matrix, matrix, None), 1, 1)
                 session.note("Gram matrix", of=f"{shape}", tile=tile, columns=columns, ms=seconds * 1e3)
 
 
@@ -314,7 +313,7 @@ def exact(session: Session) -> None:
             session.note("svdvals in float64", k=k, driver=driver, seconds=seconds, **session.peak())
         session.start_peak()
         matrix = weight(k, 3 * k, session.device)
-        seconds = session.seconds(partial(snr._exact_singular_values, matrix, None))
+        seconds = session.seconds(partial(decomposition.exact_singular_values, matrix, None))
         session.note("exact method", shape=f"{k}x{3 * k}", seconds=seconds, **session.peak())
 
 
@@ -338,7 +337,7 @@ def spectrum(session: Session, model: Path, cwd: Path, device: str, launcher: Se
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     session.note("command", model=model.name, device=device, seconds=seconds, said=done.stdout.splitlines()[0])
-    scores = json.loads(store.scan_path(cwd / "model_snr_results", str(model)).read_text())
+    scores = json.loads(ScanStore(cwd / "model_snr_results", str(model)).scan_path.read_text())
     return {layer: entry["snr"] for layer, entry in scores.items()}
 
 

@@ -23,8 +23,8 @@ from spectrum.records import LayerWeight
 from tests.benchmarks.checkpoints import trained_like
 from tests.benchmarks.machine import description
 from tests.benchmarks.reference import snr_float32
-from tests.oracle import oracle_snr
-from tests.scanned import scan
+from tests.helpers.oracle import oracle_snr
+from tests.helpers.scanned import scan
 
 Shape = tuple[int, int]
 

@@ -39,12 +39,12 @@ CONFIG = transformers.Qwen3MoeConfig(
 PLAN = """
 import sys, time
 import spectrum.checkpoint.reader, spectrum.compute.executor
-from spectrum.compute.batches import plan
+from spectrum.compute.batches import BatchBudget, plan
 from transformers import Qwen3MoeForCausalLM
 started = time.perf_counter()
 checkpoint = spectrum.checkpoint.reader.open_checkpoint(sys.argv[1])
 opened = time.perf_counter()
-batches = plan(checkpoint.weights, None, 1 << 24)
+batches = plan(checkpoint.weights, None, BatchBudget(1 << 24, gpu=False))
 print(opened - started, time.perf_counter() - opened, len(batches))
 """
 

@@ -70,8 +70,8 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
     info = selection.result.info
     assert info is not None
-    sizes, every = (memory.sizes(names, info) for names in (selection.trained(), info.parameters))
-    planned = memory.memory(sizes, every, optimizer, memory.UNSHARDED, 1)
+    sizes, every = (memory.parameter_sizes(names, info) for names in (selection.trained(), info.parameters))
+    planned = memory.bytes_per_device(sizes, every, optimizer, memory.UNSHARDED, 1)
     return planned, measured, resident() - before
 
 

@@ -1,0 +1,407 @@
+"""Quantized checkpoints: dequantized as transformers' own loader does it, or refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.quantization import check_scales
+from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
+from spectrum.errors import CheckpointError
+from tests.helpers.architectures import llama_like, mixture
+from tests.helpers.oracle import oracle_snr
+from tests.helpers.scanned import scan
+
+FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
+
+State = dict[str, torch.Tensor]
+
+
+def quantized_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks of 128 x 128 with a scale each: the fp8 values, the scales, and what they stand for in bfloat16."""
+    rows, columns = weight.shape[0] // 128, weight.shape[1] // 128
+    blocks = weight.float().reshape(rows, 128, columns, 128)
+    scales = blocks.abs().amax(dim=(1, 3)) / 448
+    values = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    meant = (values.float() * scales[:, None, :, None]).bfloat16()
+    return values.reshape(weight.shape), scales, meant.reshape(weight.shape)
+
+
+def causal_lm(config: Any) -> Any:
+    auto: Any = transformers.AutoModelForCausalLM
+    return auto.from_config(config)
+
+
+def save(model: Any, directory: Path, quantization: dict[str, Any] | None) -> State:
+    """Save a model of random values, with this quantization in its config; return its tensors."""
+    torch.manual_seed(0)
+    model = model.to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.05)
+    model.save_pretrained(directory)
+    if quantization:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    return load_file(directory / "model.safetensors")
+
+
+def store(directory: Path, state: State) -> None:
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_fp8(directory: Path, *, experts: bool) -> State:
+    """A checkpoint as DeepSeek-V3's: fp8 projections with block scales. Returns what it stands for, by stored key."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4, "head_dim": 32}
+    config = (
+        mixture(transformers.Qwen3MoeConfig, moe_intermediate_size=128, **sizes)
+        if experts
+        else llama_like(transformers.LlamaConfig, **sizes)
+    )
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(causal_lm(config), directory, FP8).items():
+        if "_proj" in key:
+            stored[key], stored[f"{key}_scale_inv"], meant[key] = quantized_fp8(value)
+        else:
+            stored[key] = meant[key] = value
+    store(directory, stored)
+    return meant
+
+
+def save_mxfp4(directory: Path) -> State:
+    """A checkpoint as gpt-oss's: experts in 4 bits, 32 to a scale, transposed. Returns what it stands for."""
+    config = mixture(transformers.GptOssConfig, hidden_size=64, intermediate_size=96, head_dim=16, num_local_experts=4)
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(transformers.GptOssForCausalLM(config), directory, MXFP4).items():
+        if key.endswith(("gate_up_proj", "down_proj")):
+            experts, rows, columns = value.shape
+            blocks = torch.randint(0, 256, (experts, columns, rows // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(118, 124, (experts, columns, rows // 32), dtype=torch.uint8)
+            nibbles = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+            values = FP4_VALUES[nibbles] * torch.exp2(scales.float() - 127)[..., None]
+            meant[key] = values.reshape(experts, columns, rows).transpose(1, 2).bfloat16()
+            stored[f"{key}_blocks"], stored[f"{key}_scales"] = blocks, scales
+        else:
+            stored[key] = meant[key] = value
+    store(directory, stored)
+    return meant
+
+
+def matrix(checkpoint: Checkpoint, name: str, index: int = 0) -> torch.Tensor:
+    (weight,) = (weight for weight in checkpoint.weights if weight.name == name)
+    return checkpoint.read(weight, index)
+
+
+def assert_as_transformers_loads(directory: Path, config_class: Any) -> Checkpoint:
+    checkpoint = open_checkpoint(str(directory))
+    model_class = getattr(transformers, checkpoint.provenance.info.model_class)
+    model = model_class.from_pretrained(
+        directory, dtype="auto", device_map="cpu", quantization_config=config_class(dequantize=True)
+    )
+    values = dict(model.named_parameters(remove_duplicate=False))
+    assert checkpoint.provenance.info.parameters.keys() == values.keys()
+    for weight in checkpoint.weights:
+        value = values[weight.name if weight.name in values else f"{weight.name}.weight"].detach()
+        value = value if weight.count > 1 else value.reshape(1, *weight.matrix)
+        for index in range(weight.count):
+            assert torch.equal(checkpoint.read(weight, index), value[index]), (weight.name, index)
+    return checkpoint
+
+
+def assert_scores(checkpoint: Checkpoint) -> None:
+    for score in scan(checkpoint.weights, checkpoint.read, [torch.device("cpu")]):
+        (weight,) = (weight for weight in checkpoint.weights if weight.name == score.name)
+        expected = [oracle_snr(checkpoint.read(weight, i).double().numpy()) for i in range(weight.count)]
+        assert (score.experts or (score.snr,)) == pytest.approx(expected, rel=1e-8), score.name
+
+
+@pytest.fixture
+def fp8_is_read() -> None:
+    try:
+        importlib.import_module("transformers.integrations.finegrained_fp8")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"this transformers needs a package to dequantize fp8: {error}")
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_fp8_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=False)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.FineGrainedFP8Config)
+    for key, value in meant.items():
+        name = key.removesuffix(".weight")
+        assert torch.equal(matrix(checkpoint, name).reshape(value.shape), value), key
+    assert_scores(checkpoint)
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_fp8_experts_are_dequantized_one_at_a_time(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=True)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.FineGrainedFP8Config)
+    for layer in range(2):
+        for expert in range(4):
+            stored = f"model.layers.{layer}.mlp.experts.{expert}"
+            both = torch.cat([meant[f"{stored}.gate_proj.weight"], meant[f"{stored}.up_proj.weight"]])
+            assert torch.equal(matrix(checkpoint, f"model.layers.{layer}.mlp.experts.gate_up_proj", expert), both)
+    assert_scores(checkpoint)
+
+
+def test_mxfp4_is_dequantized_as_transformers_does_it(tmp_path: Path) -> None:
+    meant = save_mxfp4(tmp_path)
+    checkpoint = assert_as_transformers_loads(tmp_path, transformers.utils.quantization_config.Mxfp4Config)
+    for layer in range(2):
+        for projection in ("gate_up_proj", "down_proj"):
+            name = f"model.layers.{layer}.mlp.experts.{projection}"
+            for expert in range(4):
+                assert torch.equal(matrix(checkpoint, name, expert), meant[name][expert])
+    assert_scores(checkpoint)
+
+
+def save_compressed_tensors(directory: Path, kind: str) -> State:
+    """A checkpoint with 8 bits to a number, `float` or `int`, and a scale to a row. Returns what it stands for."""
+    weights = {"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": True, "dynamic": False}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": f"{kind}-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+    }
+    dtype, largest = (torch.float8_e4m3fn, 448) if kind == "float" else (torch.int8, 127)
+    stored: State = {}
+    meant: State = {}
+    for key, value in save(llama_model(), directory, settings).items():
+        if "_proj" in key:
+            scale = (value.float().abs().amax(dim=1, keepdim=True) / largest).bfloat16()
+            stored[key] = (value.float() / scale.float()).to(dtype)
+            stored[f"{key}_scale"] = scale
+            meant[key] = (stored[key].float() * scale.float()).bfloat16()
+        else:
+            stored[key] = meant[key] = value
+    store(directory, stored)
+    return meant
+
+
+@pytest.mark.parametrize("kind", ["float", "int"])
+def test_compressed_tensors_are_dequantized_where_their_package_is_there(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    meant = save_compressed_tensors(tmp_path, kind)
+    checkpoint = open_checkpoint(str(tmp_path))
+    for key, value in meant.items():
+        read = matrix(checkpoint, key.removesuffix(".weight")).reshape(value.shape)
+        assert torch.allclose(read.float(), value.float(), rtol=2**-7, atol=0), key  # an ulp of bfloat16
+    assert_scores(checkpoint)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes has much to say on a machine without a GPU
+def test_bitsandbytes_is_undone_where_its_package_is_there(tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    save(llama_model(hidden_size=64, intermediate_size=128), tmp_path / "original", None)
+    config_class: Any = transformers.BitsAndBytesConfig
+    settings = config_class(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    load: Any = transformers.LlamaForCausalLM.from_pretrained
+    load(tmp_path / "original", quantization_config=settings, device_map="cpu").save_pretrained(tmp_path / "quantized")
+    checkpoint = open_checkpoint(str(tmp_path / "quantized"))
+    expected = dict(load(tmp_path / "quantized", device_map="cpu").dequantize().named_parameters())
+    for weight in checkpoint.weights:
+        value = expected[f"{weight.name}.weight"].detach()
+        assert torch.equal(checkpoint.read(weight, 0), value.reshape(weight.matrix)), weight.name
+    assert any("takes its memory" in warning for warning in checkpoint.warnings)
+
+
+@pytest.mark.parametrize(
+    "method", [*sorted(AUTO_QUANTIZER_MAPPING.keys() - {"fp8", "mxfp4"}), "a-method-of-tomorrow", None]
+)
+def test_every_other_method_is_refused_by_name(
+    tmp_path: Path, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spectrum.checkpoint.quantization.find_spec", lambda name: None)
+    settings = {"load_in_4bit": True} if method == "bitsandbytes_4bit" else {}
+    name = "bitsandbytes" if method and method.startswith("bitsandbytes") else method
+    save(llama_model(), tmp_path, {"quant_method": name, **settings})
+    with pytest.raises(CheckpointError, match=f"quantized by the method '{name or 'without a name'}'.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectrum.checkpoint.quantization.find_spec", lambda name: None)
+    save(llama_model(), tmp_path, {"quant_method": "compressed-tensors"})
+    with pytest.raises(CheckpointError, match=r"install compressed_tensors"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32])
+def test_numbers_that_are_no_weights_are_refused_without_a_quantization_config(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    state = save(llama_model(), tmp_path, None)
+    key = "model.layers.1.mlp.up_proj.weight"
+    store(tmp_path, state | {key: state[key].to(dtype)})
+    with pytest.raises(CheckpointError, match=rf"{key} as {str(dtype)[6:]}.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_scale_inv", "weight_scale", "scales", "qweight", "g_idx", "weight.absmax", "weight_zero_point"]
+)
+def test_leftover_scales_are_refused(tmp_path: Path, name: str) -> None:
+    state = save(llama_model(), tmp_path, None)
+    key = f"model.layers.1.mlp.up_proj.{name}"
+    store(tmp_path, state | {key: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=rf"holds {key}.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+# Weights whose scales are missing. Some versions of transformers take such numbers for the weight.
+
+
+def assert_refused_without(key: str, directory: Path, weight: str, dtype: str) -> None:
+    """Without this key the checkpoint is refused, and the weight that is stored as another one named."""
+    state = load_file(directory / "model.safetensors")
+    del state[key]
+    store(directory, state)
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(str(directory))
+    assert str(refused.value).startswith(f"{directory} holds {weight} as {dtype}, but its scale is missing: ")
+    assert "download it again, or scan the original" in str(refused.value)
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_fp8_weights_whose_scales_are_gone_are_refused(tmp_path: Path) -> None:
+    save_fp8(tmp_path, experts=False)
+    weight = "model.layers.1.mlp.up_proj.weight"
+    assert_refused_without(f"{weight}_scale_inv", tmp_path, weight, "float8_e4m3fn")
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_an_expert_whose_scale_is_gone_is_refused(tmp_path: Path) -> None:
+    save_fp8(tmp_path, experts=True)
+    weight = "model.layers.1.mlp.experts.2.up_proj.weight"
+    assert_refused_without(f"{weight}_scale_inv", tmp_path, weight, "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("projection", ["gate_up_proj", "down_proj"])
+def test_packed_weights_whose_scales_are_gone_are_refused(tmp_path: Path, projection: str) -> None:
+    save_mxfp4(tmp_path)
+    weight = f"model.layers.1.mlp.experts.{projection}"
+    assert_refused_without(f"{weight}_scales", tmp_path, f"{weight}_blocks", "uint8")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float", "float8_e4m3fn"), ("int", "int8")])
+def test_compressed_tensors_whose_scales_are_gone_are_refused(tmp_path: Path, kind: str, dtype: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed_tensors(tmp_path, kind)
+    weight = "model.layers.1.self_attn.q_proj.weight"
+    assert_refused_without(f"{weight}_scale", tmp_path, weight, dtype)
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_modules_of_an_fp8_checkpoint_that_are_not_quantized_need_no_scale(tmp_path: Path) -> None:
+    meant = save_fp8(tmp_path, experts=False)
+    left = [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1)]
+    state = load_file(tmp_path / "model.safetensors")
+    for module in left:
+        state[f"{module}.weight"] = meant[f"{module}.weight"]
+        del state[f"{module}.weight_scale_inv"]
+    store(tmp_path, state)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["modules_to_not_convert"] = left
+    path.write_text(json.dumps(config))
+    checkpoint = open_checkpoint(str(tmp_path))
+    for key, value in meant.items():
+        read = matrix(checkpoint, key.removesuffix(".weight")).reshape(value.shape)
+        assert torch.allclose(read.float(), value.float(), rtol=2**-7, atol=0), key
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+def test_a_table_of_whole_numbers_beside_the_parameters_needs_no_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As DeepSeek-V4 has one, of the experts of each token.
+    make: Any = transformers.LlamaForCausalLM.__init__
+
+    def with_table(self: Any, config: Any) -> None:
+        make(self, config)
+        self.register_buffer("experts_of_tokens", torch.zeros(4, dtype=torch.int64))
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", with_table)
+    save_fp8(tmp_path, experts=False)
+    assert "experts_of_tokens" in load_file(tmp_path / "model.safetensors")
+    assert open_checkpoint(str(tmp_path)).weights
+
+
+# The rule by itself, which no version of transformers has a part in.
+
+
+def check(*tensors: tuple[str, str, int]) -> None:
+    """Of tensors by key, dtype and number of dimensions, all of which make parameters."""
+    stored = {key: StoredTensor(key, Path("f"), dtype, (4,) * dims, 0) for key, dtype, dims in tensors}
+    check_scales(Path("model"), stored, stored)
+
+
+SCALED = [
+    *(
+        ("m.weight", f"m.{name}")
+        for name in ("weight_scale_inv", "weight_scale", "scale", "scale_inv", "qscale_weight")
+    ),
+    *(("m.experts.down_proj", f"m.experts.down_proj_{name}") for name in ("scale_inv", "scale")),
+    ("m.experts.down_proj_blocks", "m.experts.down_proj_scales"),
+    ("m.weight_packed", "m.weight_scale"),
+]
+
+
+@pytest.mark.parametrize(("weight", "scale"), SCALED, ids=[scale for _, scale in SCALED])
+def test_a_scale_goes_by_any_of_its_names(weight: str, scale: str) -> None:
+    check((weight, "float8_e4m3fn", 2), (scale, "float32", 2))
+    with pytest.raises(CheckpointError, match=f"^model holds {weight} as float8_e4m3fn, but its scale is missing"):
+        check((weight, "float8_e4m3fn", 2), (f"other.{scale}", "float32", 2))
+
+
+def test_a_scale_of_a_modules_weight_is_not_that_of_its_other_parameters() -> None:
+    with pytest.raises(CheckpointError, match=r"holds m\.experts\.down_proj as float8_e4m3fn"):
+        check(("m.experts.down_proj", "float8_e4m3fn", 3), ("m.experts.scale", "float32", 1))
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "F4"])
+def test_weights_of_any_form_need_a_scale(dtype: str, dims: int) -> None:
+    with pytest.raises(CheckpointError, match=f"m.weight as {dtype}"):
+        check(("m.bias", "float32", 1), ("m.weight", dtype, dims))
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv", "scale", "weight_zero_point", "weight_shape"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e8m0fnu", "uint8", "int64"])
+def test_what_is_stored_beside_a_weight_needs_no_scale(name: str, dtype: str) -> None:
+    check(("m.weight", "uint8", 2), ("m.weight_scale", "float8_e4m3fn", 2), (f"n.{name}", dtype, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_weights_that_are_numbers_need_no_scale(dtype: str) -> None:
+    check(("m.weight", dtype, 2), ("n.weight", dtype, 1), ("experts.down_proj", dtype, 3))
+
+
+def llama_model(**changes: object) -> Any:
+    return causal_lm(llama_like(transformers.LlamaConfig, **changes))

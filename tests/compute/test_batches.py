@@ -1,0 +1,156 @@
+"""Batches: every matrix once, of one shape and dtype, the costliest first, within the memory that they are given."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum.compute.batches import BatchBudget, WeightBatch, batch_bytes, matrix_cost, plan
+from spectrum.compute.workspace import call_bytes, gpu_columns
+from spectrum.records import LayerWeight
+from tests.helpers.batches import BATCH_SIZES, BUDGET, BYTES, UNTIMED, models, weight
+
+
+def distinct(weights: list[LayerWeight]) -> list[LayerWeight]:
+    """The first weight of each parameter, in model order."""
+    seen: dict[str, LayerWeight] = {}
+    for each in weights:
+        seen.setdefault(each.parameter, each)
+    return list(seen.values())
+
+
+def expected_groups(weights: list[LayerWeight]) -> dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]]:
+    """Matrices by shape and dtype, in model order."""
+    groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
+    for each in distinct(weights):
+        groups.setdefault((each.matrix, each.dtype), []).extend((each, i) for i in range(each.count))
+    return groups
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_batches_are_of_one_shape_and_dtype(weights: list[LayerWeight], batch_size: int | None) -> None:
+    for batch in plan(weights, batch_size, BUDGET):
+        assert batch.members
+        assert {(member.matrix, member.dtype) for member, _ in batch.members} == {(batch.matrix, batch.dtype)}
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_each_matrix_is_planned_once_and_tied_ones_under_their_first_owner(
+    weights: list[LayerWeight], batch_size: int | None
+) -> None:
+    planned = [member for batch in plan(weights, batch_size, BUDGET) for member in batch.members]
+    assert len(planned) == len(set(planned))
+    assert set(planned) == {member for group in expected_groups(weights).values() for member in group}
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_matrices_of_one_shape_follow_the_model(weights: list[LayerWeight], batch_size: int | None) -> None:
+    planned: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
+    for batch in plan(weights, batch_size, BUDGET):
+        planned.setdefault((batch.matrix, batch.dtype), []).extend(batch.members)
+    assert planned == expected_groups(weights)
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_the_costliest_batches_come_first(weights: list[LayerWeight], batch_size: int | None) -> None:
+    costs = []
+    for batch in plan(weights, batch_size, BUDGET):
+        k, m = min(batch.matrix), max(batch.matrix)
+        costs.append(len(batch.members) * (k**2 * m + 2 * k**3))
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_equal_batches_come_in_model_order() -> None:
+    weights = [weight(f"w{i}", (512, 64)) for i in range(9)]
+    assert [batch.members[0][0].name for batch in plan(weights, 3, BUDGET)] == ["w0", "w3", "w6"]
+
+
+def test_the_cost_of_a_matrix_is_that_of_its_transpose() -> None:
+    assert matrix_cost((3, 5)) == matrix_cost((5, 3)) == 9 * (5 + 2 * 3)
+
+
+@UNTIMED
+@given(models(), st.integers(1, 7))
+def test_a_fixed_batch_size_is_filled_and_not_exceeded(weights: list[LayerWeight], batch_size: int) -> None:
+    sizes: dict[tuple[tuple[int, int], str], list[int]] = {}
+    for batch in plan(weights, batch_size, BUDGET):
+        sizes.setdefault((batch.matrix, batch.dtype), []).append(len(batch.members))
+    for key, group in expected_groups(weights).items():
+        full, rest = divmod(len(group), batch_size)
+        assert sizes[key] == [batch_size] * full + [rest] * (rest > 0)
+
+
+def needed(batch: WeightBatch, *, gpu: bool) -> int:
+    """Bytes to score a batch: the matrices as stored, and two float64 Gram matrices of the short side for each.
+
+    On a GPU there is a workspace as large as one of these, or before that a buffer of columns, of at most 256 MiB.
+    """
+    (n, m), dtype, count = batch.matrix, batch.dtype, len(batch.members)
+    stored, gram = count * n * m * BYTES[dtype], count * min(n, m) ** 2 * 8
+    if not gpu:
+        return stored + 2 * gram
+    column = count * min(n, m) * 8
+    columns = min(max(n, m), 4096, (256 << 20) // column)
+    return stored + gram + max(2 * gram, columns * column)
+
+
+@UNTIMED
+@given(models(), st.sampled_from([1, 1 << 16, 16 << 20, 64 << 20]), st.booleans())
+def test_automatic_batches_stay_within_the_budget_and_use_it(
+    weights: list[LayerWeight], budget: int, gpu: bool
+) -> None:
+    batches = plan(weights, None, BatchBudget(budget, gpu=gpu))
+    for batch in batches:
+        assert needed(batch, gpu=gpu) == batch_bytes(batch, gpu=gpu)
+        assert needed(batch, gpu=gpu) <= budget or len(batch.members) == 1
+    # Two neighbours of one shape were not worth two calls, had they fitted in one.
+    for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix, batch.dtype))):
+        if (left.matrix, left.dtype) == (right.matrix, right.dtype):
+            both = WeightBatch(left.matrix, left.dtype, left.members + right.members)
+            assert needed(both, gpu=gpu) > budget
+
+
+def test_the_buffer_of_a_gpu_is_bounded() -> None:
+    assert gpu_columns(1, 3072, 8192) == 4096
+    assert gpu_columns(1, 64, 100) == 100
+    for count, k, length in [
+        (42, 768, 2048),
+        (1, 16384, 53248),
+        (256, 1024, 4096),
+        (10_000, 64, 4096),
+        (1, 8192, 28672),
+    ]:
+        columns = gpu_columns(count, k, length)
+        assert 8 * count * k * columns <= 256 << 20 < 8 * count * k * (columns + 1)
+    assert gpu_columns(10**9, 64, 64) == 1  # as large as a user may ask for: whether it fits, memory says
+
+
+def test_the_memory_of_a_batch_of_experts_on_a_gpu_is_all_that_it_takes() -> None:
+    # By hand, in MiB: stored 126, Gram matrices 189; then the buffer, 256, or the solver's copy and workspace, 378.
+    assert call_bytes(42, (768, 2048), "bfloat16", gpu=True) == (126 + 3 * 189) << 20
+    # Of large matrices with few rows the buffer is the larger.
+    assert call_bytes(1, (512, 1 << 18), "bfloat16", gpu=True) == (256 + 2 + 16) << 20
+
+
+def test_a_stack_of_tiny_experts_shares_few_calls_but_moves_the_progress_bar() -> None:
+    batches = plan([weight("experts", (2, 3), count=1000)], None, BUDGET)
+    assert 2 <= len(batches) <= 10
+
+
+def test_a_matrix_over_the_budget_is_a_batch_of_its_own() -> None:
+    large = (4096, 4096)
+    assert call_bytes(1, large, "float32", gpu=False) > BUDGET.num_bytes
+    batches = plan([weight("a", large), weight("b", large)], None, BUDGET)
+    assert [[member.name for member, _ in batch.members] for batch in batches] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_no_weights_no_batches(batch_size: int | None) -> None:
+    assert plan([], batch_size, BUDGET) == []

@@ -1,0 +1,165 @@
+"""What a `--device` means, how many lanes a device has, and what memory they share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spectrum.compute import main_memory
+from spectrum.compute.devices import (
+    NO_DECOMPOSITION,
+    NO_MEMORY,
+    all_cores,
+    devices_for,
+    identity,
+    is_out_of_memory,
+    lane_stream,
+    memory_budget,
+    num_lanes,
+    one_core_per_thread,
+    problem_of,
+)
+from spectrum.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+def no_warning(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 1, ["cuda:0"]),
+        ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cpu", 0, ["cpu"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 2, ["cuda:0"]),
+        ("cuda:1", 2, ["cuda:1"]),
+    ],
+)
+def test_devices(name: str, gpus: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [str(device) for device in devices_for(name, no_warning)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "'nonsense' is not a device; use auto, cpu, cuda or cuda:N"),
+        ("", "'' is not a device"),
+        ("cuda:-1", "'cuda:-1' is not a device"),
+        ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use; use auto or cpu"),
+        ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match=re.escape(message)):
+        devices_for(name, no_warning)
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "xpu", "meta"])
+def test_the_cpu_stands_in_for_a_device_without_a_float64_eigensolver_and_says_so(name: str) -> None:
+    said: list[str] = []
+    assert devices_for(name, said.append) == [CPU]
+    assert said == [f"torch has no float64 eigensolver for {name}; the scan runs on the CPU"]
+
+
+def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores in (1, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert [num_lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
+    with lane_stream(CPU):
+        assert torch.ones(1).item() == 1
+
+
+def test_a_gpu_has_the_more_lanes_the_smaller_the_matrices() -> None:
+    gpu = torch.device("cuda")
+    numbers = [num_lanes(gpu, k) for k in (1, 768, 1024, 1025, 4096, 4097, 16384)]
+    assert numbers == sorted(numbers, reverse=True)
+    assert 2 <= numbers[-1] < numbers[0]
+
+
+def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with one_core_per_thread([torch.device("cuda"), CPU]):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with one_core_per_thread([torch.device("cuda")]):
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_all_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    before = torch.get_num_threads()
+    with all_cores():
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    gpu = torch.device("cuda", 1)
+    assert [memory_budget(gpu, processes) for processes in (1, 2, 8)] == [800, 400, 100]
+
+
+def test_a_device_is_known_by_a_name_that_no_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    uuids = ["GPU-1", "GPU-2"]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuids[device.index or 0])
+    )
+    assert [identity(torch.device("cuda", i)) for i in range(2)] == uuids
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    names = {identity(torch.device("cuda", i)) for i in range(2)} | {identity(CPU)}
+    assert len(names) == 3
+    assert all(name.endswith(f" of {platform.node()}") for name in names)
+
+
+def test_the_budget_is_half_of_the_memory_that_the_process_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_memory, "available", lambda: 1000)
+    assert [memory_budget(CPU, processes) for processes in (1, 3)] == [500, 166]
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="what is free is told elsewhere")
+def test_the_budget_is_within_the_memory_that_is_free() -> None:
+    available = int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
+    assert 0 < memory_budget(CPU) <= 0.6 * available
+
+
+def test_failures_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)  # what torch's own allocator raises
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    for words in (
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
+        assert problem_of(RuntimeError(words)) == NO_MEMORY
+    assert not is_out_of_memory(RuntimeError("did not converge"))
+
+
+def test_failures_of_a_decomposition() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.linalg.cholesky(torch.zeros(2, 2))
+    assert problem_of(caught.value) == NO_DECOMPOSITION
+    assert (
+        problem_of(RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `...`"))
+        == NO_DECOMPOSITION
+    )
+    assert problem_of(RuntimeError("CUDA error: an illegal memory access was encountered")) is None

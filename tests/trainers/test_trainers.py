@@ -1,0 +1,250 @@
+"""The list in other hands: trainers that honour `requires_grad`, scripts that read it as text, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate.state
+import pytest
+import torch
+import transformers
+import yaml
+from datasets import Dataset  # type: ignore[import-untyped]
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from spectrum.cli.entry import main
+from tests.helpers.architectures import built, with_signal
+from tests.helpers.axolotl import loaded
+from tests.helpers.intended import intended
+from tests.helpers.paths import ROOT, TINY_LLAMA
+
+_GUARD = 200  # seconds, against hangs; a quiet machine needs ten
+_STEPS = 30
+
+Values = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint, its scores and its list."""
+
+    checkpoint: Path
+    scores: Path
+    list: Path
+
+    def wanted(self, model: Any, percent: int) -> set[str]:
+        return intended(model, json.loads(self.scores.read_text()), percent, embeddings=True)
+
+
+def listed(directory: Path, checkpoint: Path, percent: int) -> Listed:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        asked = ["--model-name", str(checkpoint), "--top-percent", str(percent), "--yes", "--device", "cpu"]
+        assert main([*asked, "--results-dir", "scores", "--output-dir", "list"]) == 0
+    (scores,) = (path for path in directory.glob("scores/*.json") if not path.name.endswith(".meta.json"))
+    (written,) = directory.glob("list/*.yaml")
+    return Listed(checkpoint, scores, written)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Listed:
+    return listed(tmp_path_factory.mktemp("sample"), TINY_LLAMA, 25)
+
+
+# Rules by which the list is read.
+
+
+def by_readme(file: Path, names: list[str]) -> set[str]:
+    """The snippet of our README."""
+    patterns = yaml.safe_load(file.read_text())["unfrozen_parameters"]
+    return {name for name in names if any(re.match(pattern, name) for pattern in patterns)}
+
+
+def by_walkthrough(file: Path, names: list[str]) -> set[str]:
+    """As scripts on TRL do, which know nothing of YAML."""
+    patterns = [line[2:] for line in file.read_text().split("\n") if line.startswith("- ")]
+    return {name for name in names if any(re.match(pattern, name) for pattern in patterns)}
+
+
+def by_substring(file: Path, names: list[str]) -> set[str]:
+    """As the reference's own README does."""
+    entries = yaml.safe_load(file.read_text())["unfrozen_parameters"]
+    return {name for name in names if any(entry in name for entry in entries)}
+
+
+@pytest.mark.parametrize("architecture", ["sample", "gpt2", "gpt-oss", "t5", "gemma3"])
+def test_every_rule_reads_the_same_from_the_list(tmp_path: Path, architecture: str) -> None:
+    checkpoint = TINY_LLAMA
+    if architecture != "sample":
+        checkpoint = tmp_path / "model"
+        with_signal(built(architecture)).save_pretrained(checkpoint)
+    found = listed(tmp_path, checkpoint, 50)
+    model = loaded(checkpoint)
+    names = [name for name, _ in model.named_parameters()]
+    wanted = found.wanted(model, 50)
+    assert by_readme(found.list, names) == wanted
+    assert by_walkthrough(found.list, names) == wanted
+    # The lines that are anchored are no substrings of anything; half of a type with one layer is none.
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = {name for name in names if any(model.get_parameter(name) is module.weight for module in modules)}
+    assert ends
+    assert by_substring(found.list, names) == wanted - ends
+
+
+# Trainers.
+
+
+@pytest.fixture
+def unshared() -> Iterator[None]:
+    """What trainers leave in this process, beyond their own objects, does not reach other tests."""
+    environment, states = dict(os.environ), torch.get_rng_state()
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_rng_state(states)
+
+
+TEXT = "Pack my box with five dozen liquor jugs, said the fox; the dog, lazy as ever, slept on. "
+
+
+def tokenizer() -> Any:
+    """A token for each byte, as the sample checkpoint has them."""
+    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_alone = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = decoders.ByteLevel()
+    last = max(vocabulary, key=lambda letter: vocabulary[letter])
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(tokenizer_object=bytes_alone, pad_token=last, eos_token=last)
+
+
+def settings(directory: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(directory),
+        "max_steps": _STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,  # what has no gradient does not move
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "seed": 0,
+        "disable_tqdm": True,
+    }
+
+
+def hf_trainer(model: Any, directory: Path) -> Any:
+    encoded = [tokenizer()(TEXT[at:] + TEXT[:at])["input_ids"] for at in range(16)]
+    rows = [{"input_ids": tokens, "labels": tokens} for tokens in encoded]
+    return transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(**settings(directory)),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=transformers.default_data_collator,
+    )
+
+
+def trl_trainer(model: Any, directory: Path) -> Any:
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**settings(directory), max_length=64),
+        train_dataset=Dataset.from_list([{"text": TEXT[at:] + TEXT[:at]} for at in range(16)]),
+        processing_class=tokenizer(),
+    )
+
+
+# TRL's own defaults set it, under the name of old that transformers has deprecated since.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.usefixtures("unshared")
+@pytest.mark.parametrize("trainer_of", [hf_trainer, trl_trainer])
+def test_a_trainer_trains_what_was_selected_and_nothing_else(
+    tmp_path: Path, sample: Listed, trainer_of: Callable[[Any, Path], Any]
+) -> None:
+    # In bfloat16 a step could be too small to change a weight.
+    model = transformers.AutoModelForCausalLM.from_pretrained(sample.checkpoint, dtype=torch.float32)
+    wanted = sample.wanted(model, 25)
+    names = [name for name, _ in model.named_parameters()]
+    assert wanted < set(names)
+    before = values(model)
+    # The snippet of our README.
+    patterns = yaml.safe_load(sample.list.read_text())["unfrozen_parameters"]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(re.match(pattern, name) for pattern in patterns)
+
+    trainer = trainer_of(model, tmp_path)
+    trainer.train()
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == _STEPS
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    after = values(trainer.model)
+    assert list(after) == names
+    assert {name for name in names if not torch.equal(before[name], after[name])} == wanted
+    held = {id(parameter) for parameter in trainer.optimizer.state}
+    assert held == {id(parameter) for name, parameter in trainer.model.named_parameters() if name in wanted}
+
+
+def values(model: Any) -> Values:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# Several processes.
+
+
+def train_together(wrapper: str, sample: Listed, results: Path) -> subprocess.CompletedProcess[str]:
+    """One step by two processes, with nothing of a launcher that might run the tests."""
+    unwanted = ("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "HF_", "TRANSFORMERS_")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted) and k not in names}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [
+            *torchrun,
+            "-m",
+            "tests.helpers.train_together",
+            wrapper,
+            *map(str, (sample.checkpoint, sample.list, results)),
+        ],
+        cwd=ROOT,
+        env=inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_GUARD,
+    )
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp2"])
+def test_processes_together_train_what_was_selected_and_nothing_else(
+    tmp_path: Path, sample: Listed, wrapper: str
+) -> None:
+    done = train_together(wrapper, sample, tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    model = transformers.AutoModelForCausalLM.from_pretrained(sample.checkpoint, dtype=torch.float32)
+    before = values(model)
+    after: Values = one["parameters"]
+    assert list(after) == list(other["parameters"]) == list(before)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == sample.wanted(model, 25)
+    # Each had tokens of its own, and both have what came of both.
+    assert one["loss"] != other["loss"]
+    assert all(torch.equal(after[name], other["parameters"][name]) for name in after)
+
+
+def test_fsdp_refuses_the_selection_without_the_original_parameters(tmp_path: Path, sample: Listed) -> None:
+    done = train_together("fsdp-flat", sample, tmp_path)
+    assert done.returncode != 0
+    assert re.search(r"ValueError: .*requires_grad.*use_orig_params=False", done.stderr), done.stderr
