@@ -24,7 +24,7 @@ from spectrum.checkpoint.disk.tensors import WeightFiles, read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
-from tests.conftest import TINY_LLAMA
+from tests.helpers.paths import TINY_LLAMA
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 LATER_FLOATS = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")  # later than the legacy format
