@@ -120,6 +120,7 @@ def scan_model(
         torch.cuda.synchronize(gpu)  # the streams of the scan do not wait for work that is queued on another
     batches = plan(weights, batch_size, batch_budget(devices))
     with callbacks.progress(batches) as progress:
+        progress.start()
         stream = score(batches, checkpoint.read, devices, callbacks.warn)
         scores = dict(score_batches(stream, lambda batch, _: progress.advance(batch)))
     result = assemble(name, weights, layer_scores(weights, scores), checkpoint.provenance)
