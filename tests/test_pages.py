@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spectrum.cli.entry import main
-from spectrum.cli.options import parser
+from spectrum.cli.grammar import parser
 from tests.helpers.pages import PAGES, Block, Command, anchors, blocks, commands, prose, read, shown_within, timeless
 from tests.helpers.paths import ROOT, TINY_LLAMA
 

@@ -87,7 +87,7 @@ def num_lanes(device: torch.device, k: int) -> int:
     return next((number for largest, number in _GPU_LANES if k <= largest), _GPU_LANES_BEYOND)
 
 
-def lane_stream(device: torch.device) -> AbstractContextManager[object]:
+def lane_context(device: torch.device) -> AbstractContextManager[object]:
     """A context in which a lane works, entered in its thread: a new CUDA stream on a GPU, nothing on the CPU."""
     if device.type == "cpu":
         # In a new thread MKL uses several cores until torch is asked for the number of its threads. The first matrix of

@@ -22,7 +22,7 @@ from spectrum.compute.devices import (
     NO_MEMORY,
     all_cores,
     is_out_of_memory,
-    lane_stream,
+    lane_context,
     one_core_per_thread,
     problem_of,
     release_cached_memory,
@@ -147,7 +147,7 @@ class _Scorer:
     def _work(self, lanes: DeviceLanes, read_ahead: _ReadAhead) -> None:
         """What a lane does: score one batch after the other."""
         try:
-            with lane_stream(lanes.device):
+            with lane_context(lanes.device):
                 while (current := read_ahead.take()) is not None:
                     batch, stored = current
                     del current  # here and below: drop the tensor before its memory is released

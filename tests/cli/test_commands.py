@@ -198,13 +198,14 @@ def test_a_scan_without_sizes_has_no_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "eight", "", "1e3", "\N{ARABIC-INDIC DIGIT FIVE}", "10000000"])
 def test_a_number_of_devices_that_is_none_is_wrong_usage(value: str, tmp_path: Path) -> None:
-    assert_refused(run(tmp_path, *MODEL, f"--gpus={value}"), "--gpus", repr(value), status=2)
+    for option in ("--training-gpus", "--gpus"):
+        assert_refused(run(tmp_path, *MODEL, f"{option}={value}"), option, repr(value), status=2)
 
 
 @pytest.mark.usefixtures("cache_only")
 def test_memory_is_for_as_many_devices_as_are_asked_for(scanned: Path) -> None:
     assert "ZeRO-3 of 8" in done_well(scanned).out
-    assert "ZeRO-3 of 64" in done_well(scanned, "--gpus", "64").out
+    assert "ZeRO-3 of 64" in done_well(scanned, "--training-gpus", "64").out
     (scanned / "list.yaml").write_text("unfrozen_parameters:\n- model.norm\n")
     assert "ZeRO-3 of 3" in done_well(scanned, "--check", "list.yaml", "--gpus", "3").out
 

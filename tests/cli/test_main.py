@@ -33,7 +33,7 @@ def run(directory: Path, *args: str, **environment: str) -> subprocess.Completed
 
 
 def search_path(*first: Path) -> str:
-    """A PYTHONPATH of these directories, and of those that the tests were given."""
+    """A PYTHONPATH of these directories, and then those of the tests."""
     return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -70,7 +70,7 @@ def test_no_module_of_the_working_directory_is_run(
 def test_directories_that_the_user_names_stay(safe: str, directory: Path) -> None:
     if safe and sys.version_info < (3, 11):
         pytest.skip("Python has no such setting yet")
-    # The working directory itself, which then is the first with the setting, and the second without.
+    # The user names the working directory itself. With the setting it is the first entry, else the second.
     marker = directory / "chosen"
     (directory / "tqdm.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef tqdm(*args): ...\n")
     done = run(directory, "--version", PYTHONPATH=search_path(directory), PYTHONSAFEPATH=safe)
@@ -88,7 +88,7 @@ def test_a_clone_that_is_not_installed_runs_itself(directory: Path) -> None:
 
 
 def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """The same, in a directory that is removed before it starts."""
+    """Run the command in a directory that is removed before it starts."""
     gone = directory / "gone"
     gone.mkdir()
     command = [sys.executable, "-m", "spectrum", *args]
@@ -98,7 +98,7 @@ def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedPro
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], start: str) -> str:
-    """It failed with one line, which begins so; return that."""
+    """Check that the command failed with one line with this start; return the line."""
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(start)
@@ -138,7 +138,7 @@ def test_the_console_script_starts_as_the_module_does() -> None:
 
 
 def await_handlers(process: subprocess.Popen[str]) -> None:
-    """Wait until a process handles SIGTERM, which Python itself does not."""
+    """Wait until a process handles SIGTERM, as the command does and Python itself does not."""
     for _ in range(3000):
         caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
         if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:

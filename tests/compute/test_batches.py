@@ -1,4 +1,4 @@
-"""Batches: every matrix once, of one shape and dtype, the costliest first, within the memory that they are given."""
+"""Batches hold every matrix once, each batch has one shape and dtype, the costliest come first, all fit the budget."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_automatic_batches_stay_within_the_budget_and_use_it(
     for batch in batches:
         assert needed(batch, gpu=gpu) == batch_bytes(batch, gpu=gpu)
         assert needed(batch, gpu=gpu) <= budget or len(batch.members) == 1
-    # Two neighbours of one shape were not worth two calls, had they fitted in one.
+    # No two batches of one shape and dtype would have fitted into one call.
     for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix, batch.dtype))):
         if (left.matrix, left.dtype) == (right.matrix, right.dtype):
             both = WeightBatch(left.matrix, left.dtype, left.members + right.members)
@@ -129,13 +129,13 @@ def test_the_buffer_of_a_gpu_is_bounded() -> None:
     ]:
         columns = gpu_columns(count, k, length)
         assert 8 * count * k * columns <= 256 << 20 < 8 * count * k * (columns + 1)
-    assert gpu_columns(10**9, 64, 64) == 1  # as large as a user may ask for: whether it fits, memory says
+    assert gpu_columns(10**9, 64, 64) == 1  # a user may ask for any size; the call then runs out of memory
 
 
 def test_the_memory_of_a_batch_of_experts_on_a_gpu_is_all_that_it_takes() -> None:
     # By hand, in MiB: stored 126, Gram matrices 189; then the buffer, 256, or the solver's copy and workspace, 378.
     assert call_bytes(42, (768, 2048), "bfloat16", gpu=True) == (126 + 3 * 189) << 20
-    # Of large matrices with few rows the buffer is the larger.
+    # For large matrices with few rows, the buffer is larger.
     assert call_bytes(1, (512, 1 << 18), "bfloat16", gpu=True) == (256 + 2 + 16) << 20
 
 

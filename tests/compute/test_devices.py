@@ -1,4 +1,4 @@
-"""What a `--device` means, how many lanes a device has, and what memory they share."""
+"""The devices that a `--device` stands for, their lanes and their memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spectrum.compute.devices import (
     devices_for,
     identity,
     is_out_of_memory,
-    lane_stream,
+    lane_context,
     memory_budget,
     num_lanes,
     one_core_per_thread,
@@ -78,7 +78,7 @@ def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest
     for cores in (1, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
         assert [num_lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
-    with lane_stream(CPU):
+    with lane_context(CPU):
         assert torch.ones(1).item() == 1
 
 
@@ -141,7 +141,7 @@ def test_the_budget_is_within_the_memory_that_is_free() -> None:
 
 def test_failures_for_want_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)  # what torch's own allocator raises
+        torch.empty(1 << 60, dtype=torch.uint8)  # the error of torch's own allocator
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())

@@ -1,4 +1,4 @@
-"""Planning, reading and scoring together, with a reader that takes tensors from a dictionary."""
+"""Planning, reading and scoring together, with tensors from a dictionary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Reader:
-    """Reads matrices from memory and remembers which."""
+    """Reads matrices from memory and records which."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.parameters = parameters
@@ -69,7 +69,7 @@ def alike(count: int) -> Reader:
 def spy_on_score(
     monkeypatch: pytest.MonkeyPatch, before: Callable[[torch.Tensor], object] = lambda batch: None
 ) -> list[tuple[int, ...]]:
-    """The shapes that the kernel is from now on called with."""
+    """A list that collects the shapes of the kernel's calls from now on."""
     shapes: list[tuple[int, ...]] = []
     score = snr.score
 
@@ -83,7 +83,7 @@ def spy_on_score(
 
 
 def workers() -> list[threading.Thread]:
-    """Threads of a scan that are still at work."""
+    """The threads of scans that are still running."""
     return [thread for thread in threading.enumerate() if thread.name.startswith(("score ", "read ahead"))]
 
 
@@ -122,7 +122,7 @@ def test_a_tied_weight_is_read_once_and_entered_under_each_of_its_names() -> Non
 @pytest.mark.parametrize("experts", [2, 3, 4, 5])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_stack_scores_the_median_of_its_experts_and_lists_them(experts: int, batch_size: int | None) -> None:
-    # Beside a second stack and a matrix of the same shape, with which batches are shared.
+    # A second stack and a matrix have the same shape, so that they share batches with the first stack.
     reader = Reader({"a": matrices(experts, 6, 7), "b": matrices(3, 6, 7, seed=1), "c": matrices(6, 7, seed=2)})
     scores = {score.name: score for score in scan(reader.weights(), reader, [CPU], batch_size)}
     expected = [oracle_snr(expert) for expert in reader.parameters["a"].numpy()]
@@ -162,7 +162,7 @@ def test_an_exception_of_the_reader_surfaces_unchanged_and_ends_the_reading() ->
 
 
 def endless() -> Reader:
-    """More weights than a worker scores before whoever wants it to stop has said so."""
+    """More weights than the workers score before the test stops them."""
     return Reader(dict.fromkeys((f"layers.{i}" for i in range(5000)), matrices(5, 8)))
 
 
@@ -240,14 +240,14 @@ def test_nothing_to_scan_gives_nothing() -> None:
 
 
 def no_convergence() -> Exception:
-    """What torch raises where a decomposition fails."""
+    """The exception that torch raises if a decomposition fails."""
     with pytest.raises(RuntimeError) as caught:
         torch.linalg.cholesky(torch.zeros(2, 2))
     return caught.value
 
 
 class Starved:
-    """A kernel for which more than so many matrices are too much, on any device but the real CPU."""
+    """A kernel that fails for more than `most` matrices in one call, and records the size of each call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, failure: Exception) -> None:
         self.sizes: list[int] = []
@@ -287,7 +287,7 @@ def test_a_batch_that_is_too_much_is_halved(
     assert scores == pytest.approx(expected, rel=1e-12)
     assert kernel.sizes == sizes or len(kernel.sizes) == sizes
     assert warnings == []
-    assert sorted(reader.reads) == sorted((name, 0) for name in expected)  # none was read anew
+    assert sorted(reader.reads) == sorted((name, 0) for name in expected)  # none was read twice
 
 
 def test_a_matrix_for_which_the_cpu_has_no_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 
 
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes, of which one is out of memory while the others have theirs."""
+    """There are three lanes. One runs out of memory while the others are at work."""
     monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
     score, lock, scoring = snr.score, threading.Lock(), 0
     begun, failed = threading.Event(), threading.Event()
@@ -347,9 +347,9 @@ def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(mo
 def on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, failure: Exception, on_cpu: Callable[[], object] = lambda: None
 ) -> tuple[torch.device, list[str]]:
-    """A device that can do nothing, and the devices that the kernel is from now on called on.
+    """A device that fails at everything, and a list that collects the devices of the kernel's calls from now on.
 
-    The meta device stands for a GPU: nothing can be had from it, so all that comes back was done on the CPU.
+    The meta device stands in for a GPU. It holds no values, so all scores come from the CPU.
     """
     score, called = snr.score, []
 
@@ -361,7 +361,7 @@ def on_a_gpu(
         return score(batch)
 
     monkeypatch.setattr(snr, "score", on)
-    monkeypatch.setattr(executor, "lane_stream", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_context", lambda device: nullcontext())
     return torch.device("meta"), called
 
 
@@ -388,7 +388,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
     threads: list[int] = []
 
     def on_cpu() -> None:
-        assert at_once.acquire(blocking=False)  # nobody else is here
+        assert at_once.acquire(blocking=False)  # no other lane is here
         threads.append(torch.get_num_threads())
         time.sleep(0.01)
         at_once.release()
@@ -402,7 +402,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
 
 
 def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two lanes, of which one waits for the CPU, and the other wants the device to itself."""
+    """There are two lanes. One waits for the CPU, the other one wants the whole device."""
     monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
     score, attempts, others_done = snr.score, Counter[float](), threading.Event()
 
@@ -417,14 +417,14 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
         return [MatrixScore(row[0], BulkEdge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
 
     monkeypatch.setattr(executor, "_attempt", attempt)
-    monkeypatch.setattr(executor, "lane_stream", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_context", lambda device: nullcontext())
     reader = alike(8)
     reader.parameters["layers.0"][0, 0], reader.parameters["layers.1"][0, 0] = 1000, 2000
     found = []
     for layer in scan(reader.weights(), reader, [torch.device("meta")], 1):
         found.append(layer.name)
         if len(found) == 7:
-            others_done.set()  # all but the one that the CPU has
+            others_done.set()  # all but the one on the CPU
     assert (len(found), found[-1]) == (8, "layers.0")
 
 
@@ -478,7 +478,7 @@ def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.Mon
         with lock:
             scoring[k] += 1
             most[k] = max(most[k], scoring[k])
-            assert 3 * scoring[7] + scoring[5] <= 6  # the shares of both together
+            assert 3 * scoring[7] + scoring[5] <= 6  # the parts of the time that both sizes hold
         if k == 5:
             meeting.wait(timeout=60)  # for six of them at once; two of the large ones at most are in the way
         else:
@@ -523,7 +523,7 @@ def test_memory_that_cannot_be_pinned_is_had_without(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
-    """To the last digit: what is scored on a machine with more cores, or anew, must not differ."""
+    """To the last digit: a resumed scan, or one on another machine, must find the same."""
     parameters = {
         **{f"small.{i}": matrices(30, 40, seed=i).bfloat16() for i in range(8)},
         **{f"wide.{i}": matrices(300, 700, seed=10 + i).bfloat16() for i in range(3)},
@@ -544,7 +544,7 @@ def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
 
 
 def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
+    # There are five lanes, but memory for two matrices only: no more may be read and not yet scored.
     size = call_bytes(1, (50, 80), "float64", gpu=False)
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 2 * size)
     monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 5)
@@ -589,7 +589,7 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
     large = wait_for(2)
     while not room._first.locked():
         time.sleep(0.001)
-    small = [wait_for(1) for _ in range(5)]  # for each there would be room
+    small = [wait_for(1) for _ in range(5)]  # there is enough for each of them
     time.sleep(0.05)
     assert served == []
     room.release(1)
@@ -612,7 +612,7 @@ def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.Monkey
     assert workers() == []
 
 
-# On a GPU, where there is one: the same again, by streams, copies and memory of its own.
+# The same on a GPU, which has streams, copies and its own memory.
 
 
 def of_many_kinds() -> Reader:
@@ -691,7 +691,7 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     reader = Reader({f"layers.{i}": matrices(600, 1200, seed=i).bfloat16() for i in range(8)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
     warm_up([gpu])
-    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # which would have no memory, either
+    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # it would have no memory either
     torch.cuda.empty_cache()
     whole = torch.cuda.get_device_properties(gpu).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
@@ -701,7 +701,7 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     assert found == pytest.approx(expected, rel=1e-9)
-    # In between it depends on the workspace that cuBLAS takes for each lane.
+    # With 100 MiB, it depends on the workspace that cuBLAS takes for each lane.
     assert len(warnings) in {1000: [0], 100: range(9), 1: [8]}[mebibytes]
 
 
@@ -750,6 +750,6 @@ for _ in range(3):  # each scan has new threads
 
 
 def test_the_first_matrices_of_the_lanes_are_rounded_as_all_others() -> None:
-    """A new thread would use several cores for its first matrix, and round it otherwise. Here tests have one core."""
+    """A new thread would use several cores for its first matrix, and round it differently. Tests run with one core."""
     environment = os.environ | {"OMP_NUM_THREADS": "4"}
     subprocess.run([sys.executable, "-c", ROUNDED], env=environment, check=True, timeout=120)

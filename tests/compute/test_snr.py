@@ -1,4 +1,4 @@
-"""The score against NumPy's float64 SVD, both ways to the singular values, and what theory says of them."""
+"""Scores compared with NumPy's float64 SVD and with theory, for both methods that compute singular values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def score(matrix: Matrix | torch.Tensor, device: str = "cpu") -> float:
 
 
 def edge_of(matrix: Matrix | torch.Tensor, device: str = "cpu") -> tuple[float, float, float, float]:
-    """What lies at the bulk edge: above, below, nearest, sensitivity."""
+    """The fields of a `BulkEdge`: counts above and below, nearest, sensitivity."""
     _, *edge = (float(value.item()) for value in snr.score(torch.as_tensor(matrix).to(device)[None]))
     above, below, nearest, sensitivity = edge
     return above, below, nearest, sensitivity
@@ -38,7 +38,7 @@ def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
 
 
 def of_spectrum(values: Matrix, m: int, seed: int = 0) -> Matrix:
-    """A (k, m) matrix of k given singular values, between random orthogonal bases."""
+    """A (k, m) matrix with k given singular values and random singular vectors."""
     k = len(values)
     left, _ = np.linalg.qr(gaussian(k, k, seed))
     right, _ = np.linalg.qr(gaussian(m, k, seed + 1))
@@ -47,14 +47,14 @@ def of_spectrum(values: Matrix, m: int, seed: int = 0) -> Matrix:
 
 
 def with_outliers(k: int, m: int, seed: int = 0) -> Matrix:
-    """Noise, and a few singular values at 10 to 100 times its median."""
+    """Noise, and three singular values at 10 to 100 times its median."""
     bulk = np.linalg.svd(gaussian(k, m, seed), compute_uv=False)
     spikes = np.median(bulk) * np.array([10.0, 30.0, 100.0])
     return of_spectrum(np.concatenate([spikes, bulk[3:]]), m, seed)
 
 
-# Spectra that the Gram matrix resolves to the promised accuracy, and spectra too wide for it: their smaller half is
-# below the square root of float64's epsilon.
+# Spectra that the Gram matrix resolves to the promised accuracy, and spectra that are too wide for it: half of their
+# values are below the square root of float64's epsilon.
 ORDINARY: Mapping[str, Callable[[int, int], Matrix]] = {
     "random": gaussian,
     "power law": lambda k, m: of_spectrum(np.arange(1.0, k + 1) ** -0.7, m),
@@ -112,7 +112,7 @@ def test_entries_whose_squares_overflow_or_vanish(spectrum: str, scale: float, d
 
 
 def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The matrices that are from now on decomposed anew, because the Gram matrix could not tell their score."""
+    """A list that collects the matrices that the exact method decomposes from now on."""
     calls: list[torch.Tensor] = []
     exact = decomposition.exact_singular_values
 
@@ -220,8 +220,8 @@ def test_nan_and_infinity_leave_the_rest_of_the_batch_alone(intruder: float, dty
 
 @pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)
 def test_exactly_low_rank_matrices_have_finite_scores(shape: tuple[int, int], device: str) -> None:
-    # Their other singular values are zeros, which a decomposition returns as rounding errors. Those are no noise: of
-    # a single value s_1 there is signal s_1, no noise, and so a score of 1, at any scale.
+    # All other singular values are zeros, which a decomposition returns as rounding errors. They must not count as
+    # noise: a single value s_1 is signal without noise, which scores 1 at any scale.
     left, right = gaussian(shape[0], 5), gaussian(5, shape[1], seed=1)
     for scale in (1e-3, 1.0, 1e3):
         assert score(scale * left[:, :1] @ right[:1], device) == pytest.approx(1, rel=1e-12)
@@ -329,11 +329,11 @@ def test_powers_of_two_are_exact(device: str) -> None:
     assert np.array_equal(second, expected[1])
 
 
-# What reaches the eigensolver.
+# The input of the eigensolver.
 
 
 def spy_on_solver(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What the eigensolver is from now on given, as copies."""
+    """A list that collects copies of the matrices that the eigensolver gets from now on."""
     given: list[torch.Tensor] = []
     solve = torch.linalg.eigvalsh
 
@@ -406,7 +406,7 @@ def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.M
 @pytest.mark.usefixtures("gpu")
 def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int]) -> None:
     batch = torch.randn(count, *shape, device="cuda", dtype=torch.bfloat16)
-    snr.score(batch)  # the workspace of cuBLAS, and what is made once, are not a batch's
+    snr.score(batch)  # allocates the workspace of cuBLAS, which is not counted
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated() - batch.nbytes
     torch.cuda.reset_peak_memory_stats()
@@ -415,7 +415,7 @@ def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int
     assert counted / 2 < torch.cuda.max_memory_allocated() - before < 1.1 * counted
 
 
-# What lies at the bulk edge.
+# The bulk edge.
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -434,11 +434,11 @@ def test_what_lies_at_the_edge_is_as_by_a_float64_svd(shape: tuple[int, int], dt
 @pytest.mark.parametrize(("k", "m"), [(16, 16), (48, 200), (120, 130)])
 def test_the_edge_of_any_spectrum_is_as_by_a_float64_svd(spectrum: str, k: int, m: int, device: str) -> None:
     matrix = SPECTRA[spectrum](k, m)
-    # The last values of this one are lost in the rounding of the first.
+    # The smallest values of this spectrum are lost in the rounding error of the largest.
     rank = sum(np.geomspace(1, 1e-14, k) > m * np.finfo(float).eps) if spectrum == "1e0 to 1e-14" else None
     expected = oracle_edge(matrix, rank)
     edge = edge_of(matrix, device)
-    # Which side of that threshold the value next to it is on, rounding decides.
+    # Rounding decides on which side of the threshold the nearest value is.
     assert edge[1] == pytest.approx(expected[1], abs=0 if rank is None else 1)
     assert (edge[0], *edge[2:]) == pytest.approx((expected[0], *expected[2:]), rel=1e-7, abs=1e-10)
     assert edge[0] + edge[1] == k or rank is not None
@@ -446,7 +446,7 @@ def test_the_edge_of_any_spectrum_is_as_by_a_float64_svd(spectrum: str, k: int, 
 
 def test_values_within_a_percent_of_the_edge_make_the_sensitivity(device: str) -> None:
     # Between quartiles of 1 and 5 the edge of a square matrix lies at 8 / 1.349, and what is added beyond 5 moves
-    # neither. By hand: what the sums on either side are when a value half a percent off the edge changes sides.
+    # neither. The sums on both sides, before and after a value half a percent off the edge changes sides, are by hand.
     edge = 8 / 1.349
     for near in (edge * 0.995, edge * 1.005):
         values = np.array([9.0, near, 5, 4, 3, 2, 1, 1, 1])
@@ -501,7 +501,7 @@ def test_what_lies_at_the_edge_does_not_depend_on_the_scale(spectrum: str, facto
     above, below, *rest = edge_of(matrix)
     scaled_above, scaled_below, *scaled_rest = edge_of(matrix * factor)
     assert scaled_above == above
-    # On which side of the threshold of zeros the last value of this one is, rounding decides.
+    # Rounding decides on which side of the threshold for zeros the smallest value of this spectrum is.
     assert scaled_below == pytest.approx(below, abs=1 if spectrum == "1e0 to 1e-14" else 0)
     assert scaled_rest == pytest.approx(rest, rel=1e-7, abs=1e-10)
 
@@ -514,7 +514,7 @@ def test_either_way_to_the_singular_values_gives_the_edge(certain: bool, monkeyp
         assert edge_of(matrix) == pytest.approx(oracle_edge(matrix), rel=1e-8, abs=1e-10)
 
 
-# Singular values themselves.
+# Singular values.
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -548,7 +548,7 @@ def test_singular_values_of_float64_entries_of_any_size(spectrum: str, exponent:
     expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
     stored = torch.from_numpy(np.ldexp(matrix, exponent)).to(device)
     scaled = snr.singular_values(stored[None])[0].cpu()
-    # Back at the scale of the others, by way of one that floats have.
+    # Back to the scale of the others in two steps, since one factor could be out of range.
     back = np.ldexp(np.ldexp(scaled.numpy(), -exponent // 2), -exponent - -exponent // 2)
     assert back == pytest.approx(expected, rel=1e-8, abs=1e-13 * expected[-1])
 

@@ -208,9 +208,9 @@ class Arena:
 
     def run(self, model: Path, *more: str) -> Finished:
         """The command, in this process."""
-        args = ["--model-name", str(model), "--results-dir", str(self.results), "--output-dir", str(self.output)]
+        places = ["--results-dir", str(self.results), "--output-dir", str(self.output)]
         with bounded():
-            return run(Path(), *args, *more)
+            return run(Path(), "--model-name", str(model), *([] if "--check" in more else places), *more)
 
     def entries(self, model: Path) -> list[str]:
         """What a run has written for the trainer."""

@@ -212,14 +212,14 @@ def test_other_files_of_the_directory_do_not_stand_in_for_the_config(here: Path)
 
 def test_a_config_is_not_read_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "model" / "config.json"
-    made = config._settings
+    made = config._read_settings
 
     def swapping(of: Path) -> dict[str, Any]:
         settings = made(of)
         path.write_text("{}")
         return settings
 
-    monkeypatch.setattr(config, "_settings", swapping)
+    monkeypatch.setattr(config, "_read_settings", swapping)
     assert run(here, "--model-name", "model", "--rescan").status == 0
 
 
