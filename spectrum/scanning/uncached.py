@@ -65,9 +65,9 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
 
 def describe_spectrum(name: str, shape: tuple[int, int], values: torch.Tensor) -> LayerSpectrum:
     """The record of a matrix of this shape. values: (k,) ascending float64, finite."""
-    from spectrum.compute.snr import NORMAL_IQR, bulk_edge, noise_scale, signal_to_noise_ratio
+    from spectrum.compute.snr import NORMAL_IQR, aspect_ratio, bulk_edge, noise_scale, signal_to_noise_ratio
 
-    beta = min(shape) / max(shape)
+    beta = aspect_ratio(shape)
     sigma = noise_scale(values[None])
     edge = bulk_edge(sigma, beta)
     return LayerSpectrum(
