@@ -1,6 +1,6 @@
 """A process that has the imports of a scan behind it, and makes a copy of itself for each run: `tests.helpers.forks`.
 
-Run as a script, with the number of a socket. A message on that is JSON: the arguments of a run, its working directory,
+Run as a script, with the number of a socket. A message on that is JSON: the code and arguments of a run, its directory,
 its environment, the numbers of its streams and of those that are closed. With it come descriptors: one that the run's
 number and exit status are written to, and one for each of the streams.
 """
@@ -25,8 +25,8 @@ from typing import Any, NoReturn, TextIO
 STREAMS = ("stdin", "stdout", "stderr")
 
 
-def serve(control: socket.socket) -> list[str] | None:
-    """Fork for each message. Returns in each copy, with its arguments; and None at the end of messages."""
+def serve(control: socket.socket) -> str | None:
+    """Fork for each message. Returns in each copy, with the code that it is to run; and None at the end of messages."""
     running: dict[int, int] = {}
     while True:
         if select.select([control], [], [], 0.003 if running else None)[0]:
@@ -51,8 +51,8 @@ def serve(control: socket.socket) -> list[str] | None:
                 os.close(running.pop(child))
 
 
-def become(run: dict[str, Any], descriptors: list[int]) -> list[str]:
-    """What a new process would be: with its own directory, environment, streams and arguments.
+def become(run: dict[str, Any], descriptors: list[int]) -> str:
+    """What a new process would be: with its own directory, environment, streams and arguments. Returns its code.
 
     All names are the bytes that the system has of them, each as a character.
     """
@@ -70,7 +70,8 @@ def become(run: dict[str, Any], descriptors: list[int]) -> list[str]:
     for number in run["closed"]:
         os.close(number)
         setattr(sys, STREAMS[number], None)
-    return [named(argument) for argument in run["arguments"]]
+    sys.argv = ["spectrum", *map(named, run["arguments"])]
+    return str(run["code"])
 
 
 def named(text: str) -> str:
@@ -101,7 +102,7 @@ def single_threaded() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import spectrum.checkpoint.reader
-    import spectrum.cli.commands
+    import spectrum.cli.entry
     import spectrum.compute.executor
     import spectrum.scanning.scan
     import spectrum.trainers.check  # noqa: F401
@@ -112,14 +113,11 @@ def single_threaded() -> None:
     assert not threads.exists() or len(list(threads.iterdir())) == 1
 
 
-def end(arguments: list[str]) -> NoReturn:
-    """Run the command; end as Python does, but for taking apart every module, which takes longer than all the rest."""
-    from spectrum.cli import entry
-
-    sys.argv = ["spectrum", *arguments]
+def end(code: str) -> NoReturn:
+    """Run some code; end as Python does, but for taking apart every module, which takes longer than all the rest."""
     status: Any = 0
     try:
-        entry.command()
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as stop:
         status = stop.code
     except BaseException:

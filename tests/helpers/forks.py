@@ -20,6 +20,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 
 from pexpect import fdpexpect
@@ -121,7 +122,7 @@ class Forks:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
+        self._environment, self._code = dict(environment), "from spectrum.cli import entry; entry.command()"
         self._control, theirs = socket.socketpair()
         with theirs:
             self._server = subprocess.Popen(
@@ -138,6 +139,12 @@ class Forks:
     def __exit__(self, *error: object) -> None:
         self._control.close()
         self._server.wait(_GUARD)
+
+    def of(self, code: str) -> Forks:
+        """The same, for copies that run something else than the command: this, as `python -c` does."""
+        other = copy(self)
+        other._code = code
+        return other
 
     def start(
         self,
@@ -168,10 +175,9 @@ class Forks:
         changed = {**self._environment, **environment}
         run = {
             "arguments": [*map(_named, args)],
+            "code": self._code,
             "directory": _named(cwd),
-            "environment": {
-                _named(name): _named(value) for name, value in {**self._environment, **environment}.items()
-            },
+            "environment": {_named(name): _named(value) for name, value in changed.items()},
             "streams": [number for number, descriptor in streams.items() if descriptor is not None],
             "closed": [number for number, descriptor in streams.items() if descriptor is None],
         }

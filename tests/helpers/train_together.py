@@ -1,14 +1,16 @@
 """One step of training the selected parameters in several processes. Run by torchrun:
 
-    torchrun --nproc-per-node 2 -m tests.helpers.train_together ddp|fsdp|fsdp-flat|fsdp2 MODEL LIST RESULTS
+    torchrun --nproc-per-node 2 -m tests.helpers.train_together MODEL LIST RESULTS
 
-Every process writes all parameters as it gathers them after the step, and which of them were left trainable.
+In each of the wrappers. Every process writes all parameters as it gathers them after the step, and which of them were
+left trainable; or the error.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,13 +84,19 @@ def train(wrapper: str, directory: str, listed: str, results: str) -> None:
     loss = wrapped(input_ids=tokens, labels=tokens).loss
     loss.backward()
     optimizer.step()
-    torch.save({"trainable": trainable, "loss": loss.item(), "parameters": gather()}, Path(results) / f"{rank}.pt")
+    torch.save(
+        {"trainable": trainable, "loss": loss.item(), "parameters": gather()}, Path(results) / f"{wrapper}-{rank}.pt"
+    )
 
 
 if __name__ == "__main__":
     distributed.init_process_group("gloo")
     try:
-        train(*sys.argv[1:])
+        for name in WRAPPERS:
+            try:
+                train(name, *sys.argv[1:])
+            except ValueError:
+                Path(sys.argv[-1], f"{name}-{distributed.get_rank()}.txt").write_text(traceback.format_exc())
     finally:
         distributed.destroy_process_group()
     # A thread of gloo's may still let go of a tensor, which aborts a Python that is shutting down.

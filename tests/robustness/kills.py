@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from tests.helpers import fork_server
 from tests.helpers.paths import ROOT, TINY_LLAMA
 
 if TYPE_CHECKING:
@@ -509,16 +510,8 @@ def chosen_moments(all_scenarios: Sequence[Scenario], count: int, chance: random
 
 def single_threaded() -> None:
     """Import all that a scan does, for forks to have it; a thread would be lacking in them."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-    from transformers.models.llama import modeling_llama  # noqa: F401
-
-    pass
-
-    torch.set_num_threads(1)
-    threads = Path("/proc/self/task")
-    assert not threads.exists() or len(list(threads.iterdir())) == 1
+    fork_server.single_threaded()
 
 
 def test(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ import torch
 import transformers
 import yaml
 
-from spectrum.cli.entry import main
 from spectrum.scanning.store import ScanStore
 from tests.helpers.command import Finished, tiny_llama
 from tests.helpers.paths import ROOT, files_below
@@ -35,10 +32,8 @@ UP_PROJ = "model.layers.0.mlp.up_proj.weight"
 Run = Callable[..., Finished]
 Change = Callable[[Path], object]
 
-# Above what the imports take: enough for any sound model of this size, and too little for a blow-up.
-ADDRESS_SPACE = 4 << 30
+# Above what the imports take, as `bounded.ADDRESS_SPACE`, which is more.
 RESIDENT = 400 << 20
-SECONDS = 12  # of the processor's time
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +187,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
     """A process that has the imports behind it, and makes a copy of itself for each run."""
     environment = {k: v for k, v in os.environ.items() if k != "SPECTRUM_DEBUG"} | {"HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.robustness.test_hostile"],
+        [sys.executable, "-m", "tests.robustness.bounded"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -218,35 +213,6 @@ def run_bounded(server: subprocess.Popen[str], tmp_path: Path) -> Callable[..., 
         return Bounded(status, out, err, grown)
 
     return run
-
-
-def serve() -> None:
-    """Run what each line of stdin says; answer with status and memory. Forks before any thread is there."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import spectrum.checkpoint.reader
-    import spectrum.compute.executor  # noqa: F401
-
-    for line in sys.stdin:
-        directory, args = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os._exit(_run_bounded(Path(directory), args))
-        _, status, usage = os.wait4(child, 0)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        grown = (usage.ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps([os.waitstatus_to_exitcode(status), grown]), flush=True)
-
-
-def _run_bounded(directory: Path, args: list[str]) -> int:
-    os.chdir(directory)
-    if Path("/proc/self/statm").exists():
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # ends the process
-    signal.alarm(10 * SECONDS)
-    with open("out", "w") as out, open("err", "w") as err, redirect_stdout(out), redirect_stderr(err):
-        return main(args)
 
 
 def assert_refused_soon_and_in_little_memory(done: Bounded, *words: str) -> None:
@@ -813,7 +779,3 @@ def test_each_of_these_names_is_read_from_yaml_as_it_is(run: Run, name: str) -> 
     done = run("--model-name", "org/model", "--top-percent", "100", "--no-embeddings", "--quiet")
     assert done.status == 0, done.err
     assert yaml.safe_load(Path(done.out.strip()).read_text()) == {"unfrozen_parameters": [name]}
-
-
-if __name__ == "__main__":
-    serve()

@@ -24,6 +24,7 @@ from spectrum.checkpoint.config import read_config
 from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.scanning.store import ScanStore
 from tests.helpers.command import Finished, assert_refused, run, tiny_llama
+from tests.helpers.forks import Forks
 from tests.helpers.hub_server import TOKEN, HubServer, Repo, commit
 from tests.helpers.processes import Command, commands
 
@@ -327,18 +328,11 @@ def test_what_asks_for_code_is_refused_whoever_asks(here: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["Trainer", "Seq2SeqTrainer", "pipeline", "integrations", "PreTrainedModel"])
-def test_only_models_are_looked_up_by_the_names_of_architectures(name: str, here: Path) -> None:
+def test_only_models_are_looked_up_by_the_names_of_architectures(name: str, forks: Forks, here: Path) -> None:
     changed(here, architectures=[name])
     script = "import sys\nfrom spectrum.cli.entry import main\nmain()\nprint('transformers.trainer' in sys.modules)\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--model-name", "model", "--rescan", "--quiet"],
-        cwd=here,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = forks.of(script).run("--model-name", "model", "--rescan", "--quiet", cwd=here)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
@@ -479,7 +473,7 @@ def test_a_cloned_results_directory_of_links_destroys_nothing(here: Path, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-def test_a_file_that_is_cut_in_mid_scan_is_an_error_and_no_signal(form: str, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_in_mid_scan_is_an_error_and_no_signal(form: str, forks: Forks, tmp_path: Path) -> None:
     script = """
 import os, sys
 import torch
@@ -503,15 +497,7 @@ entry.command()
         state = safetensors.torch.load_file(path)
         torch.save(state, path.with_name("pytorch_model.bin"), _use_new_zipfile_serialization=form == "zip")
         path.unlink()
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--model-name", "model"],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = forks.of(script).run("--model-name", "model", cwd=tmp_path)
     assert_refused(Finished(done.returncode, done.stdout, done.stderr), "was cut while being read")
 
 

@@ -37,7 +37,8 @@ from spectrum.scanning.store import ScanStore
 from tests.helpers import command
 from tests.helpers.changes import train_one_layer
 from tests.helpers.command import Finished
-from tests.helpers.paths import ROOT, TINY_LLAMA, files_below
+from tests.helpers.forks import Forks
+from tests.helpers.paths import TINY_LLAMA, files_below
 from tests.robustness.crowd import crowd
 
 CACHE = Path("model_snr_results")
@@ -333,7 +334,7 @@ def test_a_cached_scan_is_read_without_waiting(scanned: Scanned, fresh: Path, re
 
 # A command that notes what it reads, and reads nothing before it may.
 SLOW = """
-import os, sys, time
+import os, time
 from spectrum.checkpoint import reader
 from spectrum.cli import entry
 
@@ -347,30 +348,19 @@ def slow(self, weight, index):
     return read(self, weight, index)
 
 reader.Checkpoint.read = slow
-sys.argv[0] = "spectrum"
 entry.command()
 """
 
 
-def test_two_runs_that_start_together_compute_each_matrix_once(scanned: Scanned, fresh: Path) -> None:
-    (fresh / "slow.py").write_text(SLOW)
+def test_two_runs_that_start_together_compute_each_matrix_once(forks: Forks, scanned: Scanned, fresh: Path) -> None:
     outputs = [fresh / "first", fresh / "second"]
     errors = [fresh / "first.err", fresh / "second.err"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     processes = []
     for output, error in zip(outputs, errors, strict=True):
         args = ["--model-name", "model", "--yes", "--device", "cpu", "--output-dir", output.name]
         with error.open("wb") as stderr, (fresh / f"{output.name}.out").open("wb") as stdout:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "slow.py", *args],
-                    cwd=fresh,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                )
-            )
+            streams = {1: stdout.fileno(), 2: stderr.fileno()}
+            processes.append(forks.of(SLOW).start(*args, cwd=fresh, streams=streams))
     try:
         deadline = time.monotonic() + HANG
         while not any(WAITING in error.read_text() for error in errors):
@@ -381,7 +371,7 @@ def test_two_runs_that_start_together_compute_each_matrix_once(scanned: Scanned,
         assert [process.wait(HANG) for process in processes] == [0, 0]
     finally:
         for process in processes:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             process.wait()
     assert sorted(WAITING in error.read_text() for error in errors) == [False, True]
     counted = Counter((fresh / "reads").read_text().split())

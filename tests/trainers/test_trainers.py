@@ -204,20 +204,16 @@ def values(model: Any) -> Values:
 # Several processes.
 
 
-def train_together(wrapper: str, sample: Listed, results: Path) -> subprocess.CompletedProcess[str]:
-    """One step by two processes, with nothing of a launcher that might run the tests."""
+@pytest.fixture(scope="module")
+def together(sample: Listed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of it in each wrapper, with nothing of a launcher that might run the tests."""
+    results = tmp_path_factory.mktemp("together")
     unwanted = ("MASTER_", "TORCHELASTIC_", "ACCELERATE_", "HF_", "TRANSFORMERS_")
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted) and k not in names}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [
-            *torchrun,
-            "-m",
-            "tests.helpers.train_together",
-            wrapper,
-            *map(str, (sample.checkpoint, sample.list, results)),
-        ],
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.helpers.train_together", *map(str, (sample.checkpoint, sample.list, results))],
         cwd=ROOT,
         env=inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdin=subprocess.DEVNULL,
@@ -225,15 +221,15 @@ def train_together(wrapper: str, sample: Listed, results: Path) -> subprocess.Co
         text=True,
         timeout=_GUARD,
     )
+    assert done.returncode == 0, done.stderr
+    return results
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp2"])
 def test_processes_together_train_what_was_selected_and_nothing_else(
-    tmp_path: Path, sample: Listed, wrapper: str
+    together: Path, sample: Listed, wrapper: str
 ) -> None:
-    done = train_together(wrapper, sample, tmp_path)
-    assert done.returncode == 0, done.stderr
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, other = (torch.load(together / f"{wrapper}-{rank}.pt") for rank in range(2))
     model = transformers.AutoModelForCausalLM.from_pretrained(sample.checkpoint, dtype=torch.float32)
     before = values(model)
     after: Values = one["parameters"]
@@ -244,7 +240,8 @@ def test_processes_together_train_what_was_selected_and_nothing_else(
     assert all(torch.equal(after[name], other["parameters"][name]) for name in after)
 
 
-def test_fsdp_refuses_the_selection_without_the_original_parameters(tmp_path: Path, sample: Listed) -> None:
-    done = train_together("fsdp-flat", sample, tmp_path)
-    assert done.returncode != 0
-    assert re.search(r"ValueError: .*requires_grad.*use_orig_params=False", done.stderr), done.stderr
+def test_fsdp_refuses_the_selection_without_the_original_parameters(together: Path) -> None:
+    for rank in range(2):
+        said = (together / f"fsdp-flat-{rank}.txt").read_text()
+        assert re.search(r"ValueError: .*requires_grad.*use_orig_params=False", said), said
+        assert not (together / f"fsdp-flat-{rank}.pt").exists()
