@@ -167,7 +167,7 @@ def _resume(
     from spectrum.compute.devices import batch_budget
 
     is_main, num_processes = distributed.rank() == 0, distributed.count()
-    kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.known.items()]))
+    kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.scores.items()]))
     # The main process's numbers, so that all processes plan the same batches.
     budget = distributed.broadcast(batch_budget(devices))
     weights = job.weights(checkpoint)

@@ -56,7 +56,7 @@ class Progress(Protocol):
     def __enter__(self) -> Progress: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, whether or not all is scored."""
         ...
@@ -123,10 +123,10 @@ class ProgressBar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            if kind is None:
+            if error_type is None:
                 self._describe(refresh=False)
             self._bar.close()
 

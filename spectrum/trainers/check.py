@@ -127,15 +127,15 @@ def _beyond(entry: str, names: Iterable[str], model: ModelInfo, named: Container
         return
     name = plain[1]
     # The bias beside a bare parameter belongs to it.
-    others = sorted(n for n in names if n not in (name, f"{name}_bias") and not n.startswith(f"{name}."))
-    if others:
+    beyond = sorted(n for n in names if n not in (name, f"{name}_bias") and not n.startswith(f"{name}."))
+    if beyond:
         if name in model.parameters:
             advice = f"write ^{name}$"
         elif f"{name}.weight" in model.parameters:
             advice = f"write {name}.weight"
         else:
             advice = "name the modules in it instead"
-        yield f"{entry} also matches {listed(others, 2)}; {advice}"
+        yield f"{entry} also matches {listed(beyond, 2)}; {advice}"
 
 
 def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
