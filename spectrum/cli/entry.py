@@ -57,7 +57,7 @@ def _raise_on_signals() -> None:
     """Make SIGINT and SIGTERM raise KeyboardInterrupt. During imports, `spectrum.__main__` handles them otherwise."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,13 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpectrumError as error:
         if debug:
             raise
+        if _received:  # a library that was being imported has turned the interrupt into an error
+            return _interrupted(_received[0])
         if isinstance(error, ProcessError) and not isinstance(error, UnmetError) and distributed.rank():
             return 1  # the process that failed first, or the main process, prints the reason
         return fail(str(error))
     except Exception as error:
         if debug:
             raise
-        return fail(_reason(error))
+        return _interrupted(_received[0]) if _received else fail(_reason(error))
     if outcome.text and (status := print_result(outcome.text)):
         return status
     return fail(outcome.problem) if outcome.problem else 0
@@ -97,9 +99,19 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, for example from a job scheduler. Everything ends as after Ctrl-C, but for the exit status."""
 
 
+# The interrupts that signals have raised.
+_received: list[KeyboardInterrupt] = []
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _received.append(KeyboardInterrupt())
+    raise _received[-1]
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clean-up
-    raise _Terminated
+    _received.append(_Terminated())
+    raise _received[-1]
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -107,7 +107,7 @@ def matrix_cost(shape: tuple[int, int]) -> int:
     return k * k * (m + 2 * k)
 
 
-def matrices(batches: Iterable[WeightBatch]) -> int:
+def num_matrices(batches: Iterable[WeightBatch]) -> int:
     """How many matrices the batches hold together."""
     return sum(len(batch.members) for batch in batches)
 

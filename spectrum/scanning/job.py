@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.compute.batches import WeightBatch, matrices, plan, share
+from spectrum.compute.batches import WeightBatch, num_matrices, plan, share
 from spectrum.errors import CheckpointError, ProcessError
 from spectrum.records import LayerWeight, MatrixScore
 from spectrum.scanning import distributed
@@ -175,7 +175,7 @@ def _resume(
     everything, rest = plan_without(), plan_without(kept)
     if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
         kept, rest = {}, everything
-    total, num_kept = matrices(everything), matrices(everything) - matrices(rest)
+    total, num_kept = num_matrices(everything), num_matrices(everything) - num_matrices(rest)
     if is_main and journal.foreign and not kept:
         callbacks.info(
             f"{journal.path} is of other weights, another class, other versions or another user; beginning anew"
@@ -204,7 +204,7 @@ def _resume(
         new = compute(rest, journal)
     except KeyboardInterrupt as error:
         rest = plan_without({**kept, **read(journal.path, job.identity)})
-        raise Interrupted(_what_is_kept(total - matrices(rest), total)) from error
+        raise Interrupted(_what_is_kept(total - num_matrices(rest), total)) from error
     return kept | dict(distributed.gather(new))
 
 

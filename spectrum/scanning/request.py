@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from spectrum.compute.batches import WeightBatch, batch_cost, matrices
+from spectrum.compute.batches import WeightBatch, batch_cost, num_matrices
 from spectrum.records import ScanResult
 from spectrum.scanning.store import ScanStore
 
@@ -112,7 +112,7 @@ class ProgressBar:
 
     def __init__(self, batches: Sequence[WeightBatch], tqdm: Callable[..., Any], unit: str = "weights") -> None:
         self._work = sum(map(batch_cost, batches))
-        self._total = matrices(batches)
+        self._total = num_matrices(batches)
         self._done = 0
         self._tqdm = tqdm
         self._unit = unit

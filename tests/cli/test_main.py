@@ -164,6 +164,34 @@ def test_an_interrupt_while_modules_are_imported_ends_the_command_in_one_line(
     assert not (directory / "model_snr_results").exists()
 
 
+SWALLOWED = """
+import contextlib, os, sys
+from spectrum.cli import entry
+from spectrum.errors import CheckpointError
+
+def run(options):
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), int(sys.argv[1]))
+    raise {error}("could not import a module")
+
+entry._run = run
+entry.parse = lambda argv: None
+entry.command()
+"""
+
+
+@pytest.mark.parametrize("error", ["CheckpointError", "RuntimeError"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_a_library_makes_an_error_of_is_told_as_one(
+    number: signal.Signals, status: int, error: str
+) -> None:
+    program = SWALLOWED.replace("{error}", error)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(number.value)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "spectrum: interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell what a process handles")
 def test_a_command_that_is_started_with_sigint_ignored_goes_on_ignoring_it(directory: Path) -> None:
     ignoring = (
