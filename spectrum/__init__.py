@@ -20,3 +20,8 @@ def __getattr__(name: str) -> "Any":
     from spectrum import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return __all__
