@@ -2,8 +2,8 @@
 
 from spectrum.version import __version__
 
-# Not from `typing`: `python -m spectrum` comes here before __main__ can see to it that no file of that name in the
-# working directory is imported in its place. Type checkers know the name.
+# Type checkers know this name. It does not come from `typing`, because `python -m spectrum` imports this module before
+# __main__ removes the working directory from the search path, where a file could have that name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -14,13 +14,9 @@ __all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "__version__"
 
 
 def __getattr__(name: str) -> "Any":
-    """The interface, when it is first used: the command has no use for it."""
+    """Import the public names when they are first used: the command does not need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from spectrum import api
 
     return getattr(api, name)
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -1,26 +1,52 @@
-"""`python -m spectrum`.
+"""Starts the command, for `spectrum` and for `python -m spectrum`.
 
-Python has put the working directory first among the places that modules come from. That is where models and their
-code are downloaded to, so it goes before anything is imported: a `tqdm.py` there is not ours to run.
+The start has two duties before the command is imported, so this module imports next to nothing:
+
+- `python -m` puts the working directory first on the search path. Models and their code are downloaded there, so a
+  `tqdm.py` in it must not be run. The directory is removed from the path.
+- The imports take a moment. An interrupt during them must end the process like one later: in one line, without a
+  traceback.
 """
 
-import os  # as Python itself has before it looks there, like `sys`
+import os  # like `sys`, imported by Python itself before the working directory is on the path
 import sys
 
 
-def _without_working_directory() -> None:
-    if getattr(sys.flags, "safe_path", sys.flags.isolated):  # Python 3.10 has the second alone
-        return  # it is not there, and what is first is the user's own
+def command() -> None:
+    """Run the command as a process of its own, and end it."""
+    import signal
+
+    # The command replaces both handlers. A process that was started with SIGINT ignored, as a script's background jobs
+    # are, goes on ignoring it.
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end)
+    from spectrum.cli import entry
+
+    entry.command()
+
+
+def _end(number: int, frame: object) -> None:
+    """End the process at once. An exception could be lost within the imports, and there is nothing to clean up yet."""
+    try:
+        if os.environ.get("RANK", "0") == "0":  # one line for all processes of a run
+            os.write(2, b"spectrum: interrupted\n")
+    finally:  # even if stderr is closed
+        os._exit(128 + number)  # as shells report it
+
+
+def _remove_working_directory() -> None:
+    """Remove the working directory from the search path, if Python has put it there."""
+    if getattr(sys.flags, "safe_path", sys.flags.isolated):  # Python 3.10 has only the latter
+        return  # Python has not; the first entry is the user's
     try:
         here = os.getcwd()
-    except OSError:  # it is gone, and Python has put nothing
+    except OSError:  # the directory no longer exists, so Python has put nothing
         return
     if sys.path and sys.path[0] in ("", here):
         del sys.path[0]
 
 
-_without_working_directory()
-
-from spectrum.cli.entry import command  # noqa: E402
-
-command()
+if __name__ == "__main__":
+    _remove_working_directory()
+    command()

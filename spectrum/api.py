@@ -119,9 +119,9 @@ def select(
         if top_percent is not None:
             raise ValueError("give top_percent or top_params, not both")
         return selection.top_params(result, _decimal(top_params), embeddings=embeddings)
-    percent = 50 if top_percent is None else top_percent
+    percent = selection.DEFAULT_PERCENT if top_percent is None else top_percent
     selected = selection.top_percent(result, _decimal(percent), embeddings=embeddings)
-    if not any(ranked.count for ranked in selected.types):
+    if not any(ranked.num_selected for ranked in selected.types):
         _warn(f"{selected.percent} percent of no layer type is a whole layer")
     return selected
 

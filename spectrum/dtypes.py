@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Bytes per element, of every type that a torch file may hold. "bits8" and the like are raw storage.
+# Bytes per element of every type that a weight file may hold. "bits8" and the like are raw storage.
 ITEM_BYTES = {
     "float64": 8,
     "float32": 4,
@@ -33,5 +33,26 @@ ITEM_BYTES = {
     "bits4x2": 1,
 }
 
-# The types whose numbers are weights by themselves. All others need a scale, or are no weights.
+# The names that the safetensors format has for some of these types.
+SAFETENSORS_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "U16": "uint16",
+    "I16": "int16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "U32": "uint32",
+    "I32": "int32",
+    "F32": "float32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "C64": "complex64",
+}
+
+# The types whose numbers are weights by themselves. All other types need a scale, or hold no weights.
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")

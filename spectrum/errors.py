@@ -1,41 +1,41 @@
-"""What can go wrong for a user. Each message is one line: what was found, where, what to do.
+"""Errors that a user can meet. Each message is one line: what was found, where, what to do.
 
 SpectrumError
-├── CheckpointError     a model directory, its config, a shard, an index, a weight
-│   └── HubError        a repository that cannot be found, entered or reached
+├── CheckpointError     a model directory, its config, a shard, an index or a weight
+│   └── HubError        a repository that does not exist, is closed to the user, or cannot be reached
 ├── LayerTypeError      a layer type that the model does not have
-├── SelectionError      a selection that cannot be made, or does not fit a model
+├── SelectionError      a selection that is not possible, or does not fit a model
 ├── ResultsError        a cached scan that cannot be read; a file that cannot be written
 ├── DeviceError         a device that this machine does not have, or that cannot do the work
 ├── ProcessError        processes of one run that lost each other
-│   └── UnmetError      or never met
-└── Cancelled           the user closed a dialog
+│   └── UnmetError      processes of one run that never met
+└── Cancelled           a dialog that the user closed
 """
 
 from spectrum.text import in_line
 
 
 class SpectrumError(Exception):
-    """The job cannot be done; the message says why in one line, whatever the names in it hold."""
+    """The job cannot be done. The message is one line, even if names in it hold line breaks."""
 
     def __init__(self, message: str) -> None:
         super().__init__(in_line(message))
 
 
 class CheckpointError(SpectrumError):
-    """A checkpoint is missing, damaged or of a kind that is not read."""
+    """A checkpoint is missing, damaged or of a format that is not supported."""
 
 
 class HubError(CheckpointError):
-    """The Hugging Face Hub does not hand out a checkpoint."""
+    """A checkpoint cannot be had from the Hugging Face Hub."""
 
 
 class LayerTypeError(SpectrumError):
-    """A requested layer type does not exist."""
+    """The model does not have a requested layer type."""
 
 
 class SelectionError(SpectrumError):
-    """A selection cannot be made as wanted, or names what a model does not have."""
+    """A selection is not possible, or names parameters that the model does not have."""
 
 
 class ResultsError(SpectrumError):
@@ -43,23 +43,23 @@ class ResultsError(SpectrumError):
 
 
 class DeviceError(SpectrumError):
-    """A requested device does not exist here."""
+    """A device does not exist on this machine, or cannot do the work."""
 
 
 class ProcessError(SpectrumError):
-    """The processes that scan together cannot reach each other, or one has ended."""
+    """A process of this run cannot be reached, or has ended."""
 
 
 class UnmetError(ProcessError):
-    """The processes that are to scan together have not met."""
+    """The processes of this run did not meet."""
 
 
-class Cancelled(SpectrumError):  # noqa: N818 - a choice of the user's, not a fault
-    """A dialog was cancelled: nothing is scanned, nothing is written."""
+class Cancelled(SpectrumError):  # noqa: N818 - the user's choice, not an error
+    """The user cancelled a dialog. Nothing is scanned or written."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library's says, in a line: its first, and the second where that only leads to it."""
+    """The first line of an exception's message, with the second if the first ends in a colon."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if len(lines) > 1 and lines[0].endswith(":"):
         return f"{lines[0]} {lines[1]}"

@@ -1,4 +1,7 @@
-"""How module paths group into layer types, and what a path may look like. Standard library only."""
+"""Module paths: what they may look like, which layer type each belongs to, which types a pattern matches.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,21 @@ from fnmatch import fnmatchcase
 
 from spectrum.errors import LayerTypeError
 
-# What a module or parameter may be called. Names become lines of YAML, patterns, and text on a terminal: anything that
-# one of these could take differently is refused. So is what is longer than any name, and would widen every table.
+# What a module or a parameter may be called. Names are written to YAML, used in patterns and shown on terminals, so
+# every character that one of these might interpret is refused. So is a longer name, which would widen every table.
 MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
+
+# Parts of a path that FSDP, activation checkpointing and torch.compile add around a module.
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:
-    """Layer type of each module path of a model.
+    """Return the layer type of each module path of a model.
 
-    A type is what follows the path's first numeric component: `model.layers.7.mlp.down_proj` -> `mlp.down_proj`.
-    Where several stacks of layers share such a suffix they are towers, ranked apart: the types of each carry the
-    path up to the stack (`model.visual.blocks.attn.proj`). A path with no number is its own type, and one that ends
-    in its first number (`heads.0`) is of the type of the stack (`heads`).
+    A type is the part of the path after its first number: `model.layers.7.mlp.down_proj` -> `mlp.down_proj`.
+    Stacks of layers that share such a type are towers, and are ranked separately: their types keep the path of the
+    stack (`model.visual.blocks.attn.proj`). A path without a number is its own type. A path that ends in its first
+    number (`heads.0`) has the stack as its type (`heads`).
     """
     split = {path: _stack_and_suffix(path) for path in paths}
     stacks: dict[str, set[str]] = {}
@@ -34,7 +40,7 @@ def layer_types(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _stack_and_suffix(path: str) -> tuple[str, str]:
-    """A path's parts before and after its first number; it is all suffix where it has none."""
+    """Split a path at its first number. A path without a number is all suffix."""
     parts = path.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -43,14 +49,14 @@ def _stack_and_suffix(path: str) -> tuple[str, str]:
 
 
 def display_order(layer_types: Iterable[str]) -> list[str]:
-    """Distinct layer types by first dotted component, then alphabetically, as the reference shows them."""
+    """Return the distinct layer types, sorted by their first dotted component, then by name, as the reference does."""
     return sorted(set(layer_types), key=lambda name: (name.split(".")[0], name))
 
 
 def match_types(patterns: Sequence[str], layer_types: Sequence[str]) -> list[str]:
-    """The layer types that some pattern names, in the order of `layer_types`.
+    """Return the layer types that at least one pattern matches, in the order of `layer_types`.
 
-    A pattern is an exact type, a shell pattern, or `all`. Raises LayerTypeError for one that matches nothing.
+    A pattern is an exact type, a shell pattern, or `all`. Raises LayerTypeError if a pattern matches nothing.
     """
     chosen: set[str] = set()
     for pattern in patterns:

@@ -171,6 +171,31 @@ class LayerSnr:
     edge: BulkEdge | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSpectrum:
+    """The singular values of one matrix, and what its score is made of.
+
+    Args:
+        name: the layer's name. For a stack, the place of the matrix follows: `mlp.experts.down_proj[7]`.
+        shape: (n, m) of the matrix.
+        values: the min(n, m) singular values, ascending, float64, finite.
+        aspect_ratio: beta = min(n, m) / max(n, m).
+        interquartile_range: the distance of the quartiles of the values.
+        sigma: the scale of the noise.
+        edge: the bulk edge.
+        snr: the matrix's score.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    values: tuple[float, ...]
+    aspect_ratio: float
+    interquartile_range: float
+    sigma: float
+    edge: float
+    snr: float
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ScanResult:
     """A model's scores.

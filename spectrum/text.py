@@ -1,4 +1,4 @@
-"""Rows of text as a table, for terminals and for notebooks; counts and times in words. Standard library only."""
+"""Text for people: tables, counts, times, and names that are safe to print. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from html import escape
 
 Row = tuple[str, ...]
 
+# Unicode categories of characters that a terminal may act on instead of showing them: controls, formats, surrogates,
+# separators of lines and paragraphs.
+_NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
 
 def aligned(rows: Sequence[Row]) -> str:
-    """Columns of text, the first flush left, the others, numbers, flush right."""
+    """A table in plain text: the first column flush left, all others, which hold numbers, flush right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = (
         "  ".join(
@@ -23,7 +27,7 @@ def aligned(rows: Sequence[Row]) -> str:
 
 
 def html(rows: Sequence[Row]) -> str:
-    """An HTML table, the first row its head, aligned as `aligned` does."""
+    """A table in HTML, aligned as by `aligned`. The first row is the head."""
     return f"<table>\n{_html_row('th', rows[0])}\n" + "\n".join(_html_row("td", row) for row in rows[1:]) + "\n</table>"
 
 
@@ -33,19 +37,19 @@ def _html_row(tag: str, row: Row) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def plural(count: int, noun: str, several: str | None = None) -> str:
-    """`1 layer`, `2 layers`; `several` for a plural that is not made by an s."""
-    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
+def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
+    """A count with its noun: `1 layer`, `2 layers`. `plural_noun` is needed where the plural is not noun + s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {plural_noun or noun + 's'}"
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:
-    """Names in a line: the first few, and how many more."""
+    """The first few names, and how many more there are: `a, b and 3 more`."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: `0.8 s`, `3 min 20 s`, `1 h 05 min`."""
+    """A time span: `0.8 s`, `3 min 20 s`, `1 h 05 min`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -53,13 +57,13 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with what a terminal would obey instead of show, which names in a stranger's files may hold, spelt out."""
-    obeyed = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    """Text with control characters written as escapes, except line breaks. Names in a model's files may hold them."""
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in obeyed and c != "\n" else c for c in text
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in _NOT_SHOWN and char != "\n" else char
+        for char in text
     )
 
 
 def in_line(text: str) -> str:
-    """The same, with line breaks spelt out too: no name makes a line of its own."""
+    """Text with all control characters written as escapes, even line breaks, so that it stays on one line."""
     return visible(text).replace("\n", "\\n")

@@ -348,7 +348,7 @@ def test_a_model_whose_adapters_are_merged_is_scanned() -> None:
 
 
 def counts(selection: spectrum.Selection) -> dict[str, int]:
-    return {kind.layer_type: kind.count for kind in selection.types}
+    return {kind.layer_type: kind.num_selected for kind in selection.types}
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_scores_do_not_depend_on_the_batch_size(sample: ScanResult, size: int | 
 
 @pytest.mark.parametrize("source", ["disk", "memory"])
 def test_a_device_that_is_not_there_is_an_error(fresh: Path, source: str) -> None:
-    with pytest.raises(DeviceError, match="'abacus' is no device"):
+    with pytest.raises(DeviceError, match="'abacus' is not a device"):
         scanned(loaded() if source == "memory" else "model", device="abacus")
 
 

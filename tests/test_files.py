@@ -1,4 +1,4 @@
-"""Directories that go at the worst moment are made again; what stands in their place is said."""
+"""A directory that disappears during a write is created again; something else in its place is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.journals import IDENTITY, SCORES
 
 
 def gone(monkeypatch: pytest.MonkeyPatch, directory: Path, call: str, times: int, *, before: bool) -> list[None]:
-    """Have the directory moved away right before or after some calls of a method of Path's; the times are listed."""
+    """Move the directory away before or after the next calls of a Path method; the returned list grows with each."""
     original = getattr(Path, call)
     moves: list[None] = []
 
@@ -94,7 +94,7 @@ def test_what_an_editor_has_beside_a_file_is_not_swept(tmp_path: Path) -> None:
     for file in (ours, *others):
         file.touch()
         os.utime(file, (0, 0))
-    beside(path).touch()  # of a run that is under way
+    beside(path).touch()  # of a run that is still writing
     write_atomically(path, "text")
     assert not ours.exists()
     assert all(file.exists() for file in others)

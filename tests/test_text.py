@@ -1,4 +1,4 @@
-"""Tables for terminals and notebooks, and numbers and lists in words."""
+"""Tables for terminals and notebooks; counts, lists and times in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spectrum.text import Row, aligned, duration, html, listed, plural
 
 ROWS: list[Row] = [("layer type", "layers", "SNR"), ("mlp", "8", "0.125"), ("a < b & c", "1024", ""), ("total", "", "")]
 
-# Cells whose length is what they take on a terminal, and that neither begin nor end in white space.
+# Cells that are as wide on a terminal as they are long, and neither begin nor end with white space.
 CELLS = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), max_size=8)
 TABLES = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), min_size=1, max_size=5))
 
@@ -34,7 +34,7 @@ def test_columns_line_up_and_hold_every_cell(rows: list[Row]) -> None:
         assert [cell.lstrip() for cell in cells[1:]] == list(row[1:])
         for cell, width in zip(cells[1:], widths[1:], strict=True):
             assert not cell.strip() or (len(cell) == width and cell[-1] != " ")
-        # Nothing but space lies between the columns.
+        # There are only spaces between the columns.
         assert all(not line[start - 2 : start].strip() for start in starts[1:])
 
 
@@ -43,7 +43,7 @@ def test_a_table_of_one_row_is_that_row() -> None:
 
 
 class Cells(HTMLParser):
-    """The cells of a table, each with its tag and alignment, as a browser would take them."""
+    """The cells of a table as a browser would read them, each with its tag and alignment."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_no_cell_breaks_out_of_html(rows: list[Row]) -> None:
     found = Cells(html(rows))
     assert set(found.tags) == {"table", "tr", "th"} | ({"td"} if len(rows) > 1 else set())
     assert len(found.tags) == 1 + 3 * len(rows)
-    # A parser has no carriage returns, and reads some characters as others.
+    # An HTML parser replaces carriage returns and some other characters.
     plain = [[cell if cell.isascii() and cell.isprintable() else None for cell in row] for row in rows]
     for row, cells in zip(plain, found.rows, strict=True):
         assert all(cell is None or cell == text for cell, (_, _, text) in zip(row, cells, strict=True))
@@ -133,7 +133,7 @@ def test_a_list_names_the_first_few_and_counts_the_rest(count: int, limit: int, 
         (65.4, "1 min 05 s"),
         (200, "3 min 20 s"),
         (3599.4, "59 min 59 s"),
-        # Rounded before it is split: never 60 seconds of a minute.
+        # Rounding comes before the split into units, so there are never 60 seconds.
         (119.6, "2 min 00 s"),
         (3599.6, "1 h 00 min"),
         (3600, "1 h 00 min"),

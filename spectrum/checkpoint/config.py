@@ -1,4 +1,4 @@
-"""A model's config.json, bounded and read."""
+"""A model's config.json: read, checked for numbers that no model has, and freed of what leads to other repositories."""
 
 from __future__ import annotations
 
@@ -13,79 +13,100 @@ import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from spectrum.checkpoint.disk.weight_files import other_than_a_model
-from spectrum.checkpoint.isolation import native_class, nothing_fetched, quiet, why
+from spectrum.checkpoint.disk.weight_files import not_a_model_reason
+from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json, read
 
 _MAX_CONFIG_BYTES = 16 << 20
 
-# More of these than any model has would take a machine's memory, in Python objects alone, before a weight is looked at.
-_MOST = {
+# The largest count for each setting, or for settings whose last word this is. A model with more would fill the memory
+# with Python objects before a weight is looked at.
+_LARGEST_COUNTS = {
     **dict.fromkeys(("layer", "layers", "types", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
-    "replace": 2_000,  # first_k_dense_replace: so many layers are not mixtures of experts
+    "replace": 2_000,  # first_k_dense_replace: the number of layers that are not mixtures of experts
     "window_kernel_size": 10_000,
     "indices": 1_000_000,
     "experts": 20_000,
     "speakers": 1_000_000,
     "labels": 200_000,
 }
-_BY_STAGE = ("depth", "depths", "blocks", "stages")
+_BY_STAGE = ("depth", "depths", "blocks", "stages")  # lists of these have the number of layers of each stage
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
-    """The model's config. Raises CheckpointError where there is none, or none that transformers understands."""
+    """Read the config of the model in a directory.
+
+    Raises CheckpointError if there is none, or if transformers does not understand it.
+    """
     path = directory / "config.json"
-    settings = _without_others(_settings(directory), code_from=str(directory) if trust_remote_code else None)
-    elsewhere = _code_of_another(settings)
-    if elsewhere and trust_remote_code:
+    code_from = str(directory) if trust_remote_code else None
+    settings = _without_other_repositories(_read_settings(directory), code_from=code_from)
+    foreign = _foreign_code(settings)
+    if foreign and trust_remote_code:
         raise CheckpointError(
-            f"{path} takes code from another repository, {elsewhere}; put that repository's Python files beside it, "
+            f"{path} takes code from another repository, {foreign}; put that repository's Python files beside it, "
             "and take the part before -- out of its auto_map"
         )
-    model_type = settings.get("model_type")
-    remote = "AutoConfig" in (settings.get("auto_map") or {})
-    make: Callable[[], Any] = partial(_made, settings, directory, transformers.AutoConfig)
-    if remote and trust_remote_code:
-        make = partial(_made_by_remote_code, settings, directory)
-    elif model_type is None:  # as in configs of 2019, which name a class alone
-        loader = getattr(native_class(settings.get("architectures")), "config_class", None)
-        if loader is None:
-            raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
-        make = partial(_made, settings, directory, loader)
-    elif model_type not in transformers.CONFIG_MAPPING:
-        if elsewhere:
-            raise CheckpointError(
-                f"the model type {model_type!r} of {directory} needs code from another repository, {elsewhere}; put "
-                "that repository's Python files beside config.json, and take the part before -- out of its auto_map"
-            )
-        if remote:
-            raise CheckpointError(
-                f"the model type {model_type!r} of {directory} needs code from its repository; "
-                "read that code, then allow it with --trust-remote-code"
-            )
-        raise CheckpointError(
-            f"transformers {transformers.__version__} does not know the model type {model_type!r} of {directory}; "
-            "a newer transformers may"
-        )
+    build = _config_builder(directory, settings, foreign, trust_remote_code=trust_remote_code)
     try:
         with quiet(), nothing_fetched():
-            config = make()
+            config = build()
             if not trust_remote_code and hasattr(config, "auto_map"):
-                del config.auto_map  # or a part of the model would ask whether its code may run
+                del config.auto_map  # or transformers asks whether the code of a part of the model may run
         _check_counts(path, config.to_dict())
     except CheckpointError:
         raise
-    except Exception as error:  # configs validate themselves, each in its own way
-        raise CheckpointError(f"transformers cannot read {path}: {why(error)}") from error
+    except Exception as error:  # each config class validates itself in its own way
+        raise CheckpointError(f"transformers cannot read {path}: {failure_reason(error)}") from error
     return config
 
 
-def _made(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
-    """The config that transformers makes of these settings, and of nothing else.
+def own_class(config: Any) -> str | None:
+    """Return the class of transformers that a config names for its model, None if it names none."""
+    model_class = native_class(getattr(config, "architectures", None))
+    return None if model_class is None else str(model_class.__name__)
 
-    They have been looked at. What lies in the directory may be something else by now, and `configuration_files` would
-    have transformers read another file of it.
+
+def _config_builder(
+    directory: Path, settings: Mapping[str, Any], foreign: str | None, *, trust_remote_code: bool
+) -> Callable[[], Any]:
+    """Return a function that builds the config.
+
+    Raises CheckpointError if there is none for these settings. foreign: the code of another repository that they name.
+    """
+    path, model_type = directory / "config.json", settings.get("model_type")
+    has_code = "AutoConfig" in (settings.get("auto_map") or {})
+    if has_code and trust_remote_code:
+        return partial(_build_by_remote_code, settings, directory)
+    if model_type is None:  # configs of 2019 name a class alone
+        loader = getattr(native_class(settings.get("architectures")), "config_class", None)
+        if loader is None:
+            raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
+        return partial(_build, settings, directory, loader)
+    if model_type in transformers.CONFIG_MAPPING:
+        return partial(_build, settings, directory, transformers.AutoConfig)
+    if foreign:
+        raise CheckpointError(
+            f"the model type {model_type!r} of {directory} needs code from another repository, {foreign}; put "
+            "that repository's Python files beside config.json, and take the part before -- out of its auto_map"
+        )
+    if has_code:
+        raise CheckpointError(
+            f"the model type {model_type!r} of {directory} needs code from its repository; "
+            "read that code, then allow it with --trust-remote-code"
+        )
+    raise CheckpointError(
+        f"transformers {transformers.__version__} does not know the model type {model_type!r} of {directory}; "
+        "a newer transformers may"
+    )
+
+
+def _build(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
+    """Return the config that transformers makes of these settings alone.
+
+    The settings have been checked. The file may have been replaced since, and with `configuration_files` transformers
+    would read another one. So transformers gets the settings, and reads no file.
     """
 
     def get_config_dict(cls: Any, name: object, /, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,24 +123,19 @@ def _made(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
         base.get_config_dict = before  # type: ignore[method-assign]
 
 
-def _made_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
-    made: Any = get_class_from_dynamic_module(settings["auto_map"]["AutoConfig"], str(directory))
-    return made.from_dict(dict(settings), name_or_path=str(directory))
+def _build_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
+    config_class: Any = get_class_from_dynamic_module(settings["auto_map"]["AutoConfig"], str(directory))
+    return config_class.from_dict(dict(settings), name_or_path=str(directory))
 
 
-def own_class(config: Any) -> str | None:
-    """The class of transformers that a config names as its model's, None where it names none."""
-    known = native_class(getattr(config, "architectures", None))
-    return None if known is None else str(known.__name__)
-
-
-def _settings(directory: Path) -> dict[str, Any]:
+def _read_settings(directory: Path) -> dict[str, Any]:
+    """Return the content of config.json. Raises CheckpointError if there is none, or if it is broken."""
     path = directory / "config.json"
     try:
         settings = parse_json(read(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
-        other = other_than_a_model(str(directory), {file.name for file in directory.iterdir()})
-        raise CheckpointError(other or f"{directory} has no config.json, so it is no transformers model") from error
+        reason = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
+        raise CheckpointError(reason or f"{directory} has no config.json, so it is no transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -129,13 +145,13 @@ def _settings(directory: Path) -> dict[str, Any]:
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{path} is broken: its architectures are no list of class names")
-    if elsewhere := settings.get("transformers_weights"):
+    if weights_file := settings.get("transformers_weights"):
         raise CheckpointError(
-            f"{path} has the weights taken from {str(elsewhere)[:200]!r}; put that file in a directory of its own, as "
-            "model.safetensors, with a config that does not name it"
+            f"{path} has the weights taken from {str(weights_file)[:200]!r}; put that file in a directory of its own, "
+            "as model.safetensors, with a config that does not name it"
         )
-    for key, kind in (("model_type", str), ("auto_map", dict)):
-        if not isinstance(settings.get(key), kind | None):
+    for key, expected in (("model_type", str), ("auto_map", dict)):
+        if not isinstance(settings.get(key), expected | None):
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
     try:
         _check_counts(path, settings)
@@ -144,84 +160,90 @@ def _settings(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is nested too deep") from error
 
 
-def _code_of_another(settings: Mapping[str, Any]) -> str | None:
-    """The code of another repository that a config names, as `repository--module.Class`."""
-    for class_name in (settings.get("auto_map") or {}).values():
-        for each in class_name if isinstance(class_name, list) else [class_name]:
-            if isinstance(each, str) and "--" in each:
-                return each
+def _foreign_code(settings: Mapping[str, Any]) -> str | None:
+    """Return code of another repository that a config names, as `repository--module.Class`; None if it names none."""
+    for value in (settings.get("auto_map") or {}).values():
+        for class_name in value if isinstance(value, list) else [value]:
+            if isinstance(class_name, str) and "--" in class_name:
+                return class_name
     return None
 
 
-def _without_others(settings: dict[str, Any], *, code_from: str | None, within: bool = False) -> dict[str, Any]:
-    """Settings, and those within them, but for what leads elsewhere.
+def _without_other_repositories(
+    settings: dict[str, Any], *, code_from: str | None, nested: bool = False
+) -> dict[str, Any]:
+    """Return the settings without those that lead to another repository.
 
-    `attn_implementation` and the like may name a repository whose code is to be taken; they change no name and no
-    shape. A config within another (`within`) says of its own where its code is: that is `code_from`, the model's
-    directory, or there is none. Numbers that JSON lacks are as transformers writes them.
+    `attn_implementation` and the like may name a repository whose code transformers would take; they change no names
+    and no shapes. Numbers that JSON lacks, such as infinity, are decoded from transformers' notation.
+
+    Args:
+        settings: of a config.
+        code_from: the directory that code may be taken from, None if no code may be run. A nested config would
+            otherwise say itself where its code is.
+        nested: whether this config is a part of another.
     """
 
-    def without(value: Any) -> Any:
+    def clean(value: Any) -> Any:
         if isinstance(value, list):
-            return [without(each) for each in value]
+            return [clean(element) for element in value]
         if not isinstance(value, dict):
             return value
         if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
-        return _without_others(value, code_from=code_from, within=True)
+        return _without_other_repositories(value, code_from=code_from, nested=True)
 
     def is_kept(key: str, value: Any) -> bool:
-        if key == "auto_map" and within:
-            return code_from is not None and isinstance(value, dict) and not _code_of_another({"auto_map": value})
+        if key == "auto_map" and nested:
+            return code_from is not None and isinstance(value, dict) and not _foreign_code({"auto_map": value})
         return not key.endswith(("_implementation", "name_or_path"))
 
-    kept = {
-        key: value if key == "auto_map" else without(value) for key, value in settings.items() if is_kept(key, value)
-    }
-    return kept | {"_name_or_path": code_from} if within and "auto_map" in kept else kept
+    kept = {key: value if key == "auto_map" else clean(value) for key, value in settings.items() if is_kept(key, value)}
+    return kept | {"_name_or_path": code_from} if nested and "auto_map" in kept else kept
 
 
 def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where a config says that there are more modules, or labels, than any model has."""
+    """Raises CheckpointError if a config asks for more modules or labels than any model has."""
     labels = 0
     for key, count in _counts(settings):
-        if key.endswith("labels"):  # each config within another has its own
+        if key.endswith("labels"):  # each nested config has its own labels; the sum counts
             labels += count
             count = labels
-        if count > _most(key):
+        if count > _largest_count(key):
             raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
 
 
-def _most(key: object) -> float:
-    """The largest number that a key may have: of that name, or of its last word."""
+def _largest_count(key: object) -> float:
+    """Return the largest number that a setting may have; infinity if it may have any."""
     name = str(key)
-    return _MOST.get(name, _MOST.get(name.rpartition("_")[2], math.inf))
+    return _LARGEST_COUNTS.get(name, _LARGEST_COUNTS.get(name.rpartition("_")[2], math.inf))
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """What a config says of how many modules, or labels, there are; also in the configs within it.
+    """Yield the numbers of modules and labels that a config and its nested configs ask for, each with its key.
 
-    A list says it by its numbers and by its length; where each stage of a model has its own depth, by their sum.
+    In a list, both the numbers and the length may ask for so many modules. If a list has the depth of each stage, their
+    sum does.
     """
     for key, value in settings.items():
-        parts = value if isinstance(value, list) else []
+        elements = value if isinstance(value, list) else []
         if isinstance(value, dict):
             yield from _counts(value)
-        for part in parts:
-            if isinstance(part, dict):
-                yield from _counts(part)
-        if _most(key) < math.inf:
-            numbers = list(_numbers(value))
+        for element in elements:
+            if isinstance(element, dict):
+                yield from _counts(element)
+        if _largest_count(key) < math.inf:
+            numbers = list(_whole_numbers(value))
             yield from ((key, number) for number in numbers)
-            yield key, len(parts)
+            yield key, len(elements)
             if str(key).rpartition("_")[2] in _BY_STAGE:
                 yield key, sum(numbers)
 
 
-def _numbers(value: object) -> Iterator[int]:
-    """Whole numbers in lists of any depth, which JSON's reader has bounded."""
+def _whole_numbers(value: object) -> Iterator[int]:
+    """Yield the whole numbers in a value, or in lists nested to any depth. parse_json has limited the depth."""
     if isinstance(value, list | tuple):
-        for part in value:
-            yield from _numbers(part)
+        for element in value:
+            yield from _whole_numbers(element)
     elif isinstance(value, int):
         yield value

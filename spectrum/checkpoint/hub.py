@@ -1,29 +1,80 @@
-"""From a model's name to a directory: one that is there, or a snapshot from the Hugging Face Hub.
+"""From a model's name to its directory: a local one, or a snapshot from the Hugging Face Hub.
 
-Cache, tokens, offline mode, mirrors and progress bars are huggingface_hub's own.
+Cache, tokens, offline mode, mirrors and progress bars are those of huggingface_hub.
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from spectrum.checkpoint.disk.weight_files import MAX_INDEX_BYTES, MOST_FILES, SINGLE_FILES, why_no_weights
+from spectrum.checkpoint.disk import fingerprint
+from spectrum.checkpoint.disk.tensors import WeightFiles
+from spectrum.checkpoint.disk.weight_files import MAX_INDEX_BYTES, MOST_FILES, SINGLE_FILES, no_weights_reason
 from spectrum.errors import CheckpointError, HubError, first_line
 from spectrum.files import parse_json, read
 
-_TIMEOUT = 10  # seconds for the first request, so that a dead network is an answer and not a wait
+_TIMEOUT = 10  # seconds for the first request; without a limit, a dead network would mean a long wait
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Where a model's name leads. Made once a run, so that the headers of its files are read once.
+
+    Args:
+        directory: the model's.
+        commit: of a snapshot from the Hub; None for a local directory.
+    """
+
+    directory: Path
+    commit: str | None
+
+    @cached_property
+    def weight_files(self) -> WeightFiles:
+        """The weight files of the directory, with the headers that have been read so far."""
+        return WeightFiles(self.directory)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The digest of a local directory's weight files. None for a snapshot, whose commit says as much.
+
+        Raises CheckpointError if a file is missing or damaged.
+        """
+        return fingerprint.fingerprint(self.weight_files) if self.commit is None else None
+
+
+def resolve_local(model: str) -> ResolvedModel | None:
+    """Find a local directory by a model's name, None if the name can only be a repository's id.
+
+    Raises CheckpointError for a path that does not exist, or is not a directory.
+    """
+    directory = local_directory(model)
+    return None if directory is None else ResolvedModel(directory, None)
+
+
+def resolve(model: str, revision: str | None, *, remote_code: bool) -> ResolvedModel:
+    """Find a model by its name: a local directory, or else a repository on the Hub, which is downloaded.
+
+    Raises as `resolve_local` and `snapshot` do.
+    """
+    local = resolve_local(model)
+    if local is not None:
+        return local
+    directory = snapshot(model, revision, remote_code=remote_code)
+    return ResolvedModel(directory, directory.name)
 
 
 def local_directory(model: str) -> Path | None:
-    """The directory that a model's name means, or None for what can only be a repository's id.
+    """Return the directory that a model's name means, None if the name can only be a repository's id.
 
-    Raises CheckpointError for a path that is not there, or not a directory.
+    Raises CheckpointError for a path that does not exist, or is not a directory.
     """
     try:
         path = Path(model).expanduser()
-    except RuntimeError as error:  # ~somebody who is not there
+    except RuntimeError as error:  # ~name, of a user that this machine does not have
         raise CheckpointError(f"there is no directory {model!r}") from error
     if model and path.is_dir():
         return path
@@ -35,7 +86,7 @@ def local_directory(model: str) -> Path | None:
 
 
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """The directory, named by its commit, of a repository's snapshot on this disk. Asks no network."""
+    """Return the directory of a repository's snapshot in the local cache, named by its commit; None if it has none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -47,25 +98,30 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 
 def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
-    """A directory, named by its commit, with a repository's config and weight files and nothing else.
+    """Download a repository's config and weight files, and nothing else. Return the directory, named by its commit.
 
-    With `remote_code`, the repository's Python files too. Without a network, the snapshot that an earlier download
-    left. Raises HubError where there is no such repository or revision, access is not granted or nothing answers.
+    If the Hub cannot be asked, an earlier download is used. Raises HubError if there is no such repository or revision,
+    if access is not granted, or if nothing answers and nothing was downloaded before.
+
+    Args:
+        repo: the repository's id.
+        revision: a branch, tag or commit; None for the repository's default.
+        remote_code: whether to download its Python files too.
     """
-    found = _file_names(repo, revision)
-    if isinstance(found, Path):
-        return found
+    names = _file_names(repo, revision)
+    if isinstance(names, Path):
+        return names
     where = f"{repo}{_at(revision)}"
-    folder = _download(repo, revision, _config_and_index(where, found, remote_code=remote_code))
-    return _download(repo, revision, _shards(folder, found))
+    folder = _download(repo, revision, _config_and_index(where, names, remote_code=remote_code))
+    return _download(repo, revision, _shards(folder, names))
 
 
 def config_snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
-    """As `snapshot`, of the config alone."""
-    found = _file_names(repo, revision)
-    if isinstance(found, Path):
-        return found
-    return _download(repo, revision, _config(f"{repo}{_at(revision)}", found, remote_code=remote_code))
+    """Download a repository's config alone. Arguments, result and errors are those of `snapshot`."""
+    names = _file_names(repo, revision)
+    if isinstance(names, Path):
+        return names
+    return _download(repo, revision, _config(f"{repo}{_at(revision)}", names, remote_code=remote_code))
 
 
 def _at(revision: str | None) -> str:
@@ -73,11 +129,11 @@ def _at(revision: str | None) -> str:
 
 
 def _file_names(repo: str, revision: str | None) -> set[str] | Path:
-    """Names of a repository's files; where it cannot be asked, the snapshot that an earlier download left."""
+    """Return the names of a repository's files or, if the Hub cannot be asked, the snapshot of an earlier download."""
     from huggingface_hub import HfApi, errors
 
     try:
-        # First, because it alone neither waits nor tries again where nothing answers.
+        # This request goes first: no other is given up at once if nothing answers.
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
@@ -125,11 +181,11 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
 
 
 def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
-    """What must be there to know which weight files are needed."""
+    """Return the names of the files to download before the weight files."""
     weights = [name for stem in SINGLE_FILES for name in (stem, f"{stem}.index.json") if name in names]
     if not weights:
-        raise CheckpointError(why_no_weights(where, names))
-    # The first is the one that transformers loads; a weight file itself waits for its turn.
+        raise CheckpointError(no_weights_reason(where, names))
+    # transformers loads the first. If that is a weight file, it is downloaded later.
     index = [name for name in weights[:1] if name.endswith(".json")]
     return [*_config(where, names, remote_code=remote_code), *index]
 
@@ -141,6 +197,7 @@ def _config(where: str, names: Collection[str], *, remote_code: bool) -> list[st
 
 
 def _shards(folder: Path, names: Collection[str]) -> list[str]:
+    """Return the names of a repository's weight files, given the directory that its index is in."""
     for stem in SINGLE_FILES:
         if stem in names:
             return [stem]
@@ -149,7 +206,7 @@ def _shards(folder: Path, names: Collection[str]) -> list[str]:
             try:
                 shards = set(parse_json(read(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return []  # reading the directory says what is wrong with the index
-            # Each is compared with the name of every file of the repository.
+                return []  # opening the checkpoint finds out what is wrong with the index
+            # huggingface_hub compares each with the names of all files of the repository, so there must not be many.
             return sorted(shards) if len(shards) <= MOST_FILES else []
     return []

@@ -1,4 +1,4 @@
-"""transformers, kept quiet and offline."""
+"""transformers, kept silent and away from the Hub, from foreign code, and from all but its models."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from transformers import dynamic_module_utils
 
 from spectrum.errors import first_line
 
-_NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can be there
+_NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can have this path
 
 
 @contextmanager
 def nothing_fetched() -> Iterator[None]:
-    """Have transformers do without the Hub, and without what other programs have in its cache.
+    """Keep transformers from asking the Hub, and from using what other programs have put into its cache.
 
-    A config can name other repositories: backbones whose configs or weights, kernels whose code is to be taken. The
+    A config can name other repositories: backbones whose configs or weights are taken, kernels whose code is run. The
     user has named one model alone.
     """
     kernels: Any = getattr(transformers.integrations, "hub_kernels", None)
     changed: list[tuple[Any, str, object]] = [
         (constants, "HF_HUB_OFFLINE", True),
         (constants, "HF_HUB_CACHE", _NOWHERE),
-        (dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),  # seconds to ask on the terminal; 0: refuse
+        (dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),  # seconds to wait for consent on the terminal; 0 refuses
     ]
     if hasattr(kernels, "_kernels_enabled"):
         changed.append((kernels, "_kernels_enabled", False))
@@ -44,13 +44,13 @@ def nothing_fetched() -> Iterator[None]:
             setattr(module, name, value)
 
 
-def why(error: Exception) -> str:
-    """What went wrong in transformers, in a line."""
+def failure_reason(error: Exception) -> str:
+    """Return one line that says what went wrong in transformers."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError):
             return (
-                "it names another repository, of which nothing is fetched; what it takes from there must be in "
+                "it names another repository, from which nothing is downloaded; put what it takes from there into "
                 "config.json itself (a backbone's config as backbone_config)"
             )
         cause = cause.__cause__ or cause.__context__
@@ -58,13 +58,16 @@ def why(error: Exception) -> str:
 
 
 def native_class(architectures: Sequence[str] | None) -> Any:
-    """transformers' own model class of the first name in a config's `architectures`, None where there is none."""
-    known = of_models(architectures[0]) if architectures else None
-    return known if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel) else None
+    """Return transformers' own class for the first of a config's `architectures`, None if there is none."""
+    found = transformers_model_attribute(architectures[0]) if architectures else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
-def of_models(name: str) -> Any:
-    """What has a name among transformers' models; None for all others, some of which do more when they are imported."""
+def transformers_model_attribute(name: str) -> Any:
+    """Return what has this name among transformers' models, None if nothing has.
+
+    Names outside its models are not looked up: importing some of those modules has effects.
+    """
     if not transformers._class_to_module.get(name, "").startswith("models."):  # type: ignore[attr-defined]
         return None
     with quiet(), nothing_fetched():
@@ -73,7 +76,7 @@ def of_models(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own advice is for those who load the model; here it would stand between our own lines."""
+    """Silence transformers. Its advice is for those who train or run a model, and would only interrupt our output."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:

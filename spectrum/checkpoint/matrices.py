@@ -1,74 +1,127 @@
-"""Which of a model's parameters hold matrices to score."""
+"""What a model consists of: its parameters, which of them are tied, and which hold matrices to score."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from transformers.pytorch_utils import Conv1D
 
-from spectrum.checkpoint import meta_model, quantization
+from spectrum.checkpoint import meta_model
 from spectrum.checkpoint.parameters import ParameterSource
 from spectrum.errors import CheckpointError
-from spectrum.layer_types import layer_types
-from spectrum.records import LayerWeight, Parameter
+from spectrum.layer_types import display_order, layer_types
+from spectrum.records import LayerWeight, ModelInfo, Parameter
 
 
-def described(model: Any, storage: Mapping[str, str], values: ParameterSource) -> Iterator[tuple[str, Parameter]]:
-    """Every parameter that has values, as records know it. Of tied ones the first is the one that trainers see."""
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model and its weights.
+
+    Args:
+        info: what the model consists of.
+        weights: the weights to score, in model order.
+        groups: the number of groups of each transposed convolution, by the name of its weight. These weights have the
+            input channels first.
+    """
+
+    info: ModelInfo
+    weights: tuple[LayerWeight, ...]
+    groups: Mapping[str, int]
+
+
+def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Parameter]) -> Description:
+    """Describe a model, in one pass over its modules.
+
+    The weights are the `weight` of every module, and other parameters that hold matrices. Of tied parameters, the
+    first in model order is the one that trainers see.
+
+    Args:
+        model: on any device, the meta device included.
+        holders: the parameter that holds the values of each parameter: itself, or one that it is tied to. Parameters
+            that are missing here are left out.
+        specs: the shape and the dtype of each parameter in `holders`.
+    """
+    modules: dict[str, torch.nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    parameters: dict[str, Parameter] = {}
+    groups: dict[str, int] = {}
     first: dict[str, str] = {}
-    for path, own, module in meta_model.owned_parameters(model):
-        name = f"{path}.{own}" if path else own
-        if name in storage:
-            seen = first.setdefault(storage[name], name)
-            tied_to = seen if seen != name else None
-            yield name, replace(values.form(storage[name]), tied_to=tied_to, module=meta_model.torch_class(module))
+    matrices: list[tuple[str, str, torch.nn.Module]] = []  # layer, parameter, module
+    for path, module in modules.items():
+        module_class = _module_class(module)
+        if isinstance(module, _ConvTransposeNd):
+            groups[_join(path, "weight")] = module.groups
+        for own_name, value in module.named_parameters(recurse=False):
+            name = _join(path, own_name)
+            if name not in holders:
+                continue
+            seen = first.setdefault(holders[name], name)
+            parameters[name] = replace(specs[name], tied_to=None if seen == name else seen, module=module_class)
+            if _holds_matrices(path, own_name, module, value):
+                matrices.append((path if own_name == "weight" and path else name, name, module))
+    types = layer_types(layer for layer, _, _ in matrices)
+    weights = tuple(
+        _layer_weight(layer, types[layer], holders[name], parameters[name], module) for layer, name, module in matrices
+    )
+    head, embedding = meta_model.head_and_embedding(model, modules)
+    info = ModelInfo(
+        model_class=type(model).__name__,
+        parameters=parameters,
+        layer_types=tuple(display_order(weight.layer_type for weight in weights)),
+        head=head,
+        embedding=embedding,
+        modules=frozenset(filter(None, modules)),
+    )
+    return Description(info, weights, groups)
 
 
-def weights_of(
-    model: Any, storage: Mapping[str, str], parameters: Mapping[str, Parameter], directory: Path
-) -> list[LayerWeight]:
-    """Weights to score in model order: every module's `weight`, and bare parameters that hold matrices."""
-    found = []
-    for path, own, module in meta_model.owned_parameters(model):
-        name = f"{path}.{own}" if path else own
-        if name in storage and _is_weight(path, own, module):
-            found.append((path if own == "weight" and path else name, name, module))
-    types = layer_types(layer for layer, _, _ in found)
-    weights = []
-    for layer, name, module in found:
-        shape, dtype = parameters[name].shape, parameters[name].dtype
-        if dtype not in quantization.READABLE:
-            raise CheckpointError(
-                f"{directory} holds {name} as {dtype}, which is no weight by itself; scan the original checkpoint"
-            )
-        matrix, count = _matrices(module, shape)
-        weights.append(LayerWeight(layer, types[layer], storage[name], shape, matrix, count, dtype))
-    return weights
+def _layer_weight(
+    name: str, layer_type: str, holder: str, parameter: Parameter, module: torch.nn.Module
+) -> LayerWeight:
+    matrix, count = _matrix_shape(module, parameter.shape)
+    return LayerWeight(name, layer_type, holder, parameter.shape, matrix, count, parameter.dtype)
 
 
-def _is_weight(path: str, own: str, module: torch.nn.Module) -> bool:
+def _join(path: str, own_name: str) -> str:
+    return f"{path}.{own_name}" if path else own_name
+
+
+def _module_class(module: torch.nn.Module) -> str | None:
+    """Return the name of the nearest class that torch.nn or transformers (Conv1D) defines, None if there is none.
+
+    Adapters are chosen by this class. A convolution in groups is `grouped ...`, since adapters do not take it.
+    """
+    for base in type(module).__mro__:
+        if base is torch.nn.Module:
+            return None
+        if base is Conv1D or getattr(torch.nn, base.__name__, None) is base:
+            return f"grouped {base.__name__}" if getattr(module, "groups", 1) != 1 else base.__name__
+    return None
+
+
+def _holds_matrices(path: str, own_name: str, module: torch.nn.Module, value: torch.Tensor) -> bool:
     """Whether a module's own parameter holds weight matrices.
 
-    So does its `weight`; of other names, `..._weight`, and the 3-D stacks of experts. The rest are biases, positions,
-    decay rates and the like.
+    A `weight` always does. Of all other names, matrices named `..._weight` do, and 3-D stacks of experts. What is left
+    are biases, positions, decay rates and the like.
     """
-    parameter = module.get_parameter(own)
-    if parameter.numel() == 0:
+    if value.numel() == 0:
         return False
-    if own == "weight":
+    if own_name == "weight":
         return True
     of_experts = "expert" in path.lower() or "expert" in type(module).__name__.lower()
-    named_weight = own.endswith("_weight")
-    return (parameter.ndim == 3 and (named_weight or of_experts)) or (parameter.ndim == 2 and named_weight)
+    named_weight = own_name.endswith("_weight")
+    return (value.ndim == 3 and (named_weight or of_experts)) or (value.ndim == 2 and named_weight)
 
 
-def _matrices(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
-    """A parameter's shape as matrices: (n, m), and how many."""
+def _matrix_shape(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+    """Return (n, m) of the matrices that a parameter of this shape holds, and how many they are."""
     if len(shape) < 2:
         return (1, math.prod(shape)), 1
     if len(shape) == 3 and not isinstance(module, _ConvNd):
@@ -78,6 +131,52 @@ def _matrices(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tuple[in
     return (shape[0], math.prod(shape[1:])), 1
 
 
-def transposed(model: Any) -> dict[str, int]:
-    """Groups of the convolutions whose weights have the input channels first."""
-    return {f"{path}.weight": m.groups for path, m in model.named_modules() if isinstance(m, _ConvTransposeNd)}
+def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[dict[str, str], dict[str, Parameter]]:
+    """Return the parameter that holds the values of each parameter, and the shape and the dtype of each as read.
+
+    A tied parameter that the source lacks has the values of the one that it is tied to. Raises CheckpointError if a
+    parameter is missing or has another shape: transformers would fill it with random numbers.
+    """
+    holders = {name: name for name, _ in meta_model.parameters(model) if name in source}
+    for group in meta_model.tied_groups(model):
+        stored = sorted(group & holders.keys())
+        if stored:
+            equal = [name for name in stored[1:] if _are_equal(stored[0], name, source)]
+            holders |= dict.fromkeys([stored[0], *equal, *(group - holders.keys())], stored[0])
+    _refuse_missing(model, holders, where)
+    spec_of = functools.cache(source.spec)
+    specs = {}
+    for name, value in meta_model.parameters(model):
+        if name in holders:
+            specs[name] = spec_of(holders[name])
+            if specs[name].shape != tuple(value.shape):
+                raise CheckpointError(
+                    f"{where} holds {name} as {list(specs[name].shape)}, but {type(model).__name__} has it as "
+                    f"{list(value.shape)}: the weights are not those of config.json"
+                )
+    return holders, specs
+
+
+def _refuse_missing(model: Any, holders: Mapping[str, str], where: object) -> None:
+    missing = [
+        name for name, _ in meta_model.parameters(model) if name not in holders and not _is_optional(model, name)
+    ]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{where} lacks the parameter {missing[0]}{more} of {type(model).__name__}; "
+            "if it was saved from another class, name that with --model-class"
+        )
+
+
+def _is_optional(model: Any, name: str) -> bool:
+    """Whether transformers itself expects checkpoints that lack this parameter."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _are_equal(first: str, second: str, source: ParameterSource) -> bool:
+    """Whether two parameters hold the same stored values. transformers ties parameters of a config only then."""
+    return source.spec(first) == source.spec(second) and torch.equal(
+        source.read(first, None), source.read(second, None)
+    )

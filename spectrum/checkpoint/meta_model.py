@@ -1,9 +1,9 @@
-"""A model as transformers would build it, on the meta device: names and shapes without values."""
+"""The model as transformers would build it, on torch's meta device: names and shapes without values."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,18 @@ from typing import Any
 import torch
 import transformers
 from torch.nn.modules.module import register_module_module_registration_hook
-from transformers.pytorch_utils import Conv1D
 
-from spectrum.checkpoint.isolation import native_class, nothing_fetched, of_models, quiet, why
+from spectrum.checkpoint.isolation import (
+    failure_reason,
+    native_class,
+    nothing_fetched,
+    quiet,
+    transformers_model_attribute,
+)
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import MODULE_PATH
 
-# Axolotl's order: the multimodal class before the language model inside it.
+# In Axolotl's order: the multimodal class before the language model inside it.
 _AUTO_CLASSES = (
     "AutoModelForImageTextToText",
     "AutoModelForCausalLM",
@@ -28,38 +33,47 @@ _AUTO_CLASSES = (
     "AutoModel",
 )
 
-# The most that published models have are 120,000, with 70,000 tensors: experts with modules of their own.
+# The largest published models have 120,000 modules and 70,000 tensors: their experts are modules of their own.
 _MOST_MODULES = 200_000
 
 
-def meta_model(directory: Path, config: Any, class_name: str | None, tensors: int, *, trust_remote_code: bool) -> Any:
-    """The model on torch's meta device: names and shapes, no values; floating-point dtype as the config has it.
+def build_meta_model(
+    directory: Path, config: Any, class_name: str | None, num_tensors: int, *, trust_remote_code: bool
+) -> Any:
+    """Build the model on the meta device. Parameters have the config's dtype.
 
-    The class is `class_name`, else the first of the config's architectures, else the first auto class that knows the
-    config. tensors: how many the checkpoint has that are not empty. Raises CheckpointError where config or class make
-    no model, or one of many times more modules than that.
+    Raises CheckpointError if transformers cannot build it, or if it has many times more modules than tensors.
+
+    Args:
+        directory: the model's, for remote code and for messages.
+        config: as `read_config` returns it.
+        class_name: the class to build; None for the first of the config's architectures or, if transformers lacks
+            that, the first auto class that knows the config.
+        num_tensors: how many tensors the checkpoint has, empty ones left out.
+        trust_remote_code: whether Python files of the directory may be run.
     """
     name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
     dtype = getattr(config, "dtype", None)
     default = torch.get_default_dtype()
+    limit = min(10_000 + 10 * num_tensors, _MOST_MODULES)
     try:
-        with quiet(), nothing_fetched(), torch.device("meta"), _at_most(min(10_000 + 10 * tensors, _MOST_MODULES)):
+        with quiet(), nothing_fetched(), torch.device("meta"), _at_most_modules(limit):
             torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)
             return build()
     except Exception as error:  # a model's constructor runs anything, from missing packages to bad sizes
-        raise CheckpointError(f"transformers cannot build {name} from {directory}: {why(error)}") from error
+        raise CheckpointError(f"transformers cannot build {name} from {directory}: {failure_reason(error)}") from error
     finally:
         torch.set_default_dtype(default)
 
 
 @contextmanager
-def _at_most(modules: int) -> Iterator[None]:
-    """Stop a model that grows beyond so many modules: without parameters, too, they take a machine's memory."""
-    left = itertools.count(modules, -1)
+def _at_most_modules(limit: int) -> Iterator[None]:
+    """Stop a model that grows beyond this many modules. Even without parameters they can fill the memory."""
+    remaining = itertools.count(limit, -1)
 
     def count(*_: object) -> None:
-        if not next(left):
-            raise ValueError(f"it has over {modules} modules, more than its weights explain")
+        if not next(remaining):
+            raise ValueError(f"it has over {limit} modules, more than its weights explain")
 
     handle = register_module_module_registration_hook(count)
     try:
@@ -68,73 +82,43 @@ def _at_most(modules: int) -> Iterator[None]:
         handle.remove()
 
 
+def _builder(
+    directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool
+) -> tuple[str, Callable[[], Any]]:
+    """Return the name of the class to build, and a function that builds it."""
+    remote_classes = getattr(config, "auto_map", None) or {}
+    if class_name is not None:
+        auto: Any = transformers_model_attribute(class_name)
+        model_class = native_class([class_name])
+        if model_class is not None:
+            return class_name, partial(model_class, config)
+        if not hasattr(auto, "_model_mapping"):
+            raise CheckpointError(f"transformers {transformers.__version__} has no model class {class_name!r}")
+        return class_name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
+    model_class = native_class(getattr(config, "architectures", None))
+    if model_class is not None and not (trust_remote_code and remote_classes):
+        return model_class.__name__, partial(model_class, config)
+    for name in _AUTO_CLASSES:
+        auto = getattr(transformers, name)
+        if type(config) in auto._model_mapping or (trust_remote_code and name in remote_classes):
+            return name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
+    raise CheckpointError(f"no model class of transformers fits {directory}; name one with --model-class")
+
+
 def name_warnings(model: Any) -> Iterator[str]:
-    """What a user should know before relying on the names of a model's parameters."""
+    """Yield what a user should know before relying on the names of a model's parameters."""
     rival = _rival_class(model)
     if rival:
         yield (
-            f"names are those of {type(model).__name__}; a trainer that loads {rival} sees others: "
-            f"for that one, scan with --model-class {rival}"
+            f"names are those of {type(model).__name__}; a trainer that loads {rival} uses different names: "
+            f"for that trainer, scan with --model-class {rival}"
         )
 
 
-def head_and_embedding(model: Any) -> tuple[str | None, str | None]:
-    """Parameter names of the output head and of the input embedding, None where the model has none."""
-    return _weight_name(model, "get_output_embeddings"), _weight_name(model, "get_input_embeddings")
-
-
-def parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """All parameters of a model, tied ones under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-
-
-def check_names(model: torch.nn.Module, where: object) -> None:
-    """Raises CheckpointError for a parameter whose name could not stand in a list."""
-    for name, _ in parameters(model):
-        if not MODULE_PATH.fullmatch(name):
-            raise CheckpointError(f"{where} has a parameter named {name!r}, which is no module path")
-
-
-def owned_parameters(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.nn.Module]]:
-    """The same, as the path of the module that holds one, the name that it has there, and the module."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for own, _ in module.named_parameters(recurse=False):
-            yield path, own, module
-
-
-def torch_class(module: torch.nn.Module) -> str | None:
-    """The class of torch.nn, or transformers' Conv1D, that a module is of: what adapters go by.
-
-    Convolutions in groups, which they do not take, are `grouped`.
-    """
-    for kind in type(module).__mro__:
-        if kind is torch.nn.Module:
-            return None
-        if kind is Conv1D or getattr(torch.nn, kind.__name__, None) is kind:
-            return f"grouped {kind.__name__}" if getattr(module, "groups", 1) != 1 else kind.__name__
-    return None
-
-
-def tied_groups(model: Any) -> Iterator[set[str]]:
-    """Names of parameters that are one and the same in the model."""
-    group_of: dict[str, set[str]] = {}
-    by_identity: dict[int, set[str]] = {}
-    for name, parameter in parameters(model):
-        group_of[name] = by_identity.setdefault(id(parameter), set())
-        group_of[name].add(name)
-    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
-            group_of[origin] |= group_of[target]
-            for name in group_of[target]:
-                group_of[name] = group_of[origin]
-    distinct = {id(group): group for group in group_of.values()}
-    yield from (group for group in distinct.values() if len(group) > 1)
-
-
 def _rival_class(model: Any) -> str | None:
-    """The class under which another trainer would load the model with other parameter names; None if there is none.
+    """Return the class under which another trainer would load the model with different names; None if there is none.
 
-    Axolotl prefers a multimodal class to the causal language model of the same config, and others do not.
+    If a config has both a multimodal class and a causal language model, Axolotl loads the former, others the latter.
     """
     config = model.config
     autos = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
@@ -156,35 +140,53 @@ def _rival_class(model: Any) -> str | None:
     return None
 
 
-def _weight_name(model: Any, getter: str) -> str | None:
+def parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield all parameters of a model, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+
+
+def check_names(model: torch.nn.Module, where: object) -> None:
+    """Raises CheckpointError if the name of a parameter is not fit for a list."""
+    for name, _ in parameters(model):
+        if not MODULE_PATH.fullmatch(name):
+            raise CheckpointError(f"{where} has a parameter named {name!r}, which is no module path")
+
+
+def head_and_embedding(model: Any, modules: Mapping[str, torch.nn.Module]) -> tuple[str | None, str | None]:
+    """Return the names of the parameters of the output head and of the input embedding, None if there is none.
+
+    Args:
+        model: the model.
+        modules: all of its modules by their paths.
+    """
+    head, embedding = (
+        _weight_name(model, getter, modules) for getter in ("get_output_embeddings", "get_input_embeddings")
+    )
+    return head, embedding
+
+
+def _weight_name(model: Any, getter: str, modules: Mapping[str, torch.nn.Module]) -> str | None:
     try:
         wanted = getattr(model, getter)()
     except (NotImplementedError, AttributeError):
         return None
-    for name, module in model.named_modules():
+    for path, module in modules.items():
         if module is wanted and isinstance(getattr(module, "weight", None), torch.nn.Parameter):
-            return f"{name}.weight"
+            return f"{path}.weight" if path else "weight"
     return None
 
 
-def _builder(
-    directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool
-) -> tuple[str, Callable[[], Any]]:
-    """The name of the class to build, and how."""
-    remote = getattr(config, "auto_map", None) or {}
-    if class_name is not None:
-        auto: Any = of_models(class_name)
-        known = native_class([class_name])
-        if known is not None:
-            return class_name, partial(known, config)
-        if not hasattr(auto, "_model_mapping"):
-            raise CheckpointError(f"transformers {transformers.__version__} has no model class {class_name!r}")
-        return class_name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
-    known = native_class(getattr(config, "architectures", None))
-    if known is not None and not (trust_remote_code and remote):
-        return known.__name__, partial(known, config)
-    for name in _AUTO_CLASSES:
-        auto = getattr(transformers, name)
-        if type(config) in auto._model_mapping or (trust_remote_code and name in remote):
-            return name, partial(auto.from_config, config, trust_remote_code=trust_remote_code)
-    raise CheckpointError(f"no model class of transformers fits {directory}; name one with --model-class")
+def tied_groups(model: Any) -> Iterator[set[str]]:
+    """Yield the names of parameters that are the same parameter in the model, one set for each."""
+    group_of: dict[str, set[str]] = {}
+    by_identity: dict[int, set[str]] = {}
+    for name, parameter in parameters(model):
+        group_of[name] = by_identity.setdefault(id(parameter), set())
+        group_of[name].add(name)
+    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
+            group_of[origin] |= group_of[target]
+            for name in group_of[target]:
+                group_of[name] = group_of[origin]
+    distinct = {id(group): group for group in group_of.values()}
+    yield from (group for group in distinct.values() if len(group) > 1)

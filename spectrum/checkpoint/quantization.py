@@ -1,4 +1,4 @@
-"""Quantized checkpoints: which are dequantized while they stream, which are loaded for it, which are refused."""
+"""Quantized checkpoints: whether tensors are dequantized one by one, the whole model is loaded, or neither works."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any, Literal
 
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.isolation import quiet
+from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError, first_line
 
-# The dtypes of numbers that are weights by themselves.
-READABLE = ("float64", "float32", "float16", "bfloat16")
 _SCAN_ORIGINAL = "scan the original checkpoint"
 
-# How the keys of quantized checkpoints end, by the methods in use: of all that no plain checkpoint has; and of what is
-# stored beside weights, which may have their dtypes and needs no scale of its own.
-_OF_QUANTIZED = re.compile(
+# How keys end in quantized checkpoints of all methods in use, and in no others.
+_QUANTIZED_KEY = re.compile(
     r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
 )
-_BESIDE_WEIGHTS = re.compile(r"(scales?|scale_inv|qscale_weight|zero_point|g_idx|weight_shape)$")
 
-# Methods whose weights transformers' own mapping dequantizes one by one; and what must be installed for it.
+# How the keys of tensors end that are stored beside quantized weights, and need no scale of their own.
+_AUXILIARY_KEY = re.compile(r"(scales?|scale_inv|qscale_weight|zero_point|g_idx|weight_shape)$")
+
+# Methods whose weights transformers' own mapping dequantizes one by one, each with the package that it needs.
 _STREAMED = {"fp8": None, "mxfp4": None, "compressed-tensors": "compressed_tensors"}
 
-# Methods that only a loaded model can undo.
+# Methods that transformers undoes only in a loaded model, each with the package that it needs.
 _LOADED = {"bitsandbytes": "bitsandbytes"}
+
+ReadMode = Literal["as stored", "dequantized", "loaded"]
 
 
 def method(config: Any) -> str | None:
-    """The quantization method that a config names, None where it names none."""
+    """Return the quantization method that a config names, None if the checkpoint is not quantized."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     for part in (config, text):
         for key in ("quantization_config", "compression_config"):
@@ -39,7 +41,7 @@ def method(config: Any) -> str | None:
                 if hasattr(settings, "to_dict"):
                     settings = settings.to_dict()
                 if not isinstance(settings, dict):
-                    return f"{settings!r:.40}"  # none at all, which is refused by this name
+                    return f"{settings!r:.40}"  # not a method; it is refused under this name
                 if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
                     return "bitsandbytes"
                 name = settings.get("quant_method")
@@ -47,28 +49,30 @@ def method(config: Any) -> str | None:
     return None
 
 
-def way_to_read(directory: Path, name: str | None) -> Literal["as stored", "dequantized", "loaded"]:
-    """How the weights of a checkpoint of this method are read.
+def read_mode(directory: Path, method_name: str | None) -> ReadMode:
+    """Return how the weights of a checkpoint with this quantization method are read.
 
-    Raises CheckpointError for a method that is not supported, or whose package is missing.
+    Raises CheckpointError if the method is not supported, or if the package that it needs is not installed.
     """
-    if name is None:
+    if method_name is None:
         return "as stored"
-    if name not in _STREAMED and name not in _LOADED:
-        raise CheckpointError(f"{directory} is quantized by the method {name!r}, which is not read; {_SCAN_ORIGINAL}")
-    package = (_STREAMED | _LOADED)[name]
+    if method_name not in _STREAMED and method_name not in _LOADED:
+        raise CheckpointError(
+            f"{directory} is quantized by the method {method_name!r}, which is not supported; {_SCAN_ORIGINAL}"
+        )
+    package = (_STREAMED | _LOADED)[method_name]
     if package is not None and find_spec(package) is None:
         raise CheckpointError(
-            f"{directory} is quantized by the method {name!r}: install {package} to have it undone, or scan the "
-            "original checkpoint"
+            f"{directory} is quantized by the method {method_name!r}: install {package} to dequantize it, or "
+            f"{_SCAN_ORIGINAL}"
         )
-    return "loaded" if name in _LOADED else "dequantized"
+    return "loaded" if method_name in _LOADED else "dequantized"
 
 
 def dequantizer(directory: Path, model: Any) -> Any:
-    """transformers' quantizer of a model on the meta device, set to dequantize what it loads.
+    """Return transformers' quantizer for a model on the meta device, set to dequantize what it reads.
 
-    Raises CheckpointError where transformers does not do that here.
+    Raises CheckpointError if transformers cannot do that on this machine.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -80,41 +84,9 @@ def dequantizer(directory: Path, model: Any) -> Any:
             quantizer.quantization_config.dequantize = True
             quantizer.validate_environment(device_map={"": "cpu"}, weights_only=True)
             quantizer.preprocess_model(model=model)
-    except Exception as error:  # quantizers ask for packages, devices and settings, each in its own way
+    except Exception as error:  # each quantizer has its own demands on packages, devices and settings
         raise CheckpointError(f"transformers cannot dequantize {directory}: {first_line(error)}") from error
     return quantizer
-
-
-def refuse_leftovers(directory: Path, unused: Iterable[str]) -> None:
-    """Raises CheckpointError for scales that nothing takes: the weights beside them are not what they seem."""
-    for key in unused:
-        if _OF_QUANTIZED.search(key):
-            raise CheckpointError(
-                f"{directory} holds {key}, as quantized checkpoints do, but nothing in config.json says what it "
-                f"scales; {_SCAN_ORIGINAL}"
-            )
-
-
-def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iterable[str]) -> None:
-    """Raises CheckpointError where a quantized tensor lacks its scale, among those that make the model's parameters.
-
-    Some versions of transformers then take its numbers for the weight itself.
-    """
-    for key in keys:
-        dtype = stored[key].dtype
-        if dtype not in READABLE and not _BESIDE_WEIGHTS.search(key) and stored.keys().isdisjoint(_scales(key)):
-            raise CheckpointError(
-                f"{directory} holds {key} as {dtype}, but its scale is missing: the checkpoint is incomplete; "
-                f"download it again, or {_SCAN_ORIGINAL}"
-            )
-
-
-def _scales(key: str) -> set[str]:
-    """The names that the methods in use give the scale of a weight that is stored under this key."""
-    weight = key.removesuffix("_packed").removesuffix("_blocks")
-    module, _, own = weight.rpartition(".")
-    of_module = {f"{module}.{name}" for name in ("scale", "scale_inv", "qscale_weight")} if own == "weight" else set()
-    return of_module | {f"{weight}_{name}" for name in ("scale", "scales", "scale_inv")}
 
 
 def _with_dequantize(settings: Any) -> Any:
@@ -122,3 +94,40 @@ def _with_dequantize(settings: Any) -> Any:
         return {**settings, "dequantize": True}
     settings.dequantize = True
     return settings
+
+
+def refuse_leftovers(directory: Path, unused: Iterable[str]) -> None:
+    """Raises CheckpointError if a scale is left over: the weight that it belongs to would be read without it."""
+    for key in unused:
+        if _QUANTIZED_KEY.search(key):
+            raise CheckpointError(
+                f"{directory} holds {key}, as quantized checkpoints do, but config.json does not say what it "
+                f"scales; {_SCAN_ORIGINAL}"
+            )
+
+
+def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iterable[str]) -> None:
+    """Raises CheckpointError if a quantized tensor lacks its scale: some versions of transformers read it unscaled.
+
+    Args:
+        directory: the checkpoint, for messages.
+        stored: all tensors of the checkpoint by their keys.
+        keys: the tensors that the model's parameters are made of.
+    """
+    for key in keys:
+        dtype = stored[key].dtype
+        if dtype not in WEIGHT_DTYPES and not _AUXILIARY_KEY.search(key) and stored.keys().isdisjoint(_scales(key)):
+            raise CheckpointError(
+                f"{directory} holds {key} as {dtype}, but its scale is missing: the checkpoint is incomplete; "
+                f"download it again, or {_SCAN_ORIGINAL}"
+            )
+
+
+def _scales(key: str) -> set[str]:
+    """Return the keys that the scale of this tensor may have, by the methods in use."""
+    weight = key.removesuffix("_packed").removesuffix("_blocks")
+    module, _, own_name = weight.rpartition(".")
+    of_module = (
+        {f"{module}.{name}" for name in ("scale", "scale_inv", "qscale_weight")} if own_name == "weight" else set()
+    )
+    return of_module | {f"{weight}_{name}" for name in ("scale", "scales", "scale_inv")}

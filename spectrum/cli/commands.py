@@ -1,13 +1,14 @@
-"""What the command line can be asked for: a selection, a check, a picture of one layer. Arguments in, text out."""
+"""What does each mode of the command do? Options in, text out: select layers, check a list, draw one layer."""
 
 from __future__ import annotations
 
-import argparse
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spectrum.cli import report
+from spectrum.cli.options import CheckOptions, ModelOptions, PlotSpectrumOptions, SelectOptions
 from spectrum.errors import SelectionError, SpectrumError
 from spectrum.files import check_writable, selection_path, sorted_path, write_atomically
 from spectrum.plots import figure, heatmap
@@ -22,170 +23,189 @@ from spectrum.selection.selection import Selection
 from spectrum.text import in_line, plural, visible
 from spectrum.trainers import formats
 
-_DEFAULT_PERCENT = "50"
-
-# A layer, and which of its matrices where it is a stack of them.
+# A layer's name, and the index of a matrix if the layer is a stack of matrices.
 _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What to print, fit for a terminal; and what is wrong with what was looked at, if anything is."""
+    """The result of a mode.
+
+    text: for stdout, safe to print on a terminal. problem: makes the command fail after the text is printed.
+    """
 
     text: str
     problem: str | None = None
 
 
-def select(args: argparse.Namespace, attendant: ScanCallbacks, columns: int | None) -> Outcome:
-    """Scan a model, select, and write the list and what else is wanted. columns: of a terminal that has colour."""
-    request = _request(args)
-    with lead():  # whatever goes wrong from here on, the other processes are told
-        if args.plot is not None:
-            figure.check(args.plot)
-        other = scan_json.read_published(Path(args.compare)) if _is_file(args.compare) else None
-        scan = run_scan(request, attendant)
-        if args.compare is not None and other is None:
-            wanted = replace(request, model=args.compare, revision=None, rescan=False)
-            other = run_scan(wanted, attendant).result
-    chosen = _chosen(args, scan)
-    _check_any(args, chosen, attendant)
+def select(
+    model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
+) -> Outcome:
+    """Scan a model, select layers, and write the list and whatever else the options ask for.
+
+    Args:
+        columns: width of a terminal with colours; None for plain text.
+    """
+    scan, other = _scans(model, options, callbacks)
+    chosen = _chosen(options, scan.result)
+    _check_any(chosen, callbacks)
     for warning in margins.warnings(chosen.types):
-        attendant.warn(warning)
-    render, name, ending = formats.FORMATS[args.format]
-    rendered = render(chosen)
-    for note in () if args.quiet else rendered.notes:
-        attendant.info(note)
-    sorted_file = sorted_path(args.output_dir, args.model_name)
-    write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
-    list_file = selection_path(args.output_dir, args.model_name, name, chosen.percent, ending)
-    write_atomically(list_file, rendered.text)
-    if args.plot is not None:
-        heatmap.heatmap(chosen, args.plot)
+        callbacks.warn(warning)
+    list_file, files = _write(model, options, scan, chosen, None if quiet else callbacks.info)
     compared, problem = "", None
     if other is not None:
-        compared, problem = _compared(chosen, other if args.layer_types is None else other.only(scan.result.scanned))
-    if args.quiet:
+        compared, problem = _compared(chosen, other if options.layer_types is None else other.only(scan.result.scanned))
+    if quiet:
         return Outcome(in_line(str(list_file)), problem)
-    label = "unfrozen parameters" if args.format == "axolotl" else args.format
-    paths = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
-    paths += [] if args.plot is None else [("picture", args.plot)]
-    before = [scan.origin, _by_share(args, chosen)]
-    after = ["\n".join(margins.notes(chosen.types)), _plan(args, chosen), compared, report.written(paths)]
-    # The table alone may hold what a terminal obeys.
-    parts = [*map(in_line, before), report.summary(chosen, columns), *map(visible, after)]
+    parts = [
+        in_line(scan.origin),
+        "" if options.top_params is None else report.share(options.top_params, chosen.percent),
+        report.summary(chosen, columns),  # the only part that may hold escape sequences: colours
+        visible("\n".join(margins.notes(chosen.types))),
+        "" if options.format == "peft" else report.plan_of(chosen, options.training_gpus),
+        visible(compared),
+        report.written(files),
+    ]
     return Outcome("\n\n".join(filter(None, parts)), problem)
 
 
-def check(args: argparse.Namespace, attendant: ScanCallbacks) -> Outcome:
-    """Compare a list with the names of the model that is to train."""
+def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> Outcome:
+    """Compare a list with the names in the model that is to be trained."""
     from spectrum.checkpoint.reader import describe_model
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
-    read = lists.read_list(args.check)
-    model, warnings = describe_model(
-        args.model_name,
-        revision=args.revision,
-        model_class=args.model_class,
-        trust_remote_code=args.trust_remote_code,
+    entry_list = lists.read_list(options.check)
+    info, warnings = describe_model(
+        model.model_name,
+        revision=model.revision,
+        model_class=model.model_class,
+        trust_remote_code=model.trust_remote_code,
     )
     for warning in warnings:
-        attendant.warn(warning)
-    found = check_list(read, model)
-    entries = plural(len(read.entries), "entry", "entries")
-    title = f"{args.check}, {entries}, against {model.model_class} of {args.model_name}"
-    trained = found.trained[matching.AXOLOTL]
+        warn(warning)
+    found = check_list(entry_list, info)
+    count = plural(len(entry_list.entries), "entry", "entries")
+    title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
     parts = [report.checked(found, title)]
-    if trained:
-        parts.append(report.plan(trained, model, args.gpus))
+    if trained := found.trained[matching.AXOLOTL]:
+        parts.append(report.plan(trained, info, options.training_gpus))
     problem = None
     if found.problems:
-        others = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
-        problem = f"{args.check}: {found.problems[0]}{others}"
-    return Outcome("" if args.quiet else visible("\n\n".join(parts)), problem)
+        more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
+        problem = f"{options.check}: {found.problems[0]}{more}"
+    return Outcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 
-def plot_layer(args: argparse.Namespace) -> Outcome:
+def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
     """Draw the singular values of one layer."""
-    layer, file = args.plot_spectrum
+    layer, file = options.plot_spectrum
     path = Path(file)
     figure.check(path)
     check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
-        raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for a matrix of a stack")
-    weight, index, values = uncached.singular_values(
-        _request(args), named[1], None if named[2] is None else int(named[2])
-    )
-    title = f"{weight.name}[{index}]" if weight.count > 1 else weight.name
-    spectrum_histogram(values, weight.matrix, title, args.model_name, path)
+        raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for matrix 7 of a stack")
+    # Only the model and the device matter: nothing is read from the cache or written to it.
+    request = _request(model, SelectOptions(device=options.device), ())
+    index = None if named[2] is None else int(named[2])
+    spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
     return Outcome(in_line(str(path)))
 
 
-def _request(args: argparse.Namespace) -> ScanRequest:
-    _, name, ending = formats.FORMATS[args.format]
-    written = [sorted_path(args.output_dir, args.model_name)]
-    if args.top_params is None:  # else the percentage comes of the scan
-        percent = args.top_percent or _DEFAULT_PERCENT
-        written.append(selection_path(args.output_dir, args.model_name, name, percent, ending))
+def _scans(
+    model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks
+) -> tuple[ScanOutcome, ScanResult | None]:
+    """The scan of the model, and the scan to compare it with, None if there is none."""
+    request = _request(model, options, _also_written(model, options))
+    with lead():  # the other processes learn of any error
+        if options.plot is not None:
+            figure.check(options.plot)
+        if options.compare is None:
+            return run_scan(request, callbacks), None
+        if options.compare.endswith(".json"):  # the file of a scan, read first: it may be missing
+            other = scan_json.read_published(Path(options.compare))
+            return run_scan(request, callbacks), other
+        scan = run_scan(request, callbacks)
+        of_other = replace(request, model=options.compare, revision=None, rescan=False)
+        return scan, run_scan(of_other, callbacks).result
+
+
+def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence[Path]) -> ScanRequest:
     return ScanRequest(
-        model=args.model_name,
-        results_dir=args.results_dir,
-        revision=args.revision,
-        model_class=args.model_class,
-        trust_remote_code=args.trust_remote_code,
-        layer_types=args.layer_types,
-        device=args.device,
-        rescan=args.rescan,
-        also_written=[*written, *([] if args.plot is None else [args.plot])],
+        model=model.model_name,
+        results_dir=options.results_dir,
+        revision=model.revision,
+        model_class=model.model_class,
+        trust_remote_code=model.trust_remote_code,
+        layer_types=options.layer_types,
+        device=options.device,
+        rescan=options.rescan,
+        also_written=also_written,
     )
 
 
-def _is_file(compared: str | None) -> bool:
-    """Whether what to compare with is a scan's file; else it is a model of its own."""
-    return compared is not None and compared.endswith(".json")
+def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
+    """The files that this run writes beside the scan. Whether it can write them is checked before the scan."""
+    paths = [sorted_path(options.output_dir, model.model_name)]
+    if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
+        _, name, ending = formats.FORMATS[options.format]
+        paths.append(selection_path(options.output_dir, model.model_name, name, options.top_percent, ending))
+    return [*paths, *([] if options.plot is None else [options.plot])]
+
+
+def _chosen(options: SelectOptions, result: ScanResult) -> Selection:
+    if options.top_params is not None:
+        return selection.top_params(result, options.top_params, embeddings=options.embeddings)
+    return selection.top_percent(result, options.top_percent, embeddings=options.embeddings)
+
+
+def _check_any(chosen: Selection, callbacks: ScanCallbacks) -> None:
+    """Warn if no layer is selected. Raises SpectrumError if nothing at all would train."""
+    if any(chosen.layers().values()):
+        return
+    if any(ranked.num_selected for ranked in chosen.types):
+        reason = "--no-embeddings keeps every selected layer frozen"
+    else:
+        reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"
+    if not chosen.embedding_parameters():
+        raise SpectrumError(f"nothing to train: {reason}")
+    callbacks.warn(reason)
+
+
+def _write(
+    model: ModelOptions,
+    options: SelectOptions,
+    scan: ScanOutcome,
+    chosen: Selection,
+    info: Callable[[str], None] | None,
+) -> tuple[Path, list[tuple[str, Path]]]:
+    """Write all files of a selection. Return the path of the list, and all paths with their labels.
+
+    Args:
+        info: receives what the user has to know about the list's format.
+    """
+    render, name, ending = formats.FORMATS[options.format]
+    exported = render(chosen)
+    if info is not None:
+        for note in exported.notes:
+            info(note)
+    sorted_file = sorted_path(options.output_dir, model.model_name)
+    write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
+    list_file = selection_path(options.output_dir, model.model_name, name, chosen.percent, ending)
+    write_atomically(list_file, exported.text)
+    label = "unfrozen parameters" if options.format == "axolotl" else options.format
+    files = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
+    if options.plot is not None:
+        heatmap.heatmap(chosen, options.plot)
+        files.append(("picture", options.plot))
+    return list_file, files
 
 
 def _compared(chosen: Selection, other: ScanResult) -> tuple[str, str | None]:
-    """The comparison with what another scan makes of the same; and why there is none, if so."""
+    """The comparison with the same selection from another scan, and the reason if they cannot be compared."""
     alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
     try:
         return comparison.described(comparison.compare(chosen, alike)), None
     except SelectionError as error:
         return "", str(error)
-
-
-def _chosen(args: argparse.Namespace, scan: ScanOutcome) -> Selection:
-    embeddings = not args.no_embeddings
-    if args.top_params is not None:
-        return selection.top_params(scan.result, args.top_params, embeddings=embeddings)
-    percent = args.top_percent or _DEFAULT_PERCENT
-    return selection.top_percent(scan.result, percent, embeddings=embeddings)
-
-
-def _check_any(args: argparse.Namespace, chosen: Selection, attendant: ScanCallbacks) -> None:
-    """Raises SpectrumError where nothing at all is selected."""
-    if any(chosen.layers().values()):
-        return
-    if any(kind.count for kind in chosen.types):
-        reason = "all that is selected is left frozen by --no-embeddings"
-    else:
-        reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"
-    if not chosen.embedding_parameters():
-        raise SpectrumError(f"nothing to train: {reason}")
-    attendant.warn(reason)
-
-
-def _by_share(args: argparse.Namespace, chosen: Selection) -> str:
-    if args.top_params is None:
-        return ""
-    return f"At most {args.top_params} percent of all parameters: --top-percent {chosen.percent}."
-
-
-def _plan(args: argparse.Namespace, chosen: Selection) -> str:
-    if args.format == "peft":  # what adapters take depends on their rank
-        return ""
-    info = chosen.result.info
-    if info is None or not info.knows_modules():
-        return "This scan does not say how large parameters are, so not what training takes; --rescan finds out."
-    return report.plan(chosen.trained(), info, args.gpus)

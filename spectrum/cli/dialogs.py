@@ -1,4 +1,4 @@
-"""The two questions asked on a terminal, as prompt_toolkit dialogs. Plain values come back."""
+"""What does the command ask on a terminal? Two prompt_toolkit dialogs that return plain values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from prompt_toolkit.validation import Validator
 
 from spectrum.compute.batches import parse_batch_size
 from spectrum.errors import Cancelled, LayerTypeError
+from spectrum.text import plural
 
 _Answer = TypeVar("_Answer")
 
 
 def ask_batch_size() -> int | None:
-    """How many same-shape matrices to decompose together; None for `auto`. Raises Cancelled."""
-    text = "Same-shape matrices to decompose together, a number or auto."
+    """Ask how many same-shape matrices to decompose together; None for `auto`. Raises Cancelled."""
+    text = "Same-shape matrices to decompose together: a number or auto."
     default = "auto"
     while True:
         with _on_stderr():
@@ -38,18 +39,21 @@ def ask_batch_size() -> int | None:
             )
             if field := dialog.layout.current_buffer:
                 field.cursor_position = len(default)
-                field.accept_handler = _accept  # instead of moving to the button, for Enter to be pressed once more
+                field.accept_handler = _accept  # otherwise Enter moves to the button and has to be pressed again
             answer = _run(dialog).strip()
         try:
             return parse_batch_size(answer)
-        except ValueError as error:  # the button, unlike the Enter key, validates nothing
+        except ValueError as error:  # the button does not run the validator, only Enter in the field does
             text, default = str(error).capitalize(), answer
 
 
 def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:
-    """Which layer types to scan, all checked at first: (type, number of layers) each.
+    """Ask which layer types to scan; all are checked at first.
 
-    Raises Cancelled, and LayerTypeError where none is left checked.
+    Raises Cancelled, and LayerTypeError if no type is checked.
+
+    Args:
+        layers: each layer type and its number of layers, in display order.
     """
     width = max(len(name) for name, _ in layers)
     with _on_stderr():
@@ -57,7 +61,7 @@ def ask_layer_types(layers: Sequence[tuple[str, int]]) -> list[str]:
             checkboxlist_dialog(
                 title="Layer types",
                 text="Layer types to scan. Enter or Space toggles one, Tab reaches the buttons, Esc cancels.",
-                values=[(name, f"{name:<{width}}  {count} layer{'s' if count > 1 else ''}") for name, count in layers],
+                values=[(name, f"{name:<{width}}  {plural(count, 'layer')}") for name, count in layers],
                 default_values=[name for name, _ in layers],
             )
         )
@@ -76,21 +80,21 @@ def _is_batch_size(text: str) -> bool:
 
 def _accept(field: Buffer) -> bool:
     get_app().exit(result=field.text)
-    return True  # the text stays
+    return True  # keeps the text
 
 
 def _on_stderr() -> Any:
-    """stdout is for what was written, so that it can be captured while the dialogs show."""
+    """Draw dialogs on stderr, so that stdout, which holds the results, can be redirected meanwhile."""
     return create_app_session(output=create_output(stdout=sys.stderr))
 
 
 def _run(dialog: Application[_Answer | None]) -> _Answer:
-    """A dialog's answer. Esc, Ctrl-C and SIGINT, which dialogs leave unbound, cancel like the button."""
+    """Show a dialog and return its answer. Esc, Ctrl-C and SIGINT cancel it. Raises Cancelled."""
     keys = KeyBindings()
 
     @keys.add("escape", eager=True)
     @keys.add("c-c")
-    @keys.add("<sigint>")  # from elsewhere: Ctrl-C is a key here
+    @keys.add("<sigint>")  # sent by another process; Ctrl-C arrives as a key
     def _(event: KeyPressEvent) -> None:
         _close(event.app)
 
@@ -104,9 +108,9 @@ def _run(dialog: Application[_Answer | None]) -> _Answer:
 
 @contextmanager
 def _closed_by_sigterm(dialog: Application[Any]) -> Iterator[list[int]]:
-    """Have SIGTERM close a dialog first, and then do what it did before; yield what has come of it.
+    """Make SIGTERM close a dialog first, and then do what it did before. Yields the signals received so far.
 
-    An exception in the midst of a dialog may leave the terminal in a state in which it shows nothing that is typed.
+    If SIGTERM raised its exception inside the dialog, the terminal could be left without echo.
     """
     received: list[int] = []
 

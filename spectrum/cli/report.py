@@ -1,4 +1,4 @@
-"""What a run says at its end. Records in, text out."""
+"""What does a run print at its end? Records in, text out."""
 
 from __future__ import annotations
 
@@ -15,29 +15,45 @@ from spectrum.trainers import memory
 from spectrum.trainers.check import CheckReport
 
 _BARS = "▁▂▃▄▅▆▇█"
-_NARROWEST, _WIDEST = 8, 40  # bars
+_NARROWEST, _WIDEST = 8, 40  # columns of a bar chart
 _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
 def summary(selection: Selection, columns: int | None) -> str:
-    """The selection's table; behind it the scores of each type by depth, those selected in colour.
+    """The table of a selection. On a terminal with colours, each row ends with a bar chart of the type's scores.
 
-    columns: of a terminal that has colour; None for plain text.
+    Args:
+        columns: width of a terminal with colours; None for plain text.
     """
     table = aligned(selection.rows())
     lines = table.splitlines()
     width = max(map(len, lines)) + 2
     if columns is None or columns - width < _NARROWEST:
         return table
-    place = {layer.name: i for i, layer in enumerate(selection.result.layers)}
-    bars = ["by depth", *(_bars(kind, place, min(columns - width, _WIDEST)) for kind in selection.types)]
+    position = {layer.name: i for i, layer in enumerate(selection.result.layers)}
+    bars = ["by depth", *(_bars(ranked, position, min(columns - width, _WIDEST)) for ranked in selection.types)]
     return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
 
 
-def plan(trained: Collection[str], info: ModelInfo, devices: int) -> str:
-    """How much trains, with and without embeddings, and the memory that it takes against training everything.
+def share(top_params: str, top_percent: str) -> str:
+    """Which --top-percent selects what --top-params asked for."""
+    return f"At most {top_params} percent of all parameters: --top-percent {top_percent}."
 
-    trained: names of parameters. devices: how many share where training is sharded.
+
+def plan_of(selection: Selection, gpus: int) -> str:
+    """The plan for training a selection, or why there is none."""
+    info = selection.result.info
+    if info is None or not info.knows_modules():
+        return "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
+    return plan(selection.trained(), info, gpus)
+
+
+def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
+    """How many parameters train, with and without embeddings, and how much memory training takes.
+
+    Args:
+        trained: names of the parameters that train.
+        gpus: number of GPUs if training is sharded.
     """
     owners = info.owners(name for name in (info.head, info.embedding) if name is not None)
     rest = [name for name in trained if info.owner(name) not in owners]
@@ -46,37 +62,39 @@ def plan(trained: Collection[str], info: ModelInfo, devices: int) -> str:
     if without < count:
         text += f"; without input embedding and output head {_percent(without, total)}"
         if 2 * without < count:
-            share = _percent(count - without, count)
-            text += f"\ninput embedding and output head are {share} of what trains; --no-embeddings leaves them frozen"
+            ends = _percent(count - without, count)
+            text += f"\ninput embedding and output head are {ends} of what trains; --no-embeddings leaves them frozen"
     elif owners:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
-    return f"{text}\n\n{_memory(memory.sizes(trained, info), memory.sizes(info.parameters, info), devices)}"
+    sizes, everything = (memory.parameter_sizes(names, info) for names in (trained, info.parameters))
+    return f"{text}\n\n{_memory(sizes, everything, gpus)}"
 
 
 def checked(found: CheckReport, title: str) -> str:
-    """What is wrong with a list, what else there is to know, and what each rule makes of it."""
+    """The problems of a list, notes on it, and a table of what each trainer's rule matches."""
     header = ("rule", "entries that match", "parameters that train")
     rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
-    told = [f"problem: {in_line(text)}" for text in found.problems]
-    told += [f"note: {in_line(text)}" for text in found.notes]
-    if not found.problems:
-        told.insert(0, "ok: every entry does what it says")
-    return "\n\n".join(filter(None, [in_line(title), "\n".join(told), aligned([header, *rows])]))
+    findings = [f"problem: {in_line(text)}" for text in found.problems] or ["ok: every entry does what it says"]
+    findings += [f"note: {in_line(text)}" for text in found.notes]
+    return "\n\n".join([in_line(title), "\n".join(findings), aligned([header, *rows])])
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:
-    """The paths of what was written, one a line."""
+    """The paths of the files written, one a line, behind their labels."""
     width = max(len(label) for label, _ in paths)
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
-def _memory(trained: Sequence[memory.Size], everything: Sequence[memory.Size], devices: int) -> str:
-    sharded = memory.SHARDINGS if devices > 1 else ()
-    header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {devices}" for sharding in sharded))
+def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], gpus: int) -> str:
+    """The table of training memory per GPU: for each optimizer and sharding, the selection's and full training's."""
+    sharded = memory.SHARDINGS if gpus > 1 else ()
+    header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {gpus}" for sharding in sharded))
     sizes = {
         optimizer: [
-            tuple(memory.memory(sizes, everything, optimizer, sharding, devices) for sizes in (trained, everything))
+            tuple(
+                memory.bytes_per_device(sizes, everything, optimizer, sharding, gpus) for sizes in (trained, everything)
+            )
             for sharding in (memory.UNSHARDED, *sharded)
         ]
         for optimizer in memory.OPTIMIZERS
@@ -100,10 +118,17 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g} percent"
 
 
-def _bars(kind: RankedType, place: Mapping[str, int], width: int) -> str:
-    """A type's scores in model order as bars on a logarithmic scale; of many layers, the mean of some at a time."""
-    selected = {layer.name for layer in kind.selected}
-    layers = sorted(kind.ranked, key=lambda layer: place[layer.name])
+def _bars(ranked: RankedType, position: Mapping[str, int], width: int) -> str:
+    """The scores of one layer type as bars: in model order, on a logarithmic scale, selected ones in colour.
+
+    If there are more layers than columns, a bar shows the mean of several neighbours.
+
+    Args:
+        position: each layer's place in the model.
+        width: number of columns at most.
+    """
+    selected = {layer.name for layer in ranked.selected}
+    layers = sorted(ranked.layers, key=lambda layer: position[layer.name])
     finite = [math.log(layer.snr) for layer in layers if 0 < layer.snr < math.inf]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     levels = [min(max(math.log(layer.snr), low), high) if layer.snr > 0 else low for layer in layers]
@@ -112,7 +137,7 @@ def _bars(kind: RankedType, place: Mapping[str, int], width: int) -> str:
     for start in range(0, len(layers), step or 1):
         mean = statistics.fmean(levels[start : start + step])
         height = 0.5 if high == low else (mean - low) / (high - low)
-        wanted = _SELECTED if any(layer.name in selected for layer in layers[start : start + step]) else _OTHER
-        drawn.append(f"{'' if wanted == colour else _PLAIN + wanted}{_BARS[round(height * (len(_BARS) - 1))]}")
-        colour = wanted
+        own_colour = _SELECTED if any(layer.name in selected for layer in layers[start : start + step]) else _OTHER
+        drawn.append(f"{'' if own_colour == colour else _PLAIN + own_colour}{_BARS[round(height * (len(_BARS) - 1))]}")
+        colour = own_colour
     return "".join([*drawn, _PLAIN])

@@ -1,4 +1,4 @@
-"""What the command writes to a terminal: streams, messages, the progress bar."""
+"""How does the command use the terminal? Streams, messages, the progress bar, colours."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ _LONGEST_NOTE = 4_000  # characters
 
 
 def prepare_streams() -> None:
-    """Have no stream fail for what is written to it: stderr for any reason, stdout for what its encoding lacks."""
-    # A file that was opened under the number of a stream that was closed before the start would get what C libraries
-    # write there.
+    """Make stderr never fail, and stdout escape characters that its encoding lacks."""
+    # If a standard stream was closed before the start, the next file opened would take its number, and C libraries
+    # would write their messages into that file. So /dev/null takes the number.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     if sys.stderr is None:
-        sys.stderr = _unfailing(spare, "utf-8")
+        sys.stderr = _lossy_stream(spare, "utf-8")
     else:
         os.close(spare)
-        sys.stderr = _unfailing(sys.stderr.fileno(), sys.stderr.encoding)
+        sys.stderr = _lossy_stream(sys.stderr.fileno(), sys.stderr.encoding)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _unfailing(descriptor: int, encoding: str) -> io.TextIOWrapper:
-    raw = _Unfailing(descriptor, "w", closefd=False)
+def _lossy_stream(descriptor: int, encoding: str) -> io.TextIOWrapper:
+    """A text stream on a descriptor that never fails."""
+    raw = _LossyFile(descriptor, "w", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
 
 
-class _Unfailing(io.FileIO):
-    """A file that loses what cannot be written: a log's disk is full, or its reader is gone, but the job goes on.
+class _LossyFile(io.FileIO):
+    """A file that drops what it cannot write, so that a full disk or a closed pipe behind stderr does not end the job.
 
-    Whoever writes to stderr, be it a library's bar or Python at its exit, gets here.
+    Everything on stderr goes through here: our messages, progress bars of libraries, and Python's own at exit.
     """
 
     def write(self, data: Any, /) -> int:
@@ -54,20 +55,31 @@ class _Unfailing(io.FileIO):
 
 
 def print_result(text: str) -> int:
-    """Print a result; the exit status of that."""
+    """Print a result; return the exit status: 1 if stdout cannot be written."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # whoever reads stdout has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fail(f"the result cannot be printed: {error.strerror or error}; files, if any, are written")
+        return fail(f"cannot print the result: {error.strerror or error}; files, if any, are written")
     return 0
 
 
+def can_ask() -> bool:
+    """Whether a user at a terminal can answer questions."""
+    # A stream that was closed before the start is None.
+    terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    # The cell of a notebook looks like a terminal, but takes no keys.
+    return terminal and "JPY_PARENT_PID" not in os.environ
+
+
 def coloured_columns() -> int | None:
-    """The width of stdout where that is a terminal with colours, and bars, that the user wants (no-color.org)."""
+    """The width of stdout if it is a terminal that shows colours and block characters.
+
+    None otherwise, and if the user wants no colours (no-color.org).
+    """
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return None
     if os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
@@ -76,11 +88,10 @@ def coloured_columns() -> int | None:
 
 
 def progress_bar(batches: Sequence[WeightBatch], *, quiet: bool) -> ProgressBar:
-    """A progress bar on stderr."""
+    """A progress bar on stderr for the scan of these batches, shown by the main process alone."""
     unit = "weights" if distributed.count() == 1 else "weights of the main process"
-    # A log file needs no bar redrawn ten times a second; of several processes, one bar tells enough.
     shown = sys.stderr is not None and not quiet and distributed.rank() == 0
-    interval = 0.1 if shown and sys.stderr.isatty() else 10.0
+    interval = 0.1 if shown and sys.stderr.isatty() else 10.0  # seconds; a log file needs few updates
     bar = partial(tqdm, file=sys.stderr, disable=not shown, mininterval=interval)
     return ProgressBar(batches, bar, unit)
 
@@ -89,15 +100,20 @@ def note(message: str) -> None:
     """Print one line on stderr."""
     if sys.stderr is None:  # closed before the start
         return
-    who = f" (process {distributed.rank()})" if distributed.rank() else ""
+    process = f" (process {distributed.rank()})" if distributed.rank() else ""
     text = in_line(message)
-    if len(text) > _LONGEST_NOTE:  # for a name in it that is as long as a book
+    if len(text) > _LONGEST_NOTE:  # a stranger's file may hold endless names
         text = f"{text[: _LONGEST_NOTE // 2]} ... {text[-_LONGEST_NOTE // 2 :]}"
-    with tqdm.external_write_mode(file=sys.stderr):  # a progress bar makes way
-        print(f"spectrum{who}: {text}", file=sys.stderr, flush=True)
+    with tqdm.external_write_mode(file=sys.stderr):  # clears a progress bar, and draws it again below
+        print(f"spectrum{process}: {text}", file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr about something that may make the result other than expected."""
+    note(f"warning: {message}")
 
 
 def fail(message: str) -> int:
-    """Print an error; return its exit status."""
+    """Print one line on stderr about an error; return the exit status for it."""
     note(f"error: {' '.join(message.split())}")
     return 1

@@ -1,11 +1,11 @@
-"""Which matrices go through one kernel call: same shape and dtype, within a memory budget. Shapes and integers only."""
+"""Groups matrices into kernel calls: same shape and dtype, within a memory budget. Works on shapes, without torch."""
 
 from __future__ import annotations
 
 import heapq
 import re
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from spectrum.compute.workspace import call_bytes
@@ -14,29 +14,50 @@ from spectrum.records import LayerWeight
 
 @dataclass(frozen=True, slots=True)
 class WeightBatch:
-    """Matrices of one shape and dtype that go through one kernel call: (weight, index in its stack) each."""
+    """Matrices that are scored in one kernel call.
+
+    Args:
+        matrix: (n, m) of each.
+        dtype: of each, by torch's name.
+        members: the weight that holds the matrix and the matrix's index in that weight's stack, for each matrix.
+    """
 
     matrix: tuple[int, int]
     dtype: str
     members: tuple[tuple[LayerWeight, int], ...]
 
 
-# More in one call saves nothing, and the progress bar should move.
+@dataclass(frozen=True, slots=True)
+class BatchBudget:
+    """How much memory a batch of small matrices may take. Processes that share a scan plan with the same budget.
+
+    Args:
+        num_bytes: memory of one kernel call. A single matrix may take more.
+        gpu: whether the call runs on a GPU, where the same batch takes more memory.
+    """
+
+    num_bytes: int
+    gpu: bool
+
+
+# Larger batches are no faster, and the progress bar would move too rarely.
 _MAX_BATCH = 256
 
 
 def plan(
     weights: Iterable[LayerWeight],
     batch_size: int | None,
-    budget: int,
-    known: Container[tuple[str, int]] = frozenset(),
-    *,
-    gpu: bool = False,
+    budget: BatchBudget,
+    scored: Container[tuple[str, int]] = frozenset(),
 ) -> list[WeightBatch]:
-    """Batches, the costliest first, so that none is left for the end when all but one lane are done.
+    """Batches of all matrices, the costliest first, so that no costly one is left for a single lane at the end.
 
-    Tied weights are planned once. batch_size: matrices a call, or None for as many as the budget has bytes for.
-    known: matrices, by parameter and index, that are left out. gpu: whether the calls are a GPU's.
+    Tied weights are planned once.
+
+    Args:
+        batch_size: matrices per call; None for as many as the budget allows.
+        budget: the limit of a call if `batch_size` is None.
+        scored: matrices to leave out, by parameter and index.
     """
     distinct: dict[str, LayerWeight] = {}
     for weight in weights:
@@ -44,16 +65,17 @@ def plan(
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for weight in distinct.values():
         members = groups.setdefault((weight.matrix, weight.dtype), [])
-        members.extend((weight, index) for index in range(weight.count) if (weight.parameter, index) not in known)
+        members.extend((weight, index) for index in range(weight.count) if (weight.parameter, index) not in scored)
     batches = []
     for (shape, dtype), members in groups.items():
-        size = batch_size or _most_within(budget, shape, dtype, gpu=gpu)
-        batches += [WeightBatch(shape, dtype, tuple(part)) for part in _parts(members, size)]
+        size = batch_size or _largest_batch(budget, shape, dtype)
+        parts = (members[start : start + size] for start in range(0, len(members), size))
+        batches += [WeightBatch(shape, dtype, tuple(part)) for part in parts]
     return sorted(batches, key=batch_cost, reverse=True)
 
 
-def share(batches: Iterable[WeightBatch], processes: int) -> list[list[WeightBatch]]:
-    """Batches, the costliest first, dealt out so that each process has about the same work."""
+def share(batches: Sequence[WeightBatch], processes: int) -> list[list[WeightBatch]]:
+    """The batches of each process, so that all have about the same work. Expects the costliest batches first."""
     shares: list[list[WeightBatch]] = [[] for _ in range(processes)]
     loads = [(0, process) for process in range(processes)]
     for batch in batches:
@@ -64,7 +86,10 @@ def share(batches: Iterable[WeightBatch], processes: int) -> list[list[WeightBat
 
 
 def parse_batch_size(text: str) -> int | None:
-    """The batch size that a text means, None for `auto`. Raises ValueError for anything but that or a number from 1."""
+    """The batch size that a text stands for; None for `auto`.
+
+    Raises ValueError if the text is neither `auto` nor a number from 1 up.
+    """
     if text == "auto":
         return None
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
@@ -73,35 +98,32 @@ def parse_batch_size(text: str) -> int | None:
 
 
 def matrix_cost(shape: tuple[int, int]) -> int:
-    """Work to score one matrix of short side k and long side m, up to a constant: `k^2 m + 2 k^3`.
+    """Work to score one matrix of short side k and long side m, up to a constant factor: `k^2 m + 2 k^3`.
 
-    That is the Gram matrix and the reduction of it, whose 4/3 k^3 run at about half the rate of a matrix product.
+    The first term is the Gram matrix. The second is its reduction to tridiagonal form: 4/3 k^3 operations, at about
+    half the rate of a matrix product.
     """
     k, m = sorted(shape)
     return k * k * (m + 2 * k)
 
 
 def matrices(batches: Iterable[WeightBatch]) -> int:
-    """How many matrices batches hold."""
+    """How many matrices the batches hold together."""
     return sum(len(batch.members) for batch in batches)
 
 
 def batch_cost(batch: WeightBatch) -> int:
-    """Work to score a batch."""
+    """Work to score a batch, in the unit of `matrix_cost`."""
     return len(batch.members) * matrix_cost(batch.matrix)
 
 
-def batch_bytes(batch: WeightBatch, *, gpu: bool = False) -> int:
-    """Memory to score a batch."""
+def batch_bytes(batch: WeightBatch, *, gpu: bool) -> int:
+    """Memory in bytes to score a batch."""
     return call_bytes(len(batch.members), batch.matrix, batch.dtype, gpu=gpu)
 
 
-def _most_within(budget: int, shape: tuple[int, int], dtype: str, *, gpu: bool) -> int:
-    """How many matrices a call of so many bytes takes, at least one."""
+def _largest_batch(budget: BatchBudget, shape: tuple[int, int], dtype: str) -> int:
+    """How many matrices fit into one call; at least one."""
     sizes = range(1, _MAX_BATCH + 1)
-    return max(1, bisect_right(sizes, budget, key=lambda count: call_bytes(count, shape, dtype, gpu=gpu)))
-
-
-def _parts(members: Sequence[tuple[LayerWeight, int]], size: int) -> Iterator[Sequence[tuple[LayerWeight, int]]]:
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
+    fitting = bisect_right(sizes, budget.num_bytes, key=lambda size: call_bytes(size, shape, dtype, gpu=budget.gpu))
+    return max(1, fitting)

@@ -1,49 +1,57 @@
-"""What a scan may use of a machine: its devices, their lanes, their memory.
+"""What a scan may use of a machine: its devices, their lanes and their memory.
 
-A lane is a thread that scores one batch at a time. On the CPU there is one for each core: two matrices on a core each
-are done before the same two one after the other on both cores, small ones several times sooner, and scores do not
-depend on the number of cores. The lanes of a GPU have a stream each: while one waits for the host, where the last part
-of the eigensolver runs, for a copy, or between launches, the others have the GPU.
+A lane is a thread that scores one batch at a time. The CPU has one lane per core: two matrices at once on a core each
+take less time than one after the other on both cores, small ones several times less, and scores do not depend on the
+number of cores. Each lane of a GPU has a CUDA stream of its own. While one lane waits for a copy, a launch or the host,
+which runs the last part of the eigensolver, the others use the GPU.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 
 from spectrum.compute import main_memory
+from spectrum.compute.batches import BatchBudget
 from spectrum.errors import DeviceError, first_line
 
-# How many lanes a GPU has, up to which short side k. The host's part of the eigensolver takes k^2 time, the GPU's k^3:
-# the smaller the matrices, the more lanes keep the GPU busy. Estimated from that, not measured yet.
+# How many lanes a GPU has for matrices of at most this short side k. The host's part of the eigensolver takes k^2 time,
+# the GPU's part k^3, so smaller matrices need more lanes to keep the GPU busy. These numbers are estimates.
 _GPU_LANES = ((1024, 6), (4096, 4))
 _GPU_LANES_BEYOND = 3
-_CPU_BATCH = 16 << 20  # bytes
+
+# Memory of a batch in bytes: enough matrices to hide the cost of a kernel call.
+_CPU_BATCH = 16 << 20
 _GPU_BATCH = 768 << 20
 
-# What a device could not do, as messages say it.
+# What a device failed to do, as messages say it: "cuda:0 has no memory for lm_head".
 NO_MEMORY = "has no memory for"
 NO_DECOMPOSITION = "cannot decompose"
 
-# Words in errors for which torch has no exception of its own. The last three come from cuBLAS and cuSOLVER when the GPU
-# has no memory left for their handles.
+# Words of the errors for which torch has no exception class. cuBLAS and cuSOLVER raise the second three if the GPU has
+# no memory left for their handles.
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "out of memory", "_ALLOC_FAILED"),
     *("_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate"),
 )
-_REFUSED = "cusolver error"  # of arguments that cuSOLVER does not accept
+_REFUSED = "cusolver error"  # cuSOLVER does not accept the arguments
 
 
 def devices_for(name: str, warn: Callable[[str], None], process: int | None = None) -> list[torch.device]:
-    """The devices that a `--device` means: `auto` is every visible GPU, else the CPU.
+    """The devices that a `--device` stands for. `auto` is every visible GPU, or the CPU if there is none.
 
-    process: the number on this machine of one of several processes, each of which has a GPU of its own. What cannot do
-    float64 decompositions is replaced by the CPU; `warn` is told. Raises DeviceError for a name that is no device, or a
-    GPU that this machine lacks.
+    The CPU replaces a device without float64 decompositions, with a warning.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N, or another device of torch's.
+        warn: receives the warning.
+        process: this process's number on its machine if several scan together, each on one GPU; else None.
+
+    Raises DeviceError if the name is not a device, or if this machine does not have that GPU.
     """
     cpu = torch.device("cpu")
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
@@ -54,7 +62,7 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N") from error
+        raise DeviceError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if (device.index or 0) >= len(gpus):
             raise DeviceError(
@@ -66,62 +74,63 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
     return [cpu]
 
 
-def batch_budget(devices: Iterable[torch.device]) -> int:
-    """Bytes that small matrices may take together in a call: enough to hide the calls' overhead."""
-    return max(_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices)
+def batch_budget(devices: Sequence[torch.device]) -> BatchBudget:
+    """The memory that a batch of small matrices may take on these devices."""
+    num_bytes = max(_CPU_BATCH if device.type == "cpu" else _GPU_BATCH for device in devices)
+    return BatchBudget(num_bytes, gpu=devices[0].type == "cuda")
 
 
-def lanes(device: torch.device, k: int) -> int:
-    """How many batches of matrices of short side k are scored at a time."""
+def num_lanes(device: torch.device, k: int) -> int:
+    """How many lanes a device has for matrices of short side k."""
     if device.type == "cpu":
         return torch.get_num_threads()
     return next((number for largest, number in _GPU_LANES if k <= largest), _GPU_LANES_BEYOND)
 
 
-def lane(device: torch.device) -> AbstractContextManager[object]:
-    """What the work of a lane is done within."""
+def lane_context(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which a lane works, entered in its thread: a new CUDA stream on a GPU, nothing on the CPU."""
     if device.type == "cpu":
-        # A new thread has MKL's own number of cores until torch is asked for its. With two cores, the first matrix of a
-        # lane would be rounded otherwise than with one.
+        # In a new thread MKL uses several cores until torch is asked for the number of its threads. The first matrix of
+        # a lane would then be rounded differently from all others.
         torch.get_num_threads()
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def warm_up(devices: Iterable[torch.device]) -> None:
-    """Use the solver of each GPU once: its first use must not be in two threads at once (pytorch#90613).
+    """Use the solver of each GPU once, because two threads must not be the first to use it (pytorch#90613).
 
-    Raises DeviceError for a GPU that cannot be used.
+    Raises DeviceError if a GPU cannot be used.
     """
     for device in devices:
         if device.type == "cuda":
             try:
                 torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
-            except (RuntimeError, AssertionError) as error:  # the latter from a torch that is built without CUDA
+            except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
                 raise DeviceError(
                     f"{device} cannot be used: {first_line(error)}; use --device cpu to scan without it"
                 ) from error
 
 
-def give_memory_back(devices: Iterable[torch.device]) -> None:
-    """Return GPU memory that torch keeps for later calls, since a training may follow the scan.
+def release_cached_memory(devices: Iterable[torch.device]) -> None:
+    """Return the GPU memory that torch keeps for later calls, because a training may follow the scan.
 
-    That is freed memory, a workspace of cuBLAS for each lane's stream, and pinned main memory.
+    This is freed memory, the cuBLAS workspace of each lane's stream, and pinned main memory.
     """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
         return
-    with suppress(RuntimeError):  # a GPU that has failed says so here again
+    with suppress(RuntimeError):  # a GPU that failed during the scan raises its error again here
         for gpu in gpus:
             torch.cuda.synchronize(gpu)
-        for release in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):  # torch has no public way
+        for release in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):  # torch has no public functions for these
             getattr(torch._C, release, lambda: None)()
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def one_core_a_thread(devices: Iterable[torch.device]) -> Iterator[None]:
-    """If the CPU is among the devices: have torch use one core in each thread, afterwards as many as before."""
+def one_core_per_thread(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Let torch use one core in each thread if the CPU is among the devices; restore the number of cores afterwards."""
     if any(device.type == "cpu" for device in devices):
         with _threads(1):
             yield
@@ -131,7 +140,7 @@ def one_core_a_thread(devices: Iterable[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Let torch use all cores in this thread, even if a launcher of several processes has set one for each."""
+    """Let torch use all cores in this thread, even if a launcher of several processes has set one core for each."""
     with _threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
         yield
 
@@ -147,36 +156,34 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def identity(device: torch.device) -> str:
-    """A name that no other device has, on any machine. Processes compare it to see whether they share a device."""
+    """A name that no other device on any machine has. Processes compare it to find out whether they share a device."""
     if device.type != "cuda":
         return f"{device} of {platform.node()}"
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", f"{device} of {platform.node()}"))
 
 
 def memory_budget(device: torch.device, processes: int = 1) -> int:
-    """Bytes that the batches in flight may take together: half of the memory that is free, or four fifths of a GPU's.
+    """Memory in bytes that all batches in flight may take together: half of the free main memory, 4/5 of a GPU's.
 
-    processes: how many share the device.
+    Args:
+        processes: how many processes share the device.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, and kept by torch
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, but kept by torch
         return free * 4 // 5 // processes
     return main_memory.available() // 2 // processes
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a failure is for want of memory; torch has exceptions of their own only for some of these."""
+    """Whether an error means that memory ran out. torch has an exception class for only some of these."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         words in str(error) for words in _OUT_OF_MEMORY
     )
 
 
 def problem_of(error: Exception) -> str | None:
-    """What the device could not do, NO_MEMORY or NO_DECOMPOSITION; None for any other failure.
-
-    Another device may succeed.
-    """
+    """What the device failed to do, where another device may succeed: NO_MEMORY or NO_DECOMPOSITION; else None."""
     if is_out_of_memory(error):
         return NO_MEMORY
     if isinstance(error, torch.linalg.LinAlgError) or _REFUSED in str(error):  # type: ignore[attr-defined]

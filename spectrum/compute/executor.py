@@ -1,4 +1,8 @@
-"""Score batches of weights: read ahead, stage, decompose, on every lane of every device."""
+"""Scores batches of weights on every lane of every device, while the next batch is read.
+
+Each device has one thread that reads and several lanes that score. A lane waits for its part of the device's memory and
+time (`lanes`); what it finds goes into a queue, from which `score` yields.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -18,21 +21,24 @@ from spectrum.compute.batches import WeightBatch
 from spectrum.compute.devices import (
     NO_MEMORY,
     all_cores,
-    give_memory_back,
     is_out_of_memory,
-    lane,
-    one_core_a_thread,
+    lane_context,
+    one_core_per_thread,
     problem_of,
+    release_cached_memory,
     warm_up,
 )
-from spectrum.compute.lanes import Crew, Scan, StoppedError
+from spectrum.compute.lanes import DeviceLanes, ScanState
 from spectrum.errors import DeviceError
 from spectrum.records import BulkEdge, LayerWeight, MatrixScore
 
+# Reads matrix `index` of a weight: (n, m), on any device.
 Reader = Callable[[LayerWeight, int], torch.Tensor]
-_Read = tuple[WeightBatch, torch.Tensor]
 
-# torch keeps pinned memory for later, in powers of two. Larger matrices are few: a slower copy of them does not matter.
+# A batch and its matrices, (members, n, m).
+_ReadBatch = tuple[WeightBatch, torch.Tensor]
+
+# torch keeps pinned memory for later, in powers of two. Larger batches are few, so that a slower copy does not matter.
 _MOST_PINNED = 1 << 30  # bytes
 
 
@@ -43,178 +49,222 @@ def score(
     warn: Callable[[str], None] = lambda message: None,
     processes: int = 1,
 ) -> Generator[tuple[WeightBatch, list[MatrixScore]], None, None]:
-    """Batches and their scores, in the order in which they are done.
+    """Each batch with its scores, in the order in which they are done.
 
-    read: matrix `index` of a weight, (n, m), on any device. warn: told, from another thread, of what a device could not
-    do and the CPU does. processes: how many share the devices. An exception of `read` or the kernel is raised here;
-    DeviceError for a GPU that cannot be used, and where the CPU has no memory for a matrix, or cannot decompose it.
+    Args:
+        read: reads a matrix; called from one thread per device.
+        warn: receives, from another thread, what a device failed to do and the CPU does instead.
+        processes: how many processes share the devices.
+
+    An exception of `read` or of the kernel is raised here. Raises DeviceError if a GPU cannot be used, if a thread
+    cannot be started, and if the CPU has no memory for a matrix or cannot decompose it.
     """
-    results: queue.Queue[tuple[WeightBatch, list[MatrixScore]] | BaseException] = queue.Queue()
-    todo = iter(batches)
-    taking = threading.Lock()
-    scan = Scan(warn)
-
-    def next_read(crew: Crew) -> _Read | None:
-        with taking:
-            batch = next(todo, None)
-        if batch is None:
-            return None
-        crew.memory.take(crew.bytes(batch))
-        return None if scan.stopped.is_set() else (batch, _stack(batch, read, crew.device))
-
-    def work(crew: Crew, following: Callable[[], _Read | None]) -> None:
-        try:
-            with lane(crew.device):
-                while (current := following()) is not None:
-                    batch, stored = current
-                    del current
-                    scores = _scores(stored, batch, crew)
-                    del stored
-                    crew.time.give(crew.share(batch))
-                    crew.memory.give(crew.bytes(batch))
-                    results.put((batch, scores))
-        except BaseException as error:  # the consumer raises it
-            scan.stopped.set()
-            results.put(error)
-
-    warm_up(devices)  # all, before any thread is started
-    crews = [Crew(scan, device, batches, processes) for device in devices]
-    with one_core_a_thread(devices):
-        readers: list[ThreadPoolExecutor] = []
-        workers: list[threading.Thread] = []
+    warm_up(devices)  # before any thread starts
+    scorer = _Scorer(batches, read, devices, warn, processes)
+    with one_core_per_thread(devices):
         interrupted = False
         try:
-            for crew in crews:
-                # One thread reads, for good: each new one would get an arena of the allocator, and leave it fragmented.
-                readers.append(ThreadPoolExecutor(1, thread_name_prefix="read ahead"))
-                with _no_memory_for_a_thread():
-                    following = _read_ahead(readers[-1], partial(next_read, crew), crew)
-                for number in range(crew.size):
-                    name = f"score {crew.device}"
-                    worker = threading.Thread(target=work, args=(crew, following), daemon=True, name=name)
-                    try:
-                        with _no_memory_for_a_thread():
-                            worker.start()
-                    except DeviceError:
-                        if number == 0:
-                            raise
-                        break  # there are fewer lanes, then
-                    workers.append(worker)
+            scorer.start()
             for _ in batches:
-                result = results.get()
+                result = scorer.results.get()
                 if isinstance(result, BaseException):
                     raise result
                 yield result
         except KeyboardInterrupt:
-            interrupted = True  # whoever interrupts does not want to wait for the decompositions that are under way
+            interrupted = True  # the user does not want to wait for the decompositions that are under way
             raise
         finally:
-            scan.stopped.set()
-            for crew in crews:
-                crew.memory.close()
-                crew.time.close()
+            scorer.stop(wait=not interrupted)
             if not interrupted:
-                for worker in workers:  # a thread that is in torch's code when Python ends takes the process down
-                    worker.join()
-            for reader in readers:
-                reader.shutdown(wait=not interrupted)
-            if not interrupted:
-                give_memory_back(devices)
+                release_cached_memory(devices)
+
+
+class _Scorer:
+    """The threads of a scan. Each puts what it has scored, or the exception that ended it, into `results`."""
+
+    def __init__(
+        self,
+        batches: Sequence[WeightBatch],
+        read: Reader,
+        devices: Sequence[torch.device],
+        warn: Callable[[str], None],
+        processes: int,
+    ) -> None:
+        self.results: queue.Queue[tuple[WeightBatch, list[MatrixScore]] | BaseException] = queue.Queue()
+        self._read = read
+        self._state = ScanState(warn)
+        self._devices = [DeviceLanes(self._state, device, batches, processes) for device in devices]
+        self._unread = iter(batches)
+        self._unread_lock = threading.Lock()
+        self._readers: list[ThreadPoolExecutor] = []
+        self._workers: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start all threads. Raises DeviceError if a device gets no thread to read or none to score."""
+        for lanes in self._devices:
+            # One thread reads all batches of a device. A new thread each time would get an arena of the allocator each,
+            # and leave it fragmented.
+            reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
+            self._readers.append(reader)
+            with _no_memory_for_a_thread():
+                read_ahead = _ReadAhead(reader, self._read_next, lanes)
+            self._start_lanes(lanes, read_ahead)
+
+    def _start_lanes(self, lanes: DeviceLanes, read_ahead: _ReadAhead) -> None:
+        for number in range(lanes.count):
+            name = f"score {lanes.device}"
+            worker = threading.Thread(target=self._work, args=(lanes, read_ahead), daemon=True, name=name)
+            try:
+                with _no_memory_for_a_thread():
+                    worker.start()
+            except DeviceError:
+                if number == 0:
+                    raise
+                return  # the device has fewer lanes then
+            self._workers.append(worker)
+
+    def stop(self, *, wait: bool) -> None:
+        """End all threads, and wait for them if asked to."""
+        self._state.stopped.set()
+        for lanes in self._devices:
+            lanes.memory.close()
+            lanes.time.close()
+        if wait:
+            for worker in self._workers:  # a thread within torch's code would crash a process that ends
+                worker.join()
+        for reader in self._readers:
+            reader.shutdown(wait=wait)
+
+    def _read_next(self, lanes: DeviceLanes) -> _ReadBatch | None:
+        """The next batch, read once there is memory to score it; None at the end of the scan."""
+        with self._unread_lock:
+            batch = next(self._unread, None)
+        if batch is None:
+            return None
+        lanes.memory.acquire(lanes.memory_of(batch))
+        return None if self._state.stopped.is_set() else (batch, _stack(batch, self._read, lanes.device))
+
+    def _work(self, lanes: DeviceLanes, read_ahead: _ReadAhead) -> None:
+        """What a lane does: score one batch after the other."""
+        try:
+            with lane_context(lanes.device):
+                while (current := read_ahead.take()) is not None:
+                    batch, stored = current
+                    del current  # here and below: drop the tensor before its memory is released
+                    scores = _score_batch(stored, batch, lanes)
+                    del stored
+                    lanes.time.release(lanes.time_of(batch))
+                    lanes.memory.release(lanes.memory_of(batch))
+                    self.results.put((batch, scores))
+        except BaseException as error:  # `score` raises it
+            self._state.stopped.set()
+            self.results.put(error)
+
+
+class _ReadAhead:
+    """Reads one batch ahead for all lanes of a device: the next read starts when a lane takes the batch before it."""
+
+    def __init__(
+        self,
+        reader: ThreadPoolExecutor,
+        read_next: Callable[[DeviceLanes], _ReadBatch | None],
+        lanes: DeviceLanes,
+    ) -> None:
+        self._reader, self._read_next, self._lanes = reader, read_next, lanes
+        self._turn = threading.Lock()
+        self._ahead = reader.submit(read_next, lanes)
+
+    def take(self) -> _ReadBatch | None:
+        """The batch that was read, once its part of the device's time is free; None at the end of the scan."""
+        with self._turn:
+            current = self._ahead.result()
+            if current is not None:
+                self._lanes.time.acquire(self._lanes.time_of(current[0]))
+                self._ahead = self._reader.submit(self._read_next, self._lanes)
+            return current
 
 
 @contextmanager
 def _no_memory_for_a_thread() -> Iterator[None]:
-    """Raise DeviceError where a thread cannot be started, of which Python only says so."""
+    """Raise DeviceError if a thread cannot be started, for which Python has only a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
         raise DeviceError("there is no memory for a thread, or the system allows no more of them") from error
 
 
-def _read_ahead(
-    reader: ThreadPoolExecutor, next_read: Callable[[], _Read | None], crew: Crew
-) -> Callable[[], _Read | None]:
-    """A function that returns the results of `next_read` in turn, each to a lane that has taken its time share.
+def _score_batch(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes) -> list[MatrixScore]:
+    """The scores of a batch. A batch that is too much for the device is halved, down to single matrices."""
+    lanes.scan.raise_if_stopped()
+    scores = _attempt(stored, lanes.device)
+    if not isinstance(scores, str):
+        return scores
+    half = len(batch.members) // 2
+    if half == 0:
+        return _score_by_fallback(stored, batch, lanes, scores)
+    parts = (slice(0, half), slice(half, None))
+    halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
+    return [score for part in halves for score in _score_batch(*part, lanes)]
 
-    The next read begins when a lane takes the one before it. So one batch is read ahead, however many lanes wait.
+
+def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes, problem: str) -> list[MatrixScore]:
+    """The score of a single matrix that the device failed to score.
+
+    If memory ran out, the device tries again once its other lanes are done and have freed theirs. If that fails, the
+    CPU scores the matrix on all cores, for one lane at a time.
     """
-    turn = threading.Lock()
-    ahead = reader.submit(next_read)
-
-    def following() -> _Read | None:
-        nonlocal ahead
-        with turn:
-            current = ahead.result()
-            if current is not None:
-                crew.time.take(crew.share(current[0]))
-                ahead = reader.submit(next_read)
-            return current
-
-    return following
-
-
-def _scores(stored: torch.Tensor, batch: WeightBatch, crew: Crew) -> list[MatrixScore]:
-    """Scores of a batch on a crew's device; of halves of it, where it is too much.
-
-    A matrix for which the device has no memory is tried again once the other lanes are done and have freed theirs. If
-    that fails, the CPU takes it, on all cores, for one lane at a time.
-    """
-    if crew.scan.stopped.is_set():
-        raise StoppedError
-    found = _attempt(stored, crew.device)
-    if isinstance(found, str) and (half := len(batch.members) // 2) > 0:
-        parts = (slice(0, half), slice(half, None))
-        halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
-        return [score for part in halves for score in _scores(*part, crew)]
-    name, share = batch.members[0][0].name, crew.share(batch)
-    if found == NO_MEMORY:
-        with crew.alone(share):
-            found = _attempt(stored, crew.device)
-    if isinstance(found, str) and crew.device.type != "cpu":
-        with crew.away(share), crew.scan.standing_in:
-            if crew.scan.stopped.is_set():
-                raise StoppedError
-            crew.scan.warn(f"{crew.device} {found} {name}; the CPU takes it")
+    name = batch.members[0][0].name
+    scores: list[MatrixScore] | str = problem
+    if problem == NO_MEMORY:
+        with lanes.exclusive(batch):
+            scores = _attempt(stored, lanes.device)
+    if isinstance(scores, str) and lanes.device.type != "cpu":
+        with lanes.yielded(batch), lanes.scan.cpu_lock:
+            lanes.scan.raise_if_stopped()
+            lanes.scan.warn(f"{lanes.device} {scores} {name}; the CPU takes it")
             with all_cores():
-                found = _attempt(stored, torch.device("cpu"))
-    if isinstance(found, str):
-        raise DeviceError(f"the CPU {found} {name}, {' x '.join(map(str, batch.matrix))}")
-    return found
+                scores = _attempt(stored, torch.device("cpu"))
+    if isinstance(scores, str):
+        raise DeviceError(f"the CPU {scores} {name}, {' x '.join(map(str, batch.matrix))}")
+    return scores
 
 
 def _attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
-    """Scores of matrices on a device, or what it could not do."""
+    """The scores of matrices on a device, or what it failed to do (`problem_of`)."""
     try:
-        # Only to a GPU: the CPU would compute before a copy that does not block has arrived (pytorch#127612).
-        here = stored.to(device, non_blocking=device.type == "cuda")
-        rows = torch.stack(snr.score(here), dim=1).tolist()
+        # Only a copy to a GPU may be asynchronous: the CPU would compute before its data has arrived (pytorch#127612).
+        on_device = stored.to(device, non_blocking=device.type == "cuda")
+        rows = torch.stack(snr.score(on_device), dim=1).tolist()
         return [
-            MatrixScore(ratio, BulkEdge(int(above), int(below), gap, jump)) for ratio, above, below, gap, jump in rows
+            MatrixScore(ratio, BulkEdge(int(num_above), int(num_below), nearest, sensitivity))
+            for ratio, num_above, num_below, nearest, sensitivity in rows
         ]
     except (MemoryError, RuntimeError) as error:
         problem = problem_of(error)
         if problem is None:
             raise
-    # What the failed attempt held is free only from here on.
+    # The memory of the failed attempt is freed when the `except` block ends, so the cache is emptied after it.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return problem
 
 
 def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tensor:
-    """A batch's matrices in one tensor. A single matrix is copied only to pin it.
+    """The matrices of a batch in one tensor, (members, n, m).
 
-    Matrices that are in GPU memory stay there if a GPU scores them. All others are put in main memory, which is pinned
-    if a GPU scores them.
+    If a GPU scores them, matrices in GPU memory stay there, and all others go to pinned main memory. If the CPU scores
+    them, they go to plain main memory. A single matrix is copied only to pin it.
+
+    Raises DeviceError if there is no memory.
     """
     for_gpu = device.type == "cuda"
 
-    def matrix(member: tuple[LayerWeight, int]) -> torch.Tensor:
-        value = read(*member)
-        return value if for_gpu else value.cpu()
+    def read_member(member: tuple[LayerWeight, int]) -> torch.Tensor:
+        matrix = read(*member)
+        return matrix if for_gpu else matrix.cpu()
 
     try:
-        first = matrix(batch.members[0])
+        first = read_member(batch.members[0])
         shape = (len(batch.members), *first.shape)
         pin = for_gpu and first.is_cpu and math.prod(shape) * first.itemsize <= _MOST_PINNED
         if len(batch.members) == 1 and not pin:
@@ -223,18 +273,18 @@ def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tens
             stacked = _empty(first, shape, pin)
             stacked[0] = first
             for i, member in enumerate(batch.members[1:], 1):
-                stacked[i] = matrix(member)
+                stacked[i] = read_member(member)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"there is no memory to read {batch.members[0][0].name}") from error
-    if first.is_cuda:  # the lane has another stream than this thread
+    if first.is_cuda:  # the lane uses another stream than this thread
         torch.cuda.current_stream(first.device).synchronize()
     return stacked
 
 
 def _empty(like: torch.Tensor, shape: tuple[int, ...], pin: bool) -> torch.Tensor:
-    """Memory for a batch: where its matrices are, or pinned. If there is none, plain main memory."""
+    """Memory for a batch, pinned or where its matrices are; plain main memory if that fails."""
     try:
         return like.new_empty(shape, pin_memory=pin)
     except (MemoryError, RuntimeError) as error:

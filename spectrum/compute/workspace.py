@@ -1,29 +1,39 @@
-"""Memory that one call of the kernel takes, from shapes alone: plans are made without torch, by these numbers."""
+"""How much memory one kernel call takes, by shapes alone, so that batches are planned without torch."""
 
 from __future__ import annotations
 
-_ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+from spectrum.dtypes import ITEM_BYTES
 
-# On a GPU the Gram matrix is accumulated over float64 copies of so many columns, in a buffer of at most so many bytes.
+_FLOAT64 = ITEM_BYTES["float64"]
+
+# A GPU adds up the Gram matrix over blocks of columns that it converts to float64: at most this many columns at a time,
+# in a buffer of at most this many bytes.
 _GPU_COLUMNS = 4096
 _GPU_BUFFER = 256 << 20
 
 
 def gpu_columns(count: int, k: int, length: int) -> int:
-    """Columns that a GPU converts to float64 at a time, of `count` matrices of short side k and long side `length`."""
-    return max(1, min(_GPU_COLUMNS, length, _GPU_BUFFER // (8 * count * k)))
+    """How many columns a GPU converts to float64 at a time.
+
+    Args:
+        count: matrices in the call.
+        k: the short side of each.
+        length: the long side of each.
+    """
+    return max(1, min(_GPU_COLUMNS, length, _GPU_BUFFER // (_FLOAT64 * count * k)))
 
 
 def call_bytes(count: int, shape: tuple[int, int], dtype: str, *, gpu: bool) -> int:
-    """Memory to score `count` matrices of one shape in a call, in bytes.
+    """Memory in bytes to score `count` matrices of one shape in one call.
 
-    That is the matrices as stored, their Gram matrices, and the larger of what the two steps need besides: the buffer
-    of columns, then the eigensolver's copy of the Gram matrices. On a GPU the solver also has a workspace, which is
-    counted as one more copy; on the CPU workspace and buffer are small.
+    This is the stored matrices, their Gram matrices, and the working memory of the two steps, which run one after the
+    other: first the buffer of columns, then the eigensolver's copy of the Gram matrices. On a GPU the solver also has
+    a workspace, counted as one more copy. On the CPU, the buffer and the workspace are too small to count.
     """
     k, length = sorted(shape)
-    stored = count * k * length * _ITEMSIZE[dtype]
-    gram = count * 8 * k * k
+    stored = count * k * length * ITEM_BYTES[dtype]
+    gram = count * k * k * _FLOAT64
     if not gpu:
         return stored + 2 * gram
-    return stored + gram + max(count * 8 * k * gpu_columns(count, k, length), 2 * gram)
+    columns = count * k * gpu_columns(count, k, length) * _FLOAT64
+    return stored + gram + max(columns, 2 * gram)

@@ -1,1 +1,1 @@
-"""Pictures of a scan. Start at `heatmap`."""
+"""What do scores and spectra look like? Start at `heatmap`. matplotlib is needed, and imported only to draw."""

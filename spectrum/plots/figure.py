@@ -1,7 +1,7 @@
-"""Pictures of a scan: a heat map of its scores, the spectrum of one matrix. In files only, without a display.
+"""What all pictures share: the check before a scan, names, settings, and writing the file. No display is needed.
 
-matplotlib is an extra, imported within functions alone, and used by its objects: pyplot, and the state it keeps, have
-no part in this. Colours grow lighter with what they stand for, so that a print in grey says the same.
+matplotlib is an optional dependency, so only functions import it. They use its objects and never pyplot, which keeps
+global state. Colours differ in lightness too, so that a print in grey says the same.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from spectrum.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI, _MOST_PIXELS = 160, 16_000  # of a PNG; of its longer side
+DPI = 160  # of a PNG
+_MAX_PIXELS = 16_000  # of a PNG's longer side; a larger figure gets a lower resolution
 
 
 def check(path: str | Path) -> None:
-    """Find out before a long scan whether a picture can be drawn after it.
+    """Check, before a long scan, that a picture can be drawn after it.
 
-    Raises SpectrumError where matplotlib is not installed, or the path ends in neither .png, .svg nor .pdf.
+    Raises SpectrumError if matplotlib is not installed, or if the path does not end in .png, .svg or .pdf.
     """
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise SpectrumError(f"a picture's name has to end in .png, .svg or .pdf, not as {path} does")
+        raise SpectrumError(f"the name of a picture must end in .png, .svg or .pdf; {path} does not")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -34,35 +35,38 @@ def check(path: str | Path) -> None:
 
 
 def shown(name: str, longest: int = 48) -> str:
-    """A name as the font can show it, its middle left out where it is long: the ends tell towers and layers apart."""
+    """A name in characters that the font has, cut to a length.
+
+    The cut takes away the middle, since the ends tell towers and layers apart.
+    """
     from matplotlib.font_manager import findfont, get_font
 
-    known = get_font(findfont("DejaVu Sans")).get_charmap()  # comes with matplotlib
-    text = "".join(c if ord(c) in known else "?" for c in name)
+    available = get_font(findfont("DejaVu Sans")).get_charmap()  # this font comes with matplotlib
+    text = "".join(c if ord(c) in available else "?" for c in name)
     head = longest * 2 // 5
     return text if len(text) <= longest else f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - longest :]}"
 
 
 def text_width(text: str, size: float = 7) -> float:
-    """Width of a line of text, in inches."""
+    """Width of a line of text, in inches. size: of the font, in points."""
     from matplotlib.textpath import TextPath
 
     return float(TextPath((0, 0), text, size=size).get_extents().x1) / 72
 
 
 def own_settings() -> AbstractContextManager[None]:
-    """Settings that are the user's in nothing; identifiers in SVG that do not change from run to run."""
+    """Settings that do not depend on the user's, and identifiers in SVG that do not change from run to run."""
     import matplotlib.style
 
-    mine = {"font.size": 7, "text.parse_math": False, "legend.frameon": False, "svg.hashsalt": "spectrum"}
+    text = {"font.size": 7, "text.parse_math": False, "legend.frameon": False, "svg.hashsalt": "spectrum"}
     lines = {"axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 2, "ytick.major.size": 2}
-    return matplotlib.style.context(["default", mine, lines])
+    return matplotlib.style.context(["default", text, lines])
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture as its suffix says: the same bytes for the same figure, as a whole or not at all."""
-    kind = path.suffix.lower()[1:]
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    """Write a picture in the format that the suffix names, whole or not at all. Equal figures give equal bytes."""
+    suffix = path.suffix.lower()[1:]
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     content = io.BytesIO()
-    figure.savefig(content, format=kind, metadata=undated, dpi=min(DPI, _MOST_PIXELS / max(figure.get_size_inches())))
+    figure.savefig(content, format=suffix, metadata=no_date, dpi=min(DPI, _MAX_PIXELS / max(figure.get_size_inches())))
     write_atomically(path, content.getvalue())

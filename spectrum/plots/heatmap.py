@@ -1,10 +1,12 @@
-"""A heat map of a scan's scores."""
+"""Where in the model are the scores high, and what is selected? A heat map, by layer type and layer index."""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +15,12 @@ from spectrum.plots.figure import DPI, check, own_settings, save, shown, text_wi
 from spectrum.selection.selection import Selection
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
 
 _EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
-_OUTSIDE = "\N{EN DASH}"  # the column of lm_head and other modules that no layer holds
+_OUTSIDE = "\N{EN DASH}"  # the column of lm_head and other modules that are in no layer
 _INFINITE = "\N{INFINITY}"
 _NOTES = {
     "dashed": "some of the experts are selected; the colour is that of their median",
@@ -24,21 +28,59 @@ _NOTES = {
     "1": "every layer of the type scores exactly 1, as a vector does, which has one singular value",
     _INFINITE: "no noise to divide by, in the tool that made this scan",
 }
-_COLOURS = "viridis"  # for colour-blind readers too; its luminance grows all the way
+_COLOURS = "viridis"  # its lightness rises throughout, so colour-blind readers can use it too
 
 
 def heatmap(selection: Selection, path: str | Path) -> None:
-    """Draw the SNR of every layer, by layer type and layer index, the selected ones outlined.
+    """Draw the SNR of every layer, by layer type and layer index, with an outline around the selected ones.
 
-    Raises as `check`, SpectrumError where there is no layer, ResultsError where the file cannot be written.
+    Raises as `check` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
     """
     check(path)
     with own_settings():
         save(_heatmap_figure(selection), Path(path))
 
 
+def _heatmap_figure(selection: Selection) -> Figure:
+    from matplotlib.figure import Figure
+
+    rows, columns, cells = _table(selection)
+    if not cells:
+        raise SpectrumError(f"there is no layer of {selection.result.model} to draw")
+    marks = {mark for cell in cells for mark in (cell.sign, cell.outline)}
+    text = _Text(
+        title=shown(selection.result.model, 80),
+        subtitle=f"outlined: top {selection.percent} percent of each layer type",
+        notes=[f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks],
+        rows=[shown(row) for row in rows],
+        columns=[shown(column, 6) for column in columns],
+    )
+    place = _layout(text, columns, has_colours=not all(cell.sign for cell in cells))
+    figure = Figure(figsize=(place.width, place.height), dpi=DPI)
+    axes = figure.add_axes(place.share(place.left, 0.55, place.table_width, place.table_height))
+    axes.set(xlim=(0, place.x[-1] + 1), ylim=(len(rows), 0), xlabel="layer")
+    axes.spines[:].set_visible(False)
+    _draw_scores(figure, axes, cells, place)
+    _draw_signs(axes, cells, place)
+    _draw_outlines(axes, cells, place)
+    _label_axes(axes, text, place, num_outside=int(columns[0] == _OUTSIDE))
+    _write(figure, text, place)
+    return figure
+
+
+# What is drawn.
+
+
 class _Cell(NamedTuple):
-    """The layers at one place. sign: what stands there instead of a colour; outline: its style; if anything."""
+    """The layers at one place of the table.
+
+    Args:
+        row: the place's row.
+        column: the place's column.
+        snr: the median of their scores.
+        sign: what is drawn instead of a colour, if anything.
+        outline: the style of the outline, empty for none.
+    """
 
     row: int
     column: int
@@ -48,94 +90,169 @@ class _Cell(NamedTuple):
 
 
 def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
-    """Labels of rows and columns, and the cells. Experts that are modules of their own share a row."""
-    groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}
+    """The labels of rows and columns, and the cells. Experts that are modules of their own share a row."""
+    groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}  # row -> column -> scores, and whether selected
     types: dict[str, set[str]] = {}
-    trained = {name for names in selection.layers().values() for name in names}
-    for kind in selection.types:
-        row = _EXPERT.sub(r"\1.*", kind.layer_type)
-        types.setdefault(row, set()).add(kind.layer_type)
-        for layer in kind.ranked:
+    selected = {name for names in selection.layers().values() for name in names}
+    for ranked in selection.types:
+        row = _EXPERT.sub(r"\1.*", ranked.layer_type)
+        types.setdefault(row, set()).add(ranked.layer_type)
+        for layer in ranked.layers:
             index = next((part for part in layer.name.split(".") if part.isdigit()), _OUTSIDE)
-            groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in trained))
-    # Numbers as text, shorter ones first, which is their order: a name may have more digits than int() takes.
+            groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in selected))
+    # Indices stay text, since one may have more digits than int() takes. Shorter ones first is their order.
     columns = sorted({i for group in groups.values() for i in group}, key=lambda i: (i != _OUTSIDE, len(i), i))
     cells = []
     for i, group in enumerate(groups.values()):
-        ones = all(snr == 1 for some in group.values() for snr, _ in some)
-        for index, some in group.items():
-            median, chosen = statistics.median(snr for snr, _ in some), {chosen for _, chosen in some}
-            sign = "1" if ones else "0" if median <= 0 else _INFINITE if median == math.inf else ""
-            outline = "" if chosen == {False} else "solid" if chosen == {True} else "dashed"
-            cells.append(_Cell(i, columns.index(index), median, sign, outline))
+        is_constant = all(snr == 1 for layers in group.values() for snr, _ in layers)
+        cells += [_cell(i, columns.index(index), layers, is_constant) for index, layers in group.items()]
     return [row if len(types[row]) > 1 else min(types[row]) for row in groups], columns, cells
 
 
-def _heatmap_figure(selection: Selection) -> Figure:
-    from matplotlib import collections, colors, patches
-    from matplotlib.figure import Figure
+def _cell(row: int, column: int, layers: Sequence[tuple[float, bool]], is_constant: bool) -> _Cell:
+    """The cell of these layers. is_constant: whether every layer of the row scores exactly 1."""
+    snr, selected = statistics.median(snr for snr, _ in layers), {selected for _, selected in layers}
+    sign = "1" if is_constant else "0" if snr <= 0 else _INFINITE if snr == math.inf else ""
+    outline = "" if selected == {False} else "solid" if selected == {True} else "dashed"
+    return _Cell(row, column, snr, sign, outline)
 
-    rows, columns, cells = _table(selection)
-    if not cells:
-        raise SpectrumError(f"there is no layer of {selection.result.model} to draw")
-    marks, scored = {mark for c in cells for mark in (c.sign, c.outline)}, [c for c in cells if not c.sign]
-    notes = [f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks]
-    titles = (shown(selection.result.model, 80), f"outlined: top {selection.percent} percent of each layer type")
 
-    # All in inches, first of all the cells: so nothing overlaps, and text keeps its size, whatever the table's.
-    labels, indices = [shown(row) for row in rows], [shown(column, 6) for column in columns]
-    wide, high = min(max(8.5 / len(columns), 0.1), 0.32), 0.2
-    outside = int(columns[0] == _OUTSIDE)
-    x = [i + 0.5 * (outside and i > 0) for i in range(len(columns))]  # left edges, in cells, with a gap
-    left, table = 0.22 + max(map(text_width, labels)), (wide * (x[-1] + 1), high * len(rows))
-    bar = min(max(table[1], 1.3), 4.0) if scored else 0.0
-    width = max(
-        left + table[0] + 1, 0.3 + max(text_width(titles[0], 10), text_width(titles[1], 8), *map(text_width, notes))
+class _Text(NamedTuple):
+    """All text of the picture but that of the colour bar."""
+
+    title: str
+    subtitle: str
+    notes: list[str]
+    rows: list[str]
+    columns: list[str]
+
+
+# Where it is drawn. All sizes are in inches, and cells come first, so that text keeps its size and overlaps nothing.
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The place of everything.
+
+    Args:
+        width: of the picture.
+        height: of the picture.
+        left: from the picture's left edge to the table.
+        table_width: of all columns.
+        table_height: of all rows.
+        cell_width: of one cell.
+        cell_height: of one cell.
+        bar: the height of the colour bar.
+        x: the left edges of the columns, in cells.
+    """
+
+    width: float
+    height: float
+    left: float
+    table_width: float
+    table_height: float
+    cell_width: float
+    cell_height: float
+    bar: float
+    x: list[float]
+
+    def share(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """A box as matplotlib takes it: from the bottom, in shares of the picture."""
+        bottom = 1 - (top + height) / self.height
+        return left / self.width, bottom, width / self.width, height / self.height
+
+
+def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
+    cell_width, cell_height = min(max(8.5 / len(columns), 0.1), 0.32), 0.2
+    # Half a cell separates the modules that are in no layer.
+    gap = 0.5 if columns[0] == _OUTSIDE else 0
+    x = [i + gap * (i > 0) for i in range(len(columns))]
+    left = 0.22 + max(map(text_width, text.rows))
+    table_width, table_height = cell_width * (x[-1] + 1), cell_height * len(text.rows)
+    bar = min(max(table_height, 1.3), 4.0) if has_colours else 0.0
+    titles = text_width(text.title, 10), text_width(text.subtitle, 8)
+    return _Layout(
+        width=max(left + table_width + 1, 0.3 + max(*titles, *map(text_width, text.notes))),
+        height=0.7 + max(table_height + 0.42, bar + 0.1) + 0.15 * len(text.notes),
+        left=left,
+        table_width=table_width,
+        table_height=table_height,
+        cell_width=cell_width,
+        cell_height=cell_height,
+        bar=bar,
+        x=x,
     )
-    height = 0.7 + max(table[1] + 0.42, bar + 0.1) + 0.15 * len(notes)
 
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    axes = figure.add_axes((left / width, 1 - (0.55 + table[1]) / height, table[0] / width, table[1] / height))
-    axes.set(xlim=(0, x[-1] + 1), ylim=(len(rows), 0), xlabel="layer")
-    axes.spines[:].set_visible(False)
 
-    def draw(some: list[_Cell], inset: float, **style: Any) -> collections.Collection:
-        a, b = inset / wide, inset / high
-        boxes = [patches.Rectangle((x[c.column] + a, c.row + b), 1 - 2 * a, 1 - 2 * b) for c in some]
-        return axes.add_collection(collections.PatchCollection(boxes, **style), autolim=False)
+# Drawing.
 
-    if scored:
-        ends = min(c.snr for c in scored), max(c.snr for c in scored)
-        low, top = ends if ends[0] < ends[1] else (ends[0] / 1.1, ends[0] * 1.1)  # a scale needs two ends
-        norm = colors.LogNorm(low, top)
-        mesh = draw(scored, 0, cmap=_COLOURS, norm=norm, edgecolor="white", linewidth=0.5, gid="scores")
-        mesh.set_array([c.snr for c in scored])
-        place = ((left + table[0] + 0.2) / width, 1 - (0.55 + bar) / height, 0.13 / width, bar / height)
-        colour_bar = figure.colorbar(mesh, cax=figure.add_axes(place), label="SNR")
-        colour_bar.set_ticks(ticks := _log_ticks(low, top), labels=[f"{float(f'{tick:.4g}'):.15g}" for tick in ticks])
-        colour_bar.minorticks_off()
-    for c in (c for c in cells if c.sign):
-        axes.text(x[c.column] + 0.5, c.row + 0.5, c.sign, size=6, color="0.35", ha="center", va="center_baseline")
+
+def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
+    from matplotlib import colors
+
+    scored = [cell for cell in cells if not cell.sign]
+    if not scored:
+        return
+    low, high = min(cell.snr for cell in scored), max(cell.snr for cell in scored)
+    if low == high:  # a scale needs two ends
+        low, high = low / 1.1, high * 1.1
+    norm = colors.LogNorm(low, high)
+    boxes = _draw_boxes(
+        axes, scored, place, 0, cmap=_COLOURS, norm=norm, edgecolor="white", linewidth=0.5, gid="scores"
+    )
+    boxes.set_array([cell.snr for cell in scored])
+    bar_axes = figure.add_axes(place.share(place.left + place.table_width + 0.2, 0.55, 0.13, place.bar))
+    bar = figure.colorbar(boxes, cax=bar_axes, label="SNR")
+    bar.set_ticks(ticks := _log_ticks(low, high), labels=[f"{float(f'{tick:.4g}'):.15g}" for tick in ticks])
+    bar.minorticks_off()
+
+
+def _draw_boxes(axes: Axes, cells: Sequence[_Cell], place: _Layout, inset: float, **style: Any) -> PatchCollection:
+    """Draw a box in each of these cells. inset: from the cell's edges, in inches."""
+    from matplotlib import collections, patches
+
+    a, b = inset / place.cell_width, inset / place.cell_height
+    boxes = [patches.Rectangle((place.x[c.column] + a, c.row + b), 1 - 2 * a, 1 - 2 * b) for c in cells]
+    collection = collections.PatchCollection(boxes, **style)
+    axes.add_collection(collection, autolim=False)
+    return collection
+
+
+def _draw_signs(axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
+    for cell in cells:
+        if cell.sign:
+            middle = place.x[cell.column] + 0.5, cell.row + 0.5
+            axes.text(*middle, cell.sign, size=6, color="0.35", ha="center", va="center_baseline")
+
+
+def _draw_outlines(axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
     for outline, dashes in (("solid", "-"), ("dashed", (0, (2, 1.2)))):
-        some = [c for c in cells if c.outline == outline]
-        # White under black is seen on dark cells and on light ones.
-        draw(some, 0.02, facecolor="none", edgecolor="white", linewidth=2.2)
-        draw(some, 0.02, facecolor="none", edgecolor="black", linewidth=1, linestyle=dashes, gid=outline)
+        outlined = [cell for cell in cells if cell.outline == outline]
+        # White below black can be seen on dark cells and on light ones.
+        _draw_boxes(axes, outlined, place, 0.02, facecolor="none", edgecolor="white", linewidth=2.2)
+        style = {"edgecolor": "black", "linewidth": 1, "linestyle": dashes, "gid": outline}
+        _draw_boxes(axes, outlined, place, 0.02, facecolor="none", **style)
 
-    needed = (max(map(text_width, indices)) + 0.05) / wide
-    every = next(n * 10**power for power in range(9) for n in (1, 2, 5) if n * 10**power >= needed)
-    ticked = [i for i in range(len(columns)) if i < outside or (i - outside) % every == 0]
-    axes.set_xticks([x[i] + 0.5 for i in ticked], [indices[i] for i in ticked])
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], labels)
+
+def _label_axes(axes: Axes, text: _Text, place: _Layout, num_outside: int) -> None:
+    """Label all rows, and as many columns as there is room for. num_outside: columns that stand for no layer."""
+    needed = (max(map(text_width, text.columns)) + 0.05) / place.cell_width
+    step = next(n * 10**power for power in range(9) for n in (1, 2, 5) if n * 10**power >= needed)
+    labelled = [i for i in range(len(text.columns)) if i < num_outside or (i - num_outside) % step == 0]
+    axes.set_xticks([place.x[i] + 0.5 for i in labelled], [text.columns[i] for i in labelled])
+    axes.set_yticks([i + 0.5 for i in range(len(text.rows))], text.rows)
     axes.tick_params(axis="y", length=0)
-    figure.text(0.12 / width, 1 - 0.24 / height, titles[0], size=10)
-    figure.text(0.12 / width, 1 - 0.42 / height, titles[1], size=8)
-    figure.text(0.12 / width, 0.1 / height, "\n".join(notes), color="0.25", linespacing=1.3)
-    return figure
+
+
+def _write(figure: Figure, text: _Text, place: _Layout) -> None:
+    figure.text(0.12 / place.width, 1 - 0.24 / place.height, text.title, size=10)
+    figure.text(0.12 / place.width, 1 - 0.42 / place.height, text.subtitle, size=8)
+    notes = "\n".join(text.notes)
+    figure.text(0.12 / place.width, 0.1 / place.height, notes, color="0.25", linespacing=1.3)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers within a range, four to eight; ends and middle of one that is too narrow for as many."""
+    """Four to eight round numbers in a range; its ends and middle if the range is too narrow for four."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
         ticks = [tick for power in powers for digit in digits if low <= (tick := float(f"{digit}e{power}")) <= high]

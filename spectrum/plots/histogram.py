@@ -1,87 +1,144 @@
-"""A histogram of one matrix's singular values."""
+"""How do the singular values of one matrix lie about its bulk edge? A histogram. It computes no score of its own."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from spectrum.plots.figure import DPI, check, own_settings, save, shown
+from spectrum.records import LayerSpectrum
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-NORMAL_IQR = 1.349  # interquartile range of N(0, 1), as in snr, which imports torch
 _SIGNAL = "#17406d"
-_BULK = 0.98  # of all singular values, those that are shown at full width where the largest lie far beyond them
+_BULK = 0.98  # the share of all singular values that keeps its width if the largest lie far beyond
+_NOTE = "sigma = (q75 - q25) / 1.349, as the\nmethod has it: the law of another\nsigma may fit better"
 
 
-def spectrum_histogram(
-    values: NDArray[np.float64], shape: tuple[int, int], title_of_layer: str, model: str, path: str | Path
-) -> None:
-    """Draw the singular values of one matrix, the bulk edge among them, and the noise that it is the edge of.
+def spectrum_histogram(spectrum: LayerSpectrum, model: str, path: str | Path) -> None:
+    """Draw the singular values of one matrix, its bulk edge, and the law of the noise that the edge belongs to.
 
-    values: (k,) ascending float64, finite, k = min(n, m). shape: (n, m). Raises as `check`, and ResultsError where
-    the file cannot be written.
+    Raises as `check` does, and ResultsError if the file cannot be written.
     """
     check(path)
     with own_settings():
-        save(_histogram_figure(values, shape, title_of_layer, model), Path(path))
+        save(_histogram_figure(spectrum, model), Path(path))
 
 
-def _histogram_figure(values: NDArray[np.float64], shape: tuple[int, int], layer: str, model: str) -> Figure:
+def _histogram_figure(spectrum: LayerSpectrum, model: str) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    beta = min(shape) / max(shape)
-    sigma = float(np.subtract(*np.quantile(values, [0.75, 0.25]))) / NORMAL_IQR
-    edge = sigma * (1 + math.sqrt(beta))
-    signal, noise, largest = values[values > edge], values[values <= edge], float(values[-1])
-    snr = float(signal.sum() / largest / (noise.sum() or 1.0)) if len(signal) else 0.0
-
-    # Where the largest lie far beyond the bulk, a panel of its own has them, at another scale.
-    span = max(1.6 * edge, float(np.quantile(values, _BULK)))
-    broken = 0 < 2 * span < largest
-    span = span if broken else 1.03 * max(largest, edge) or 1.0
-    # The rule of Freedman and Diaconis, within reason; the bulk edge ends a bin.
-    width = min(max(2 * NORMAL_IQR * sigma / len(values) ** (1 / 3), span / 100), span / 25)
-    width = edge / round(edge / width) if edge > width else width
-    bins = width * np.arange(math.ceil(span / width) + 1)
-    ends = [(0.0, bins[-1]), (bins[-1], 1.03 * largest)][: 1 + broken]
-    bins = np.concatenate([bins, *(np.linspace(*end, 16)[1:] for end in ends[1:])])
-    below, above = (np.histogram(some, bins)[0] for some in (noise, signal))
-
-    # sqrt((b^2 - x^2)(x^2 - a^2)) / (pi beta x), a, b = 1 -+ sqrt(beta), the products multiplied out; at points that
-    # lie densest next to a and b, where it is steepest, and not on 0.
-    x = 1 - math.sqrt(beta) * np.cos((np.arange(400) + 0.5) * np.pi / 400)
-    density = np.sqrt(np.maximum(4 * beta - (x**2 - 1 - beta) ** 2, 0)) / (np.pi * beta * x)
-    law = density * len(noise) * width / sigma if sigma > 0 else 0 * x
-    highest = max((below + above).max(), law.max())
+    values = np.array(spectrum.values)
+    signal, noise = values[values > spectrum.edge], values[values <= spectrum.edge]
+    bins = _bins(spectrum, values)
+    x, law = _noise_law(spectrum, len(noise), bins.width)
+    num_noise, num_signal = (np.histogram(part, bins.edges)[0] for part in (noise, signal))
+    highest = max((num_noise + num_signal).max(), law.max())
 
     figure = Figure(figsize=(8, 3.6), dpi=DPI)
-    axes = figure.add_axes((0.07, 0.14, 0.45 if broken else 0.58, 0.71), xlabel="singular value", ylabel="count")
-    panels = [axes, figure.add_axes((0.54, 0.14, 0.11, 0.71), sharey=axes)] if broken else [axes]
-    for panel, xlim in zip(panels, ends, strict=True):
-        bars = panel.stairs(below, bins, fill=True, hatch="/////", label=f"noise: {len(noise)} values", gid="noise")
-        bars.set(facecolor="#c6d5e3", edgecolor="#5b7a96")
-        bars = panel.stairs(below + above, bins, baseline=below, fill=True, color=_SIGNAL, gid="signal")
-        bars.set_label(f"signal: {len(signal)} values")
-        panel.vlines(signal, -0.035 * highest, 0, color=_SIGNAL, linewidth=0.7)  # a single one is seen, too
+    panels = _panels(figure, bins)
+    for panel, xlim in zip(panels, bins.panels, strict=True):
+        _draw_bars(panel, bins.edges, num_noise, num_signal)
+        panel.vlines(signal, -0.035 * highest, 0, color=_SIGNAL, linewidth=0.7)  # so that a single value can be seen
         panel.set(xlim=xlim, ylim=(-0.05 * highest, 1.06 * highest))
+    _mark_break(figure, panels)
+    label = f"bulk edge {spectrum.edge:.4g}"
+    panels[0].axvline(spectrum.edge, color="black", linewidth=1.2, linestyle=(0, (4, 2)), label=label, gid="edge")
+    if law.any():
+        panels[0].plot(x, law, color="#d55e00", label="noise by Marchenko-Pastur", gid="law")
+        figure.text(0.665, 0.14, _NOTE, color="0.45", linespacing=1.3)
+    panels[0].locator_params(axis="y", integer=True)
+    _label(figure, panels, spectrum, model)
+    return figure
+
+
+class _Bins(NamedTuple):
+    """The bins of the histogram.
+
+    Args:
+        edges: where bins begin and end, ascending.
+        width: of a bin of the bulk.
+        panels: the range of the bulk, and that of the values far beyond it, if there are such.
+    """
+
+    edges: NDArray[np.float64]
+    width: float
+    panels: tuple[tuple[float, float], ...]
+
+
+def _bins(spectrum: LayerSpectrum, values: NDArray[np.float64]) -> _Bins:
+    """Bins such that the bulk edge ends one. Values far beyond the bulk have a panel of their own, with wider bins."""
+    import numpy as np
+
+    edge, largest = spectrum.edge, spectrum.values[-1]
+    span = max(1.6 * edge, float(np.quantile(values, _BULK)))
+    far_beyond = 0 < 2 * span < largest
+    if not far_beyond:
+        span = 1.03 * max(largest, edge) or 1.0
+    # The rule of Freedman and Diaconis, within 25 to 100 bins.
+    width = 2 * spectrum.interquartile_range / len(values) ** (1 / 3)
+    width = min(max(width, span / 100), span / 25)
+    width = edge / round(edge / width) if edge > width else width
+    edges = width * np.arange(math.ceil(span / width) + 1)
+    bulk = (0.0, edges[-1])
+    if not far_beyond:
+        return _Bins(edges, width, (bulk,))
+    tail = (edges[-1], 1.03 * largest)
+    return _Bins(np.concatenate([edges, np.linspace(*tail, 16)[1:]]), width, (bulk, tail))
+
+
+def _noise_law(
+    spectrum: LayerSpectrum, num_noise: int, width: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The Marchenko-Pastur law as counts per bin: 400 singular values, and the count at each; zeros if sigma is 0.
+
+    The density of s / sigma is sqrt((b^2 - s^2) (s^2 - a^2)) / (pi beta s), with a, b = 1 -+ sqrt(beta). Its products
+    are multiplied out here. The points never reach 0, and are densest at a and b, where the density is steepest.
+    """
+    import numpy as np
+
+    beta = spectrum.aspect_ratio
+    s = 1 - math.sqrt(beta) * np.cos((np.arange(400) + 0.5) * np.pi / 400)
+    if spectrum.sigma == 0:
+        return s, 0 * s
+    density = np.sqrt(np.maximum(4 * beta - (s**2 - 1 - beta) ** 2, 0)) / (np.pi * beta * s)
+    return spectrum.sigma * s, density * num_noise * width / spectrum.sigma
+
+
+def _panels(figure: Figure, bins: _Bins) -> list[Axes]:
+    bulk_width = 0.58 if len(bins.panels) == 1 else 0.45
+    axes = figure.add_axes((0.07, 0.14, bulk_width, 0.71), xlabel="singular value", ylabel="count")
+    return [axes, *(figure.add_axes((0.54, 0.14, 0.11, 0.71), sharey=axes) for _ in bins.panels[1:])]
+
+
+def _draw_bars(
+    panel: Axes, edges: NDArray[np.float64], num_noise: NDArray[np.int64], num_signal: NDArray[np.int64]
+) -> None:
+    """Draw the signal on top of the noise: how many values of each are in each bin."""
+    label = f"noise: {num_noise.sum()} values"
+    bars = panel.stairs(num_noise, edges, fill=True, hatch="/////", label=label, gid="noise")
+    bars.set(facecolor="#c6d5e3", edgecolor="#5b7a96")
+    bars = panel.stairs(num_noise + num_signal, edges, baseline=num_noise, fill=True, color=_SIGNAL, gid="signal")
+    bars.set_label(f"signal: {num_signal.sum()} values")
+
+
+def _mark_break(figure: Figure, panels: list[Axes]) -> None:
+    """Show that the axis breaks before a second panel."""
     for panel in panels[1:]:
         panel.tick_params(axis="y", length=0, labelleft=False)
         panel.spines["left"].set_visible(False)
         figure.text(0.53, 0.14, "//", size=10, ha="center", va="center")
-    axes.axvline(edge, color="black", linewidth=1.2, linestyle=(0, (4, 2)), label=f"bulk edge {edge:.4g}", gid="edge")
-    if law.any():
-        axes.plot(sigma * x, law, color="#d55e00", label="noise by Marchenko-Pastur", gid="law")
-        note = "sigma = (q75 - q25) / 1.349, as the\nmethod has it: the law of another\nsigma may fit better"
-        figure.text(0.665, 0.14, note, color="0.45", linespacing=1.3)
-    axes.locator_params(axis="y", integer=True)
-    figure.text(0.07, 0.92, shown(f"{layer}  of  {model}", 100), size=10)
-    facts = f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}\nSNR {snr:.4g}\nsigma {sigma:.4g}"
-    named = axes.get_legend_handles_labels()
-    panels[-1].legend(*named, title=facts, loc="upper left", alignment="left", bbox_to_anchor=(1, 1))
-    return figure
+
+
+def _label(figure: Figure, panels: list[Axes], spectrum: LayerSpectrum, model: str) -> None:
+    figure.text(0.07, 0.92, shown(f"{spectrum.name}  of  {model}", 100), size=10)
+    rows, columns = spectrum.shape
+    facts = f"{rows} \N{MULTIPLICATION SIGN} {columns}\nSNR {spectrum.snr:.4g}\nsigma {spectrum.sigma:.4g}"
+    handles = panels[0].get_legend_handles_labels()
+    panels[-1].legend(*handles, title=facts, loc="upper left", alignment="left", bbox_to_anchor=(1, 1))

@@ -27,6 +27,7 @@ from spectrum.scanning.store import ScanStore
 if TYPE_CHECKING:
     import torch
 
+    from spectrum.checkpoint.hub import ResolvedModel
     from spectrum.checkpoint.reader import Checkpoint
 
 # Bump when any score changes, or when scores say more. Journals of another version are not resumed.
@@ -142,8 +143,11 @@ def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def open_checkpoint_of(request: ScanRequest) -> Checkpoint:
-    """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does."""
+def open_checkpoint_of(request: ScanRequest, local: ResolvedModel | None = None) -> Checkpoint:
+    """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does.
+
+    local: the model's directory, if it has been found already; its headers are then not read again.
+    """
     _return_freed_memory()
     from spectrum.checkpoint.reader import open_checkpoint
 
@@ -152,6 +156,7 @@ def open_checkpoint_of(request: ScanRequest) -> Checkpoint:
         revision=request.revision,
         model_class=request.model_class,
         trust_remote_code=request.trust_remote_code,
+        resolved=local,
     )
 
 
@@ -162,11 +167,11 @@ def _resume(
     from spectrum.compute.devices import batch_budget
 
     is_main, num_processes = distributed.rank() == 0, distributed.count()
-    kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.known.items()]))
+    kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.scores.items()]))
     # The main process's numbers, so that all processes plan the same batches.
-    budget, gpu = distributed.broadcast((batch_budget(devices), devices[0].type == "cuda"))
+    budget = distributed.broadcast(batch_budget(devices))
     weights = job.weights(checkpoint)
-    plan_without = partial(plan, weights, job.batch_size, budget, gpu=gpu)
+    plan_without = partial(plan, weights, job.batch_size, budget)
     everything, rest = plan_without(), plan_without(kept)
     if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
         kept, rest = {}, everything
@@ -218,7 +223,8 @@ def _compute(
 
     num_sharing = _num_sharing(devices[0])
     if journal is None:
-        return score_batches(score(batches, checkpoint.read, devices, callbacks.warn, num_sharing), _ignore)
+        stream = score(batches, checkpoint.read, devices, callbacks.warn, num_sharing)
+        return score_batches(stream, lambda batch, scored: None)
     warned = False
 
     def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
@@ -230,11 +236,8 @@ def _compute(
         progress.advance(batch)
 
     with callbacks.progress(batches) as progress:
+        progress.start()
         return score_batches(score(batches, checkpoint.read, devices, callbacks.warn, num_sharing), keep)
-
-
-def _ignore(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
-    """For scores that are computed again to check a journal."""
 
 
 def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:

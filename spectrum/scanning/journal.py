@@ -46,7 +46,7 @@ class Journal:
         precedes: the digest of the results that are there as the scan begins; None if there are none.
 
     Attributes:
-        known: the scores that the journal held when it was opened.
+        scores: those that the journal held when it was opened.
         problem: why it cannot be written any more; None while it can. It then takes no more scores.
         foreign: whether the file that has its name is not a journal of this scan.
     """
@@ -54,13 +54,13 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
         self.path = path
         self.problem: str | None = None
-        self.known: dict[Matrix, MatrixScore] = {}
+        self.scores: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._head = _to_line(identity)
         self._precedes = precedes
         try:
-            self._end, self.known = _read_intact(path, self._head)
+            self._end, self.scores = _read_intact(path, self._head)
         except OSError as error:
             self._end = 0
             self._give_up(error)
@@ -83,7 +83,7 @@ class Journal:
 
     def begin_anew(self) -> None:
         """Forget what the journal held. The next score replaces the file."""
-        self._end, self.known = 0, {}
+        self._end, self.scores = 0, {}
 
     def close(self) -> None:
         """Flush and close the file. It stays for the next run."""
@@ -113,7 +113,7 @@ class Journal:
             self._write(self._head)
             if self._precedes is not None:
                 self._write(_to_line({_PRECEDES: self._precedes}))
-            self._write_scores(list(self.known.items()))
+            self._write_scores(list(self.scores.items()))
             new.replace(self.path)
         except BaseException:
             self._file.close()

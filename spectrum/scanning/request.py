@@ -53,14 +53,16 @@ class ScanRequest:
 class Progress(Protocol):
     """Follows a scan from batch to batch, as a context manager around it."""
 
-    def __enter__(self) -> Progress:
-        """Start: nothing is scored yet."""
-        ...
+    def __enter__(self) -> Progress: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, whether or not all is scored."""
+        ...
+
+    def start(self) -> None:
+        """Show that nothing is scored yet."""
         ...
 
     def advance(self, batch: WeightBatch) -> None:
@@ -114,18 +116,24 @@ class ProgressBar:
         self._done = 0
         self._tqdm = tqdm
         self._unit = unit
+        self._bar: Any = None
 
     def __enter__(self) -> ProgressBar:
-        self._bar = self._tqdm(total=self._work, bar_format=_BAR_FORMAT).__enter__()
-        self._describe()
+        # Draws nothing: if an interrupt ended this method, nothing would close the bar.
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._describe(refresh=False)
-        self._bar.__exit__(kind, error, trace)
+        if self._bar is not None:
+            if error_type is None:
+                self._describe(refresh=False)
+            self._bar.close()
+
+    def start(self) -> None:
+        """Draw the bar."""
+        self._bar = self._tqdm(total=self._work, bar_format=_BAR_FORMAT)
+        self._describe()
 
     def advance(self, batch: WeightBatch) -> None:
         """Move the bar by a batch that has been scored."""

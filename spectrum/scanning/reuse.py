@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from spectrum.checkpoint import hub
-from spectrum.checkpoint.disk import fingerprint, weight_files
+from spectrum.checkpoint.disk.weight_files import has_weights
 from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.layer_types import match_types
 from spectrum.records import Provenance, ScanResult
@@ -17,17 +17,30 @@ from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
 from spectrum.text import listed, plural
 
 
-def load_usable(request: ScanRequest, info: Callable[[str], None]) -> ScanResult | None:
+def find_local(request: ScanRequest) -> hub.ResolvedModel | None:
+    """The local directory that a request names; None if there is none, whether or not a repository has that name."""
+    try:
+        return hub.resolve_local(request.model)
+    except CheckpointError:
+        return None  # the model is gone, but a cached scan may be enough
+
+
+def load_usable(
+    request: ScanRequest, local: hub.ResolvedModel | None, info: Callable[[str], None]
+) -> ScanResult | None:
     """The cached scan, if it is of the weights that are asked for; None if a scan is needed.
 
     Args:
         request: what is asked for.
+        local: the model's directory, if it has one.
         info: told why a cached scan is ignored.
     """
     cached = request.store.load()
     if cached is None:
         return None
-    reason = _why_stale(request, cached.result) if cached.consistent else "its two files do not belong together"
+    reason: str | None = "its two files do not belong together"
+    if cached.consistent:
+        reason = _why_stale(request, local, cached.result)
     if reason is None:
         return cached.result
     info(f"the cached scan {request.store.scan_path} is not used: {reason}; scanning again")
@@ -115,7 +128,7 @@ def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tu
     return [*wanted, *missing], missing
 
 
-def _why_stale(request: ScanRequest, cached: ScanResult) -> str | None:
+def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: ScanResult) -> str | None:
     """Why the cached scan is not of the weights that are asked for; None if it is, as far as can be known."""
     provenance = cached.provenance
     if provenance is None:
@@ -124,13 +137,9 @@ def _why_stale(request: ScanRequest, cached: ScanResult) -> str | None:
         return f"it is of {cached.model!r}, whose files have the same name"
     if request.model_class not in (None, provenance.info.model_class, provenance.class_asked):
         return f"its names are those of {provenance.info.model_class}, not of {request.model_class}"
-    try:
-        directory = hub.local_directory(request.model)
-    except CheckpointError:
-        return None  # the model is gone, and the cache is enough
-    if directory is not None:
-        if weight_files.has_weights(directory) and fingerprint.fingerprint(directory) != provenance.fingerprint:
-            return f"the weights in {directory} are not those that were scanned"
+    if local is not None:
+        if has_weights(local.directory) and local.fingerprint != provenance.fingerprint:
+            return f"the weights in {local.directory} are not those that were scanned"
         return None
     if provenance.commit is None:
         return None

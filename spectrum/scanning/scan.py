@@ -18,10 +18,19 @@ from spectrum.scanning import distributed
 from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_scores, warn_of_left_out
 from spectrum.scanning.job import Job, identity_of, open_checkpoint_of, remove_journals, score_job
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.scanning.reuse import add, load_usable, request_missing, same_weights, serve, wanted_and_missing
+from spectrum.scanning.reuse import (
+    add,
+    find_local,
+    load_usable,
+    request_missing,
+    same_weights,
+    serve,
+    wanted_and_missing,
+)
 from spectrum.text import duration, plural
 
 if TYPE_CHECKING:
+    from spectrum.checkpoint.hub import ResolvedModel
     from spectrum.checkpoint.reader import Checkpoint
 
 
@@ -54,19 +63,20 @@ class _Prepared:
 def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
     store = request.store
     written_at = store.written_at()
-    cached = None if request.rescan else load_usable(request, callbacks.info)
+    local = find_local(request)
+    cached = None if request.rescan else load_usable(request, local, callbacks.info)
     if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
         store.tidy()
         return outcome
-    prepared = _prepare(request if cached is None else request_missing(request, cached), callbacks)
+    prepared = _prepare(request if cached is None else request_missing(request, cached), local, callbacks)
     if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
         callbacks.info(f"the cached scan {store.scan_path} is of other weights than those found now; scanning all anew")
-        cached, prepared = None, _prepare(request, callbacks)
+        cached, prepared = None, _prepare(request, local, callbacks)
     with store.locked(callbacks.info, callbacks.warn):
         # While we waited for the lock, another run may have scanned this, or some of it.
         if not request.rescan and store.written_at() != written_at:
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
-            cached = load_usable(request, callbacks.info)
+            cached = load_usable(request, find_local(request), callbacks.info)
             if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
                 store.remove_outdated_journals()
                 return outcome
@@ -83,11 +93,11 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     return outcome
 
 
-def _prepare(request: ScanRequest, callbacks: ScanCallbacks) -> _Prepared:
+def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanCallbacks) -> _Prepared:
     """Open the checkpoint, and let the caller choose what to scan."""
     started = time.monotonic()
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
-    checkpoint = open_checkpoint_of(request)
+    checkpoint = open_checkpoint_of(request, local)
     for warning in checkpoint.warnings:
         callbacks.warn(warning)
     num_layers = Counter(weight.layer_type for weight in checkpoint.weights)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError
 from spectrum.layer_types import match_types
-from spectrum.records import LayerWeight, ScanResult
+from spectrum.records import LayerSpectrum, ScanResult
 from spectrum.scanning.assemble import (
     assemble,
     layer_scores,
@@ -22,14 +21,19 @@ from spectrum.scanning.request import ScanCallbacks, ScanRequest
 from spectrum.text import plural
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
-def singular_values(request: ScanRequest, layer: str, index: int | None) -> tuple[LayerWeight, int, np.ndarray]:
-    """A layer, which of its matrices, and the singular values of that, ascending.
+def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> LayerSpectrum:
+    """Compute the singular values of one matrix of a layer, and its score.
 
-    index: of a stack's matrices; None for the first. Raises SpectrumError where there is none, or it is not finite.
+    Raises SpectrumError if the model has no such layer, if the layer has no such matrix, or if the matrix is not
+    finite.
+
+    Args:
+        request: the model, and the device to compute on.
+        layer: the layer's name.
+        index: which matrix of a stack; None for the first.
     """
     from spectrum.compute.devices import devices_for, problem_of, warm_up
     from spectrum.compute.snr import singular_values
@@ -47,16 +51,35 @@ def singular_values(request: ScanRequest, layer: str, index: int | None) -> tupl
     device = devices_for(request.device, _unheard, None)[0]
     warm_up([device])
     try:
-        values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu().numpy()
+        values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu()
     except (MemoryError, RuntimeError) as error:
         problem = problem_of(error)
         if problem is None:
             raise
         elsewhere = "" if device.type == "cpu" else "; --device cpu may do it"
         raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix)}{elsewhere}") from error
-    if not all(map(math.isfinite, values)):
+    if not values.isfinite().all():
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
-    return weight, number, values
+    return describe_spectrum(f"{layer}[{number}]" if weight.count > 1 else layer, weight.matrix, values)
+
+
+def describe_spectrum(name: str, shape: tuple[int, int], values: torch.Tensor) -> LayerSpectrum:
+    """The record of a matrix of this shape. values: (k,) ascending float64, finite."""
+    from spectrum.compute.snr import NORMAL_IQR, aspect_ratio, bulk_edge, noise_scale, signal_to_noise_ratio
+
+    beta = aspect_ratio(shape)
+    sigma = noise_scale(values[None])
+    edge = bulk_edge(sigma, beta)
+    return LayerSpectrum(
+        name=name,
+        shape=shape,
+        values=tuple(values.tolist()),
+        aspect_ratio=beta,
+        interquartile_range=NORMAL_IQR * sigma.item(),
+        sigma=sigma.item(),
+        edge=edge.item(),
+        snr=signal_to_noise_ratio(values[None], edge).item(),
+    )
 
 
 def scan_model(
@@ -95,8 +118,9 @@ def scan_model(
     devices = [own_device] if stays else devices_for(device, callbacks.warn, None)
     for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
         torch.cuda.synchronize(gpu)  # the streams of the scan do not wait for work that is queued on another
-    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
+    batches = plan(weights, batch_size, batch_budget(devices))
     with callbacks.progress(batches) as progress:
+        progress.start()
         stream = score(batches, checkpoint.read, devices, callbacks.warn)
         scores = dict(score_batches(stream, lambda batch, _: progress.advance(batch)))
     result = assemble(name, weights, layer_scores(weights, scores), checkpoint.provenance)

@@ -1,4 +1,4 @@
-"""Two scans side by side: whether they rank layers alike, and what that does to the selection."""
+"""Do two scans rank layers alike, and what does the difference do to the selection?"""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spectrum.errors import SelectionError
+from spectrum.selection.margins import RankedType
 from spectrum.selection.selection import Selection
 from spectrum.text import aligned, in_line, listed
 
 
 @dataclass(frozen=True, slots=True)
 class TypeComparison:
-    """Layers of one type that both scans have.
+    """The layers of one type that both scans have.
 
-    correlation: Spearman's, of their scores; None where there are fewer than two, or all of a scan's are the same.
-    enter, leave: layers that the second scan selects and the first does not, and the reverse.
+    Args:
+        layer_type: their type.
+        layers: how many they are.
+        correlation: Spearman's rank correlation of their scores. None if there are fewer than two layers, or if one
+            scan gives them all the same score.
+        enter: layers that the second scan selects and the first does not.
+        leave: layers that the first scan selects and the second does not.
     """
 
     layer_type: str
@@ -28,7 +34,15 @@ class TypeComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two selections of the same percentage. only_first, only_second: layer types that the other scan has not."""
+    """Two selections of the same percentage, compared.
+
+    Args:
+        first: the selection to compare with.
+        second: the selection that would replace it.
+        types: the comparison of each type that both scans have.
+        only_first: layer types that only the first scan has.
+        only_second: layer types that only the second scan has.
+    """
 
     first: Selection
     second: Selection
@@ -38,77 +52,54 @@ class Comparison:
 
 
 def compare(first: Selection, second: Selection) -> Comparison:
-    """Compare two selections, type by type. Raises SelectionError where they have no layer in common."""
-    others = {kind.layer_type: kind for kind in second.types}
-    trained = first.layers(), second.layers()
+    """Compare two selections, type by type. Raises SelectionError if the scans have no layer in common."""
+    of_second = {ranked.layer_type: ranked for ranked in second.types}
+    selected, selected_by_second = first.layers(), second.layers()
     compared = []
-    for kind in first.types:
-        other = others.pop(kind.layer_type, None)
-        if other is None:
+    for ranked in first.types:
+        layer_type = ranked.layer_type
+        if layer_type not in of_second:
             continue
-        here = {layer.name: layer.snr for layer in kind.ranked}
-        there = {layer.name: layer.snr for layer in other.ranked}
-        common = [name for name in here if name in there]
+        scores, scores_of_second = _scores(ranked), _scores(of_second[layer_type])
+        common = [name for name in scores if name in scores_of_second]
         if not common:
             continue
-        chosen, chosen_there = (each.get(kind.layer_type, []) for each in trained)
+        before, after = selected[layer_type], selected_by_second[layer_type]
         compared.append(
             TypeComparison(
-                layer_type=kind.layer_type,
+                layer_type=layer_type,
                 layers=len(common),
-                correlation=rank_correlation([here[name] for name in common], [there[name] for name in common]),
-                enter=tuple(name for name in chosen_there if name not in chosen),
-                leave=tuple(name for name in chosen if name not in chosen_there),
+                correlation=rank_correlation(
+                    [scores[name] for name in common], [scores_of_second[name] for name in common]
+                ),
+                enter=tuple(name for name in after if name not in before),
+                leave=tuple(name for name in before if name not in after),
             )
         )
     if not compared:
         raise SelectionError(
             f"{first.result.model} and {second.result.model} have no layer in common, so there is nothing to compare"
         )
-    both = {each.layer_type for each in compared}
-    only = ([kind.layer_type for kind in each.types if kind.layer_type not in both] for each in (first, second))
-    return Comparison(first, second, tuple(compared), *map(tuple, only))
+    in_both = {comparison.layer_type for comparison in compared}
+    only_first, only_second = (
+        tuple(ranked.layer_type for ranked in selection.types if ranked.layer_type not in in_both)
+        for selection in (first, second)
+    )
+    return Comparison(first, second, tuple(compared), only_first, only_second)
+
+
+def _scores(ranked: RankedType) -> dict[str, float]:
+    return {layer.name: layer.snr for layer in ranked.layers}
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, in [-1, 1]: Pearson's of the ranks, where ties share the mean of theirs.
+    """Spearman's rank correlation, in [-1, 1]: Pearson's correlation of the ranks. Equal values share their mean rank.
 
-    None for fewer than two values, and where all of one side are the same.
+    None for fewer than two values, or if one side has the same value throughout.
     """
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
     return statistics.correlation(_ranks(first), _ranks(second))
-
-
-def described(comparison: Comparison) -> str:
-    """A row per type, then the layers that enter and leave, then what was not compared."""
-    header = ("layer type", "layers", "rank correlation", "enter", "leave")
-    rows = [
-        (
-            each.layer_type,
-            str(each.layers),
-            "" if each.correlation is None else f"{round(each.correlation, 3) + 0.0:.3f}",
-            str(len(each.enter)),
-            str(len(each.leave)),
-        )
-        for each in comparison.types
-    ]
-    entering = [name for each in comparison.types for name in each.enter]
-    leaving = [name for each in comparison.types for name in each.leave]
-    first, second = (in_line(side.result.model) for side in (comparison.first, comparison.second))
-    lines = [
-        f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:",
-        "",
-        aligned([header, *rows]),
-    ]
-    if entering or leaving:
-        lines += ["", *(f"+ {name}" for name in entering), *(f"- {name}" for name in leaving)]
-    else:
-        lines += ["", "of these types, both select the same layers"]
-    sides = ((comparison.only_first, first), (comparison.only_second, second))
-    only = [f"only in {name}: {listed(types)}" for types, name in sides if types]
-    lines += ["", *only] if only else []
-    return "\n".join(lines)
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
@@ -116,3 +107,32 @@ def _ranks(values: Sequence[float]) -> list[float]:
     for place, value in enumerate(sorted(values)):
         places.setdefault(value, []).append(place)
     return [statistics.fmean(places[value]) for value in values]
+
+
+def described(comparison: Comparison) -> str:
+    """The comparison as text: a table of the types, the layers that enter and leave, the types of one scan alone."""
+    first, second = (in_line(selection.result.model) for selection in (comparison.first, comparison.second))
+    title = f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:"
+    header = ("layer type", "layers", "rank correlation", "enter", "leave")
+    changes = [f"+ {name}" for compared in comparison.types for name in compared.enter]
+    changes += [f"- {name}" for compared in comparison.types for name in compared.leave]
+    parts = [
+        title,
+        aligned([header, *map(_row, comparison.types)]),
+        "\n".join(changes or ["of these types, both select the same layers"]),
+    ]
+    sides = ((comparison.only_first, first), (comparison.only_second, second))
+    if only := [f"only in {name}: {listed(types)}" for types, name in sides if types]:
+        parts.append("\n".join(only))
+    return "\n\n".join(parts)
+
+
+def _row(compared: TypeComparison) -> tuple[str, ...]:
+    correlation = compared.correlation
+    return (
+        compared.layer_type,
+        str(compared.layers),
+        "" if correlation is None else f"{round(correlation, 3) + 0.0:.3f}",  # + 0.0 turns -0.0 into 0.0
+        str(len(compared.enter)),
+        str(len(compared.leave)),
+    )

@@ -1,4 +1,7 @@
-"""Which parameters a selection trains, and the list of these as Axolotl reads it. Strings in, string out."""
+"""Which parameters does a selection train, and what does the list say? Names in, text out.
+
+`unfrozen_entries` makes the entries of the list, `render_axolotl` the text of the YAML file.
+"""
 
 from __future__ import annotations
 
@@ -6,106 +9,125 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from spectrum.records import ModelInfo, ScanResult
+from spectrum.records import ScanResult
 
-# What the reference always writes, and what models of unknown provenance get.
+# The names that the reference always writes. They also stand in for the names of models that a scan does not describe.
 LLAMA_HEAD = "lm_head.weight"
 LLAMA_EMBEDDING = "model.embed_tokens.weight"
-Layers = Mapping[str, Sequence[str]]  # names of layers, by layer type
+Layers = Mapping[str, Sequence[str]]  # layer type -> names of layers
 
 
-def embedding_names(info: ModelInfo | None) -> tuple[str | None, str | None]:
-    """Parameter names of the output head and the input embedding; Llama's where they are unknown."""
-    if info is None:
-        return LLAMA_HEAD, LLAMA_EMBEDDING
-    return info.head, info.embedding
+class ParameterIndex:
+    """The names of a model's parameters, sorted once, to be looked up for each layer.
 
-
-def is_embedding(layer: str, info: ModelInfo | None) -> bool:
-    """Whether a layer is the input embedding or the output head, or tied to one."""
-    own = {layer, f"{layer}.weight"}
-    wanted = {name for name in embedding_names(info) if name is not None}
-    if info is None:
-        return not own.isdisjoint(wanted)
-    return not set(map(info.owner, own)).isdisjoint(map(info.owner, wanted))
-
-
-def known_parameters(result: ScanResult) -> list[str]:
-    """Names of a model's parameters, sorted; its scored weights alone where no more is known."""
-    if result.info is None:
-        names = [*(layer.name for layer in result.whole.layers), *result.left_out]
-        return sorted(f"{name}.weight" for name in names)
-    return sorted(result.info.parameters)
-
-
-def own_parameters(name: str, parameters: Sequence[str]) -> list[str]:
-    """Parameters of a layer itself: a module's weight and bias, or a bare parameter and the bias beside it.
-
-    parameters: sorted.
+    Args:
+        names: of all parameters, in any order.
+        tied: the parameters that trainers do not see, each with the one that it is tied to.
+        embeddings: the parameters of the output head and the input embedding.
     """
-    matched = _with_prefix(name, parameters)
-    return [own for own in (f"{name}.weight", f"{name}.bias", name, f"{name}_bias") if own in matched]
+
+    def __init__(
+        self, names: Iterable[str], tied: Mapping[str, str] | None = None, embeddings: Iterable[str] = ()
+    ) -> None:
+        self._sorted = sorted(names)
+        self._names = frozenset(self._sorted)
+        self._tied = tied or {}
+        self.embeddings = tuple(embeddings)
+        self._embedding_owners = frozenset(map(self.owner, self.embeddings))
+
+    @classmethod
+    def of(cls, result: ScanResult) -> ParameterIndex:
+        """The index of a scanned model.
+
+        A scan of another tool does not name parameters. Then each layer has a weight, and the embeddings are Llama's.
+        """
+        info = result.info
+        if info is None:
+            layers = [*(layer.name for layer in result.whole.layers), *result.left_out]
+            return cls((f"{layer}.weight" for layer in layers), embeddings=(LLAMA_HEAD, LLAMA_EMBEDDING))
+        embeddings = [name for name in (info.head, info.embedding) if name is not None]
+        return cls(info.parameters, info.tied(), embeddings)
+
+    def starting_with(self, prefix: str) -> list[str]:
+        """The names that start with a prefix, sorted."""
+        start = end = bisect_left(self._sorted, prefix)
+        while end < len(self._sorted) and self._sorted[end].startswith(prefix):
+            end += 1
+        return self._sorted[start:end]
+
+    def own(self, layer: str) -> list[str]:
+        """The parameters of a layer itself: a module's weight and bias, or a bare parameter and the bias beside it."""
+        candidates = (f"{layer}.weight", f"{layer}.bias", layer, f"{layer}_bias")
+        return [name for name in candidates if name in self._names]
+
+    def owner(self, name: str) -> str:
+        """The name under which trainers see a parameter."""
+        return self._tied.get(name, name)
+
+    def is_embedding(self, layer: str) -> bool:
+        """Whether a layer is the input embedding or the output head, or is tied to one."""
+        return any(self.owner(name) in self._embedding_owners for name in (layer, f"{layer}.weight"))
 
 
-def unfrozen_entries(
-    layers: Layers, parameters: Sequence[str], tied: Mapping[str, str], embeddings: Iterable[str]
-) -> dict[str, list[str]]:
-    """Entries of each layer type.
+def unfrozen_entries(layers: Layers, index: ParameterIndex, embeddings: Iterable[str]) -> dict[str, list[str]]:
+    """The entries of each layer type.
 
-    An entry is a prefix pattern in every consumer. It is the layer's bare name, unless that would also match a
-    parameter of a layer that is not selected: then each of the layer's own parameters is an entry. One that is tied
-    to a parameter which no entry is for is followed by that, which is all that trainers see of it.
-    parameters: all of the model's, sorted. tied: those that are tied, and to what. embeddings: parameters that have
-    lines of their own.
+    Every trainer reads an entry as a prefix. An entry is the bare name of a layer, unless that is also a prefix of a
+    parameter that is not selected. Then each of the layer's own parameters is an entry.
+
+    A tied parameter is followed by the parameter that it is tied to, unless the list already has that one: trainers
+    see no other name for the two.
+
+    Args:
+        layers: the selected layers.
+        index: of all the model's parameters.
+        embeddings: parameters that have lines of their own.
     """
-    intended = {own for names in layers.values() for name in names for own in own_parameters(name, parameters)}
-    covered = {*intended, *embeddings}
+    own = {layer: index.own(layer) for group in layers.values() for layer in group}
+    selected = {name for names in own.values() for name in names}
+    covered = {*selected, *embeddings}
     entries: dict[str, list[str]] = {}
-    for layer_type, names in layers.items():
+    for layer_type, group in layers.items():
         entries[layer_type] = []
-        for name in names:
-            seen = [tied[own] for own in own_parameters(name, parameters) if tied.get(own, own) not in covered]
-            entries[layer_type] += [*_entries(name, parameters, intended), *seen]
-            covered.update(seen)
+        for layer in group:
+            owners = [owner for name in own[layer] if (owner := index.owner(name)) not in covered]
+            entries[layer_type] += [*_entries(layer, index, selected), *owners]
+            covered.update(owners)
     return entries
 
 
-def render_axolotl(entries: Layers, embeddings: Iterable[str | None]) -> str:
-    """The YAML that Axolotl reads, byte for byte what the reference writes wherever both are defined."""
+def _entries(layer: str, index: ParameterIndex, selected: Collection[str]) -> list[str]:
+    if all(name in selected for name in index.starting_with(layer)):
+        return [layer]
+    return index.own(layer) or [f"{layer}.weight"]
+
+
+def render_axolotl(entries: Layers, embeddings: Iterable[str]) -> str:
+    """The text of the YAML file that Axolotl reads, byte for byte what the reference writes where both are defined.
+
+    Args:
+        entries: by layer type. Each type has a comment, even if it has no entry.
+        embeddings: parameters whose lines come first.
+    """
     lines = ["unfrozen_parameters:"]
-    lines += [f"- ^{name}$" for name in embeddings if name is not None]
-    for layer_type, names in entries.items():
+    lines += [f"- ^{name}$" for name in embeddings]
+    for layer_type, group in entries.items():
         lines.append(f"# {layer_type} layers")
-        lines += [f"- {_scalar(name)}" for name in names]
+        lines += [f"- {_scalar(entry)}" for entry in group]
     return "\n".join(lines) + "\n"
 
 
 def _scalar(name: str) -> str:
-    """A name as any YAML reader gives it back: quoted where one would take it for a number, a date or a truth value."""
+    """A name as YAML text. It is quoted if a YAML reader would take it for a number, a date or a truth value."""
     if "." in name and name[0].isalpha():
         return name
     import yaml
 
     try:
         plain = yaml.safe_load(name) == name and name.lower() not in ("y", "n")
-    except (ValueError, yaml.YAMLError):  # what looks like a number or a date, and is none
+    except (ValueError, yaml.YAMLError):  # the name looks like a number or a date, but is not a valid one
         plain = False
     with suppress(ValueError):
         float(name)
         plain = False
     return name if plain else f"'{name}'"
-
-
-def _entries(name: str, parameters: Sequence[str], intended: Collection[str]) -> list[str]:
-    matched = _with_prefix(name, parameters)
-    if all(parameter in intended for parameter in matched):
-        return [name]
-    return own_parameters(name, parameters) or [f"{name}.weight"]
-
-
-def _with_prefix(prefix: str, parameters: Sequence[str]) -> list[str]:
-    """The names of a sorted sequence that start with a prefix."""
-    start = end = bisect_left(parameters, prefix)
-    while end < len(parameters) and parameters[end].startswith(prefix):
-        end += 1
-    return list(parameters[start:end])

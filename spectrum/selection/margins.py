@@ -1,4 +1,4 @@
-"""How much hangs on a selection's cuts: margins, ties, layers whose score says little. Records in, text out."""
+"""How sure is a selection? Margins of its cuts, ties, and layers whose score says little. Records in, text out."""
 
 from __future__ import annotations
 
@@ -8,97 +8,113 @@ from dataclasses import dataclass
 from spectrum.records import SNR_ACCURACY, LayerSnr
 from spectrum.text import listed
 
+# The score of a layer depends on where exactly the bulk edge lies if it varies by more than this, relative to itself,
+# while the edge moves by 1 percent either way.
+CROWDED = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class RankedType:
-    """The layers of one type: all of them by descending SNR, and how many of these are selected."""
+    """The layers of one type, ranked.
+
+    Args:
+        layer_type: their type.
+        layers: all layers of the type, by descending SNR.
+        num_selected: how many of them are selected, the first ones.
+    """
 
     layer_type: str
-    ranked: tuple[LayerSnr, ...]
-    count: int
+    layers: tuple[LayerSnr, ...]
+    num_selected: int
 
     @property
     def selected(self) -> tuple[LayerSnr, ...]:
         """The selected layers, by descending SNR."""
-        return self.ranked[: self.count]
+        return self.layers[: self.num_selected]
 
+    @property
+    def cut(self) -> tuple[LayerSnr, LayerSnr] | None:
+        """The last layer that is selected and the first one that is not; None if all layers are, or none is."""
+        if not 0 < self.num_selected < len(self.layers):
+            return None
+        return self.layers[self.num_selected - 1], self.layers[self.num_selected]
 
-# A score that falls by more than this where the edge moves from 1 percent under to 1 percent over its place, is that of
-# a layer whose singular values crowd the edge.
-CROWDED = 0.25
+    @property
+    def margin(self) -> float | None:
+        """How far the score after the cut is below the score before it, relative to the latter: 0 for a tie, at most 1.
 
+        None without a cut.
+        """
+        if self.cut is None:
+            return None
+        before, after = (layer.snr for layer in self.cut)
+        if before == after:
+            return 0.0
+        return 1 - after / before if before > 0 else 1.0
 
-def margin(kind: RankedType) -> float | None:
-    """How far the first layer left out is below the last one selected, relative to that; None where there is no cut."""
-    if not 0 < kind.count < len(kind.ranked):
-        return None
-    last, first = kind.ranked[kind.count - 1].snr, kind.ranked[kind.count].snr
-    return 0.0 if last == first else 1 - first / last if last > 0 else 1.0
+    @property
+    def is_constant(self) -> bool:
+        """Whether all layers have the same score, as norms do."""
+        return len({layer.snr for layer in self.layers}) < 2
 
+    @property
+    def num_tied(self) -> int:
+        """How many layers have the score of the first layer that is not selected; 0 without a cut."""
+        return sum(layer.snr == self.cut[1].snr for layer in self.layers) if self.cut is not None else 0
 
-def cut(kind: RankedType) -> str:
-    """The margin in a word or two."""
-    distance = margin(kind)
-    if distance is None:
-        return ""
-    if distance == 0:
-        return "model order" if _is_constant(kind) else "tie"
-    return f"{float(f'{100 * distance:.2g}'):g} %"
+    def describe_margin(self) -> str:
+        """The margin as a table shows it: a percentage, or why there is none."""
+        if self.margin is None:
+            return ""
+        if self.margin == 0:
+            return "model order" if self.is_constant else "tie"
+        return f"{float(f'{100 * self.margin:.2g}'):g} %"
 
 
 def notes(types: Sequence[RankedType]) -> list[str]:
-    """What a user should know of the scores and cuts, a line for each kind of thing."""
-    at_a_tie = [kind for kind in types if margin(kind) == 0]
-    layers = [layer for kind in types for layer in kind.ranked]
+    """What a user should know about the scores and the cuts, one line for each finding."""
+    tied = [ranked for ranked in types if ranked.margin == 0]
+    layers = [layer for ranked in types for layer in ranked.layers]
     findings = (
         (
-            [kind.layer_type for kind in at_a_tie if _is_constant(kind)],
+            [ranked.layer_type for ranked in tied if ranked.is_constant],
             "all score the same, as norms do: those selected are the first in the model",
         ),
         (
-            [f"{kind.layer_type} ({_tied(kind)})" for kind in at_a_tie if not _is_constant(kind)],
-            "so many layers have the score that the cut goes through: the first of them in the model are selected",
+            [f"{ranked.layer_type} ({ranked.num_tied})" for ranked in tied if not ranked.is_constant],
+            "this many layers share the score at the cut; the first of them in the model are selected",
         ),
         (
             [_without_signal(layer) for layer in layers if 0 in (layer.snr, *(layer.experts or ()))],
-            "no signal, for no singular value is over the bulk edge",
+            "no signal, since no singular value is above the bulk edge",
         ),
         (
             [layer.name for layer in layers if _is_without_noise(layer)],
-            "no noise, for no singular value is under the bulk edge: these scores do not compare with others",
+            "no noise, since no singular value is below the bulk edge; these scores do not compare with others",
         ),
         (
             [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED],
-            "singular values crowd the bulk edge: a shift of it by 1 percent either way moves the score by over "
-            f"{100 * CROWDED:.0f} percent",
+            "singular values crowd the bulk edge; moving the edge by 1 percent either way changes the score by more "
+            f"than {100 * CROWDED:.0f} percent",
         ),
     )
     return [f"{listed(names, 3)}: {text}" for names, text in findings if names]
 
 
 def warnings(types: Sequence[RankedType]) -> Iterator[str]:
-    """Cuts that hang by less than scores are accurate to."""
-    for kind in types:
-        distance = margin(kind)
-        if distance is None or distance == 0:
+    """The cuts that rounding may decide: differences below the accuracy of a score, singular values on the edge."""
+    for ranked in types:
+        if ranked.cut is None or not ranked.margin:
             continue
-        last, first = kind.ranked[kind.count - 1], kind.ranked[kind.count]
-        if distance <= 2 * SNR_ACCURACY:
-            yield f"{last.name} is selected and {first.name} is not, by less than scores are accurate to"
-        for layer in (last, first):
+        last, first = ranked.cut
+        if ranked.margin <= 2 * SNR_ACCURACY:
+            yield f"{last.name} is selected and {first.name} is not, but their scores are equal within rounding"
+        for layer in ranked.cut:
             if layer.edge is not None and layer.edge.nearest <= SNR_ACCURACY:
                 yield (
                     f"{layer.name}, at the cut of its type, has a singular value on the bulk edge itself: "
                     "rounding decides whether it counts as signal"
                 )
-
-
-def _is_constant(kind: RankedType) -> bool:
-    return kind.ranked[0].snr == kind.ranked[-1].snr
-
-
-def _tied(kind: RankedType) -> int:
-    return sum(layer.snr == kind.ranked[kind.count].snr for layer in kind.ranked)
 
 
 def _without_signal(layer: LayerSnr) -> str:
@@ -108,5 +124,5 @@ def _without_signal(layer: LayerSnr) -> str:
 
 
 def _is_without_noise(layer: LayerSnr) -> bool:
-    """Single rows aside, which are one singular value."""
+    """Whether all of several singular values are above the edge. A norm has one singular value, so it never counts."""
     return layer.edge is not None and layer.edge.num_below == 0 and layer.edge.num_above > 1

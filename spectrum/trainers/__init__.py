@@ -1,1 +1,1 @@
-"""What does a trainer make of the list? Start at `formats`, or at `matching` for the rules of those who read it."""
+"""What does a trainer make of the list? Start at `formats`; each reader's rule, Axolotl's first, is in `matching`."""

@@ -1,1 +1,1 @@
-"""Measurements that the README quotes. Each module is a command; none is a test."""
+"""Measurements of speed and memory. Most modules are commands: `python -m tests.benchmarks.NAME`."""

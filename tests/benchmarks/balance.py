@@ -1,11 +1,11 @@
-"""What scanning large models takes, and how evenly processes share it, from their real shapes and without weights.
+"""Time and memory to scan large models, and how evenly processes share the work, from shapes alone.
 
     python -m tests.benchmarks.balance [--rate 60]
 
-Work is the arithmetic of `tests.benchmarks.kernel`; `--rate` is what a device does of it, in 1e9 operations a second
-(that benchmark's work over its time). Balance is the busiest process's share over the mean. Reading is the rate at
-which weights must come for a device not to wait. Memory is that of one matrix of the largest: as stored, its Gram
-matrix, and the eigensolver's copy.
+Work is counted as in `tests.benchmarks.kernel`. `--rate` is the speed of a device, in 1e9 operations per second: the
+work that the kernel benchmark counts over the time that it measures. Reading is the rate at which weights must arrive
+so that a device does not wait. Memory is that of the largest matrix: as stored, its Gram matrix, and the eigensolver's
+copy. Balance is the work of the busiest process over the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from spectrum.compute.batches import batch_cost, plan, share
+from spectrum.compute.batches import BatchBudget, batch_cost, plan, share
 from spectrum.compute.workspace import call_bytes
 from spectrum.records import LayerWeight
 from tests.benchmarks.kernel import operations
@@ -49,7 +49,7 @@ def _deepseek(experts: int, heads: int, layers_without_experts: int, vocabulary:
     )
 
 
-# Of the last two a weight is stored in a byte.
+# Each model with the bytes per weight: the last two are stored in 8 bits.
 MODELS: dict[str, tuple[Any, int]] = {
     "Llama-3.1-8B": (_llama(4096, 14336, 32, 32), 2),
     "Llama-3.1-70B": (_llama(8192, 28672, 80, 64), 2),
@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[Any, int]] = {
 
 
 def weights(config: Any) -> Iterator[LayerWeight]:
-    """Every weight matrix of the config's model."""
+    """All weight matrices of the config's model."""
     auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
@@ -74,7 +74,7 @@ def weights(config: Any) -> Iterator[LayerWeight]:
 def main() -> None:
     """Print a table in Markdown."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rate", type=float, default=60.0, help="1e9 operations a second of one device")
+    arguments.add_argument("--rate", type=float, default=60.0, help="speed of one device, in 1e9 operations per second")
     rate = arguments.parse_args().rate * 1e9
     over = " / ".join(map(str, PROCESSES))
     print(f"| model | matrices | work | one device, {rate:.2g}/s | reading | memory | balance, {over} | planned in |")
@@ -84,7 +84,7 @@ def main() -> None:
         work = sum(layer.count * operations(layer.matrix) for layer in layers)
         size = sum(layer.count * layer.matrix[0] * layer.matrix[1] * itemsize for layer in layers)
         started = time.perf_counter()
-        batches = plan(layers, None, 512 << 20)
+        batches = plan(layers, None, BatchBudget(512 << 20, gpu=False))
         balance = []
         for count in PROCESSES:
             loads = [sum(map(batch_cost, part)) for part in share(batches, count)]

@@ -1,4 +1,4 @@
-"""Checkpoints whose spectra look trained: a noise bulk, a power-law tail, a few large outliers."""
+"""Writes checkpoints whose spectra look trained: a bulk of noise, a power-law tail, a few large outliers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 
 def trained_like(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    """A bfloat16 matrix: Gaussian noise, and a sixteenth of its directions over it.
+    """A bfloat16 matrix: Gaussian noise, and a signal in a sixteenth of its directions.
 
-    Their strengths fall as a power law from about 50 times the bulk's median.
+    The strength of the signal falls by a power law, from about 50 times the median of the noise.
     """
     rank = max(1, min(rows, columns) // 16)
     noise = torch.randn(rows, columns, generator=generator)
@@ -29,9 +29,12 @@ def trained_like(rows: int, columns: int, generator: torch.Generator) -> torch.T
 def write(
     directory: Path, config: Any, make: Callable[[int, int, torch.Generator], torch.Tensor] = trained_like
 ) -> int:
-    """Write a sharded checkpoint of the config's causal model, a layer a shard; return its size in bytes.
+    """Write a checkpoint of the config's causal model with one shard per layer; return its size in bytes.
 
-    Fused experts are stored singly, as most releases store them. make: a matrix of so many rows and columns.
+    Experts are stored one by one, as in most releases, even if the model class fuses them.
+
+    Args:
+        make: returns a matrix of the given rows and columns.
     """
     generator = torch.Generator().manual_seed(0)
     directory.mkdir(parents=True)
@@ -54,7 +57,7 @@ def write(
 
 
 def stored_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Keys and shapes of a checkpoint of the config's causal model. The config is told the model's class."""
+    """Keys and shapes of a checkpoint of the config's causal model. Sets the config's `architectures`."""
     auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
@@ -64,7 +67,7 @@ def stored_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _stored(name: str, shape: tuple[int, ...]) -> list[tuple[str, Any]]:
-    """Keys and shapes under which a runtime parameter is stored."""
+    """Keys and shapes of the tensors in which a parameter of the model is stored."""
     stack, _, projection = name.rpartition(".")
     if len(shape) != 3:
         return [(name, shape)]

@@ -1,7 +1,7 @@
-"""cuSOLVER by ctypes: routines that this version of torch does not call, the parts of an eigensolver, workspaces.
+"""Calls cuSOLVER through ctypes: routines that torch does not call, the steps of an eigensolver, sizes of workspaces.
 
-Signatures: https://docs.nvidia.com/cuda/cusolver. It stores by columns, where a lower triangle of ours is an upper one:
-so matrices are given whole.
+Signatures: https://docs.nvidia.com/cuda/cusolver. cuSOLVER stores matrices by columns, so that a lower triangle of
+torch's is an upper one there. Both triangles must therefore be filled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FLOAT64 = 1  # CUDA_R_64F
 
 
 class Solver:
-    """A handle of the library that torch has loaded."""
+    """A handle to the library that torch has loaded."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -35,9 +35,11 @@ class Solver:
         self.version = version.value
 
     def eigenvalues(self, gram: torch.Tensor, *, batched: bool) -> tuple[torch.Tensor, float]:
-        """Eigenvalues by XsyevBatched, or by Xsyevd of a single matrix, and the workspace in GiB.
+        """Eigenvalues, and the size of the workspace in GiB: (batch, n, n) float64 -> (batch, n) ascending.
 
-        (batch, n, n) float64, whole, and destroyed -> (batch, n) ascending.
+        Args:
+            gram: symmetric matrices, both triangles filled. They are destroyed.
+            batched: whether to call XsyevBatched instead of Xsyevd, which takes a single matrix.
         """
         name = "cusolverDnXsyevBatched" if batched else "cusolverDnXsyevd"
         batch, n = gram.shape[0], gram.shape[-1]
@@ -59,7 +61,7 @@ class Solver:
         return values, on_device.value / 2**30
 
     def tridiagonal(self, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Diagonal and off-diagonal of the tridiagonal form: (n, n) float64, whole, and destroyed -> (n,), (n - 1,)."""
+        """Diagonal and off-diagonal of the tridiagonal form: (n, n) float64 -> (n,), (n - 1,). Destroys the matrix."""
         n = gram.shape[-1]
         diagonal, off, tau = (torch.empty(n, dtype=torch.float64, device=self.device) for _ in range(3))
         info, size = torch.zeros(1, dtype=torch.int32, device=self.device), c_int()

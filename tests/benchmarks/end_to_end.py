@@ -1,10 +1,10 @@
-"""Time and peak memory of the whole command, against the reference's procedure on the same checkpoint.
+"""Time and peak memory of the whole command, compared with the reference's procedure on the same checkpoint.
 
     python -m tests.benchmarks.end_to_end [--runs 3] [--keep DIRECTORY]
 
-Two checkpoints: the sample one, and one of Llama-3.2-1B's shapes in bfloat16. Runs are interleaved, since other work on
-the machine comes and goes; figures are medians. Memory is the process's peak resident size over that of a process that
-only imports what the command imports. The limit is that of `tests.benchmarks.kernel`.
+There are two checkpoints: the sample, and one with Llama-3.2-1B's shapes in bfloat16. Runs of both programs alternate,
+because other load on the machine varies; figures are medians. Memory is the peak resident size of the process, less
+that of a process that only does the same imports. The limit is explained in `tests.benchmarks.kernel`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IMPORTS = [
 REFERENCE_IMPORTS = ["-c", "import torch; from transformers import LlamaForCausalLM"]
 
 
-# The peak that Linux reports for a process includes its parent's at the fork, so the parent must be a small one.
+# The peak that Linux reports for a process includes its parent's size at the fork, so the parent must be small.
 _LAUNCHER = """
 import os, sys, time
 started = time.perf_counter()
@@ -73,7 +73,7 @@ def measured(arguments: list[str], cwd: str) -> tuple[float, float, str]:
 
 
 def compare(name: str, checkpoint: Path, runs: int) -> None:
-    """Print a row each for the command and for the reference's procedure."""
+    """Print a row for the command and a row for the reference's procedure."""
     ours, theirs, scans = [], [], []
     our_memory, their_memory = [], []
     with tempfile.TemporaryDirectory() as cwd:
@@ -97,10 +97,10 @@ def compare(name: str, checkpoint: Path, runs: int) -> None:
 
 
 def main() -> None:
-    """Write the checkpoints, run, print a table in Markdown."""
+    """Write the checkpoints, run both programs, print a table in Markdown."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=3)
-    arguments.add_argument("--keep", type=Path, help="directory of the large checkpoint, written if absent")
+    arguments.add_argument("--keep", type=Path, help="directory of the large checkpoint; written if missing")
     options = arguments.parse_args()
     print(f"{description()}; medians of {options.runs} runs\n")
     print("| checkpoint | what | time | memory over imports | ratio |")
@@ -113,7 +113,7 @@ def main() -> None:
         compare("Llama-3.2-1B's shapes", checkpoint, options.runs)
     work = sum(operations(shape) for _, shape in stored_shapes(LLAMA_1B) if len(shape) == 2)
     rate = product_rate()
-    print(f"\nLimit: {work:.3g} operations at {rate:.3g} a second, {work / rate:.1f} s")
+    print(f"\nLimit: {work:.3g} operations at {rate:.3g} per second, {work / rate:.1f} s")
 
 
 if __name__ == "__main__":

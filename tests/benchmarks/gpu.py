@@ -1,16 +1,15 @@
-"""One call that answers what is to be known of the GPU path: is it right, how fast is it, what does it take.
+"""All measurements of a GPU in one call: are the scores right, how long do they take, how much memory do they need.
 
     python -m tests.benchmarks.gpu --out DIR [--limit 285] [--only STEP ...] [--rehearse]
 
-Steps run in order of worth, each in a guard of its own: where one fails, that is noted, and the next one runs. A step
-that no longer fits into what is left of `--limit` seconds is left out; one that takes twice as long as was foreseen is
-broken off; the whole ends with the limit, come what may. What is measured goes to DIR/results.jsonl as soon as it is
-known, and in a table to the terminal at the end.
+The steps (`gpu_steps`) run in order of value. A step that fails is noted, and the next one runs. A step that does not
+fit into the rest of `--limit` seconds is left out. A step that takes twice the expected time is stopped. When the limit
+is reached, the process ends. Each result is written to DIR/results.jsonl at once, and printed in a table at the end.
 
-Weights are the same bits on every machine (`hashed_weights`), and scores are compared with those of a CPU. torch,
-transformers, accelerate, scipy and pytest are enough; no network is used.
+Weights have the same bits on every machine (`hashed_weights`), and scores are compared with those of a CPU. This needs
+torch, transformers, accelerate, scipy and pytest, but no installed package of this repository and no network.
 
---rehearse runs every step on the CPU, with sizes divided by 16, to see that nothing is misspelt.
+--rehearse runs every step on the CPU with sizes divided by 16, to find mistakes before a GPU is used.
 """
 
 from __future__ import annotations
@@ -31,16 +30,22 @@ from pathlib import Path
 
 import torch
 
-_SMALLER = 16  # by which sizes are divided in a rehearsal
-_GRACE = 5.0  # seconds beyond the limit, after which the process ends
+_SMALLER = 16  # the divisor of sizes in a rehearsal
+_GRACE = 5.0  # seconds beyond the limit, when the process ends even within a library
 
 
 class OutOfTimeError(Exception):
-    """A step has taken much longer than was foreseen."""
+    """A step has taken much longer than expected."""
 
 
 class Session:
-    """Where measurements are made, and where they go."""
+    """The device to measure, the time that is left, and the results so far.
+
+    Args:
+        out: the directory for results.
+        limit: seconds for all steps together.
+        rehearse: whether to use the CPU and small sizes.
+    """
 
     def __init__(self, out: Path, limit: float, *, rehearse: bool) -> None:
         self.out, self.limit, self.rehearse = out, limit, rehearse
@@ -50,11 +55,11 @@ class Session:
         out.mkdir(parents=True, exist_ok=True)
 
     def size(self, full: int) -> int:
-        """A size to measure at."""
+        """A size as it is in this session."""
         return max(1, full // _SMALLER) if self.rehearse else full
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """A shape to measure at."""
+        """A shape as it is in this session."""
         return self.size(rows), self.size(columns)
 
     def left(self) -> float:
@@ -62,7 +67,7 @@ class Session:
         return self.limit - (time.perf_counter() - self._started)
 
     def note(self, step: str, **values: object) -> None:
-        """Keep a result: in the file at once, in a line on the terminal, in the table at the end."""
+        """Record a result: in the file, in a line on the terminal, and in the table at the end."""
         with (self.out / "results.jsonl").open("a") as results:
             results.write(json.dumps({"step": step} | values, default=str) + "\n")
         texts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
@@ -71,7 +76,7 @@ class Session:
         print(f"[{time.perf_counter() - self._started:4.0f} s] {line}", flush=True)
 
     def seconds(self, work: Callable[[], object], runs: int = 1, warm_up: int = 0) -> float:
-        """The best wall-clock time of some runs of work, with all that it launched."""
+        """The best wall-clock time of several runs, until the GPU has done all that a run started."""
         best = math.inf
         for run in range(warm_up + runs):
             self.wait()
@@ -83,7 +88,7 @@ class Session:
         return best
 
     def wait(self) -> None:
-        """Until the GPU is done."""
+        """Wait until the GPU is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -106,25 +111,26 @@ class Session:
         return dict(zip(("allocated_GiB", "reserved_GiB"), (value / 2**30 for value in stats), strict=True))
 
     def failed(self, step: str, error: BaseException) -> None:
-        """Note a failure, and keep its traceback."""
+        """Record a failure, and its traceback."""
         self.note(step, FAILED=f"{type(error).__name__}: {str(error)[:200]}")
-        with (self.out / "failures.txt").open("a") as failures:  # one for all: few files may be had back from a machine
+        with (self.out / "failures.txt").open("a") as failures:  # one file for all steps
             failures.write(f"{step}\n{''.join(traceback.format_exception(error))}\n")
 
     def show_table(self) -> None:
-        """All results again, for those who see the end of the output only."""
+        """Print all results again, for readers who have only the end of the output."""
         print("\n===== all results\n" + "\n".join(self._table), flush=True)
 
 
+# Name, function, and the seconds that it is expected to take.
 Step = tuple[str, Callable[[Session], None], float]
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Break off what takes longer, as soon as Python has its turn."""
+    """Stop work that takes longer, as soon as Python code runs. Raises OutOfTimeError then."""
 
     def end(*_: object) -> None:
-        raise OutOfTimeError(f"broken off after {seconds:.0f} s")
+        raise OutOfTimeError(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -136,42 +142,42 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def run(session: Session, steps: Sequence[Step]) -> int:
-    """Do the steps that fit; return how many failed."""
+    """Run the steps that fit into the time; return how many failed."""
     failures = 0
-    for name, work, foreseen in steps:
-        if session.left() < foreseen:
-            session.note(name, left_out=f"{session.left():.0f} s left, {foreseen:.0f} wanted")
+    for name, work, expected in steps:
+        if session.left() < expected:
+            session.note(name, left_out=f"{session.left():.0f} s left, {expected:.0f} needed")
             continue
         started = time.perf_counter()
         try:
-            with at_most(min(2 * foreseen, session.left())):
+            with at_most(min(2 * expected, session.left())):
                 work(session)
         except Exception as error:
             failures += 1
             session.failed(name, error)
         if session.device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"--- {name}: {time.perf_counter() - started:.1f} s, foreseen {foreseen:.0f}", flush=True)
+        print(f"--- {name}: {time.perf_counter() - started:.1f} s, expected {expected:.0f}", flush=True)
     return failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the steps; the status is 1 where one failed."""
+    """Run the steps; the exit status is 1 if one failed, and 3 if the limit ended the process."""
     from tests.benchmarks.gpu_steps import STEPS
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory for results")
     p.add_argument("--limit", type=float, default=285, metavar="SECONDS", help="for all steps together")
     names = [name for name, _, _ in STEPS]
     p.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help=f"of {', '.join(names)}")
     p.add_argument("--rehearse", action="store_true", help="on the CPU, with small sizes")
     options = p.parse_args(argv)
     if not (options.rehearse or torch.cuda.is_available()):
-        p.error("torch finds no GPU; --rehearse does without")
+        p.error("torch finds no GPU; --rehearse needs none")
     session = Session(options.out, options.limit, rehearse=options.rehearse)
 
     def end() -> None:
-        session.note("end", FAILED="the limit is reached in mid-step")
+        session.note("end", FAILED="a step was running when the limit was reached")
         session.show_table()
         os._exit(3)
 

@@ -1,11 +1,12 @@
-"""Time and accuracy of scoring real models' shapes, against the reference's SVD and against the arithmetic's limit.
+"""Time and accuracy of scores for real models' shapes, compared with the reference's SVD and the limit of arithmetic.
 
     python -m tests.benchmarks.kernel [--runs 3] [--no-check] [WORKLOAD ...]
 
-`spectrum` scans the matrices of a workload from memory, on a CPU's lanes. The reference decomposes one after the other,
-with float32 `svdvals` on all cores; of alike matrices one is timed, for all of them. Runs are interleaved, figures are
-medians. The limit is `k^2 m + 4/3 k^3` operations, Gram matrix and reduction, for each matrix at the rate of the
-machine's float64 matrix product. The error is the largest against a float64 SVD. For a GPU: `tests.benchmarks.gpu`.
+`spectrum` scans the matrices of a workload from memory, on the CPU. The reference decomposes one matrix after the other
+with float32 `svdvals` on all cores; it is timed on one matrix of each shape. Runs of both alternate; figures are
+medians. The limit is the time of `k^2 m + 4/3 k^3` operations per matrix (Gram matrix and reduction) at the rate of the
+machine's float64 matrix product. The error is the largest relative to a float64 SVD. `tests.benchmarks.gpu` does the
+same for a GPU.
 """
 
 from __future__ import annotations
@@ -37,27 +38,27 @@ WORKLOADS: dict[str, tuple[Counter[Shape], int]] = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of work."""
+    """Wall-clock time of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def product_rate() -> float:
-    """Floating-point operations a second of the float64 matrix product, on all cores."""
+    """Floating-point operations per second of the float64 matrix product on all cores."""
     n = 4096
     a = torch.randn(n, n, dtype=torch.float64)
     return 2 * n**3 / min(seconds(lambda: a @ a) for _ in range(5))
 
 
 def operations(shape: Shape) -> float:
-    """Least arithmetic to score a matrix: half of the Gram matrix, and the reduction to tridiagonal form."""
+    """The fewest operations to score a matrix: half of the Gram matrix, and its reduction to tridiagonal form."""
     k, m = sorted(shape)
     return k * k * m + 4 / 3 * k**3
 
 
 def measure(name: str, runs: int, *, check: bool) -> None:
-    """Print a workload's row."""
+    """Print the row of a workload."""
     shapes, layers = WORKLOADS[name]
     generator = torch.Generator().manual_seed(0)
     samples = {shape: trained_like(*shape, generator) for shape in shapes}
@@ -93,8 +94,8 @@ def main() -> None:
     """Print a table in Markdown."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=3)
-    arguments.add_argument("--no-check", action="store_true", help="leave out the float64 SVD")
-    arguments.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}")
+    arguments.add_argument("--no-check", action="store_true", help="skip the float64 SVD")
+    arguments.add_argument("workloads", nargs="*", help=f"from {', '.join(WORKLOADS)}")
     options = arguments.parse_args()
     print(f"{description()}; medians of {options.runs} runs\n")
     print("| shapes of one layer | matrices | spectrum | reference | ratio | over limit | error | whole model |")

@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 
 
 def description(device: torch.device | None = None) -> str:
-    """Processor, or GPU, number of cores, versions and date, in a line."""
+    """The processor or GPU, the number of cores, versions and date in one line."""
     name = platform.machine()
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()

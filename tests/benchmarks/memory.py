@@ -1,8 +1,9 @@
-"""Peak memory of a scan, over what its imports take, for checkpoints of about 1 GB.
+"""Peak memory of a scan, less that of its imports, for checkpoints of about 1 GB.
 
     python -m tests.benchmarks.memory
 
-A mixture of experts, and a dense model of small matrices: both many times larger than what a scan may hold.
+The checkpoints are a mixture of experts and a dense model of small matrices. Both are many times larger than the memory
+that a scan needs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The reference tool's procedure, from its published description: the whole model in float32, one SVD after another.
 
-`python -m tests.benchmarks.reference DIRECTORY` prints the seconds that the scan alone took, loading apart.
+`python -m tests.benchmarks.reference DIRECTORY` prints the seconds of the scan without the time to load the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def snr_float32(weight: torch.Tensor) -> float:
 
 
 def main(directory: str) -> None:
-    """Load, scan, print the scan's seconds."""
+    """Load the model, scan it, print the seconds of the scan."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     started = time.perf_counter()
     for module in model.modules():

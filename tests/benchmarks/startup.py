@@ -1,9 +1,9 @@
-"""Time until the first weight is read, for a checkpoint of 100 shards with 600 tensors each, and of a cached run.
+"""Time until a scan of a large checkpoint reads its first weight, and time of a cached run.
 
     python -m tests.benchmarks.startup [--runs 3]
 
-The checkpoint is a mixture of experts with a large model's names and shapes; its shards are sparse files, all headers
-and holes.
+The checkpoint has 100 shards with 600 tensors each, the names and shapes of a large mixture of experts. Its shards are
+sparse files with headers and no data.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ CONFIG = transformers.Qwen3MoeConfig(
 PLAN = """
 import sys, time
 import spectrum.checkpoint.reader, spectrum.compute.executor
-from spectrum.compute.batches import plan
+from spectrum.compute.batches import BatchBudget, plan
 from transformers import Qwen3MoeForCausalLM
 started = time.perf_counter()
 checkpoint = spectrum.checkpoint.reader.open_checkpoint(sys.argv[1])
 opened = time.perf_counter()
-batches = plan(checkpoint.weights, None, 1 << 24)
+batches = plan(checkpoint.weights, None, BatchBudget(1 << 24, gpu=False))
 print(opened - started, time.perf_counter() - opened, len(batches))
 """
 
 
 def write_sparse(directory: Path) -> int:
-    """Write headers and holes; return the number of tensors."""
+    """Write the shards; return the number of tensors."""
     tensors = list(stored_shapes(CONFIG))
     weight_map = {}
     for number, part in enumerate(_parts(tensors)):

@@ -1,4 +1,4 @@
-"""The one call for a GPU: rehearsed on the CPU, and what it does with steps that fail, or do not fit."""
+"""The benchmark of a GPU: a rehearsal on the CPU, and steps that fail, take too long, or do not fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_step_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     scans = [row for row in found if "compared" in row]
     assert {row["step"] for row in scans} == {"scan", "8 GiB", "little memory", "experts", "large"}
     assert all(row["compared"] > 0 and row["error"] < 1e-9 for row in scans)
-    # The table at the end repeats what was measured.
+    # The table at the end repeats all results.
     table = done.stdout.partition("===== all results")[2]
     assert len(table.strip().splitlines()) == len(found)
 
@@ -59,7 +59,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     command = [*GPU, "--out", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "torch finds no GPU; --rehearse does without" in done.stderr
+    assert "torch finds no GPU; --rehearse needs none" in done.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_step_that_fails_does_not_end_the_others(session: Session) -> None:
 def test_a_step_that_takes_too_long_is_broken_off(session: Session) -> None:
     assert run(session, [("endless", endless, 0.05), ("second", noting, 1)]) == 1
     first, second = results(session.out)
-    assert first == {"step": "endless", "FAILED": "OutOfTimeError: broken off after 0 s"}
+    assert first == {"step": "endless", "FAILED": "OutOfTimeError: stopped after 0 s"}
     assert second["step"] == "noted"
 
 
@@ -101,7 +101,7 @@ def test_a_step_that_no_longer_fits_is_left_out(session: Session) -> None:
     assert run(session, [("long", failing, 3600), ("second", noting, 1)]) == 0
     first, second = results(session.out)
     assert first["step"] == "long"
-    assert "3600 wanted" in first["left_out"]
+    assert "3600 needed" in first["left_out"]
     assert second["step"] == "noted"
 
 
@@ -112,10 +112,10 @@ import sys, time
 from tests.benchmarks import gpu, gpu_steps
 gpu_steps.STEPS = [("hangs", lambda session: time.sleep(60), 0.1)]
 gpu._GRACE = 0.2
-gpu.signal.setitimer = lambda *arguments: None  # nor does a call into a library that hangs heed it
+gpu.signal.setitimer = lambda *arguments: None  # a library that hangs ignores the alarm too
 gpu.main(["--out", {str(tmp_path)!r}, "--rehearse", "--limit", "0.5"])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert results(tmp_path) == [{"step": "end", "FAILED": "the limit is reached in mid-step"}]
+    assert results(tmp_path) == [{"step": "end", "FAILED": "a step was running when the limit was reached"}]
     assert "===== all results" in done.stdout

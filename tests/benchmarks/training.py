@@ -1,9 +1,9 @@
-"""Memory that training really takes for weights, gradients and optimizer states, against what the plan says.
+"""Memory of weights, gradients and optimizer states in a real training, compared with the planned memory.
 
     python -m tests.benchmarks.training
 
-A Llama of 0.1 billion parameters on the CPU, all of it and the top 25 percent, for one step of each optimizer. Counted
-are the bytes of torch's tensors; beside them, what the process grew by. 8-bit AdamW needs bitsandbytes.
+A Llama of 0.1 billion parameters trains for one step on the CPU with each optimizer, once all of it and once the top 25
+percent. The table has the bytes of torch's tensors and the growth of the process. 8-bit AdamW needs bitsandbytes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DTYPES = {
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """The resident size of this process in bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) << 10
 
 
 def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
-    """Bytes planned, bytes of tensors, and growth of the process, of a model that trains its top percent."""
+    """Bytes planned, bytes of tensors, and growth of the process for a model that trains its top percent."""
     torch.manual_seed(0)
     before = resident()
     model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG))
@@ -55,7 +55,7 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     if optimizer.startswith("8-bit"):
         optim: Any = importlib.import_module("bitsandbytes.optim")
         adam = optim.AdamW8bit
-        for module in model.modules():  # as the Trainer of transformers does
+        for module in model.modules():  # as transformers' Trainer does
             if isinstance(module, torch.nn.Embedding):
                 optim.GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
     stepper = adam(chosen)
@@ -65,13 +65,13 @@ def trained(optimizer: str, percent: str) -> tuple[int, int, int]:
     loss.backward()
     stepper.step()
     tensors = [*model.parameters(), *(parameter.grad for parameter in chosen if parameter.grad is not None)]
-    # Steps are counted in scalars; bitsandbytes' table of 256 8-bit values is one for all.
+    # Scalars, which count steps, are left out. All parameters share bitsandbytes' table of 256 values: it counts once.
     states = {id(value): value for state in stepper.state.values() for value in state.values() if _is_state(value)}
     measured = sum(value.numel() * value.element_size() for value in [*tensors, *states.values()])
     info = selection.result.info
     assert info is not None
-    sizes, every = (memory.sizes(names, info) for names in (selection.trained(), info.parameters))
-    planned = memory.memory(sizes, every, optimizer, memory.UNSHARDED, 1)
+    sizes, every = (memory.parameter_sizes(names, info) for names in (selection.trained(), info.parameters))
+    planned = memory.bytes_per_device(sizes, every, optimizer, memory.UNSHARDED, 1)
     return planned, measured, resident() - before
 
 
@@ -88,7 +88,7 @@ def main() -> None:
             print(f"| {optimizer} | | | not measured: bitsandbytes is not installed | |")
             continue
         for percent, name in (("25", "top 25 percent, no embeddings"), ("100", "all")):
-            # A process for each: memory that one has freed would serve the next.
+            # Each run has a process of its own, or it would reuse memory that another one freed.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 planned, measured, grown = pool.apply(trained, (optimizer, percent))
             row = " | ".join(f"{size / 2**20:.0f} MiB" for size in (planned, measured, grown))

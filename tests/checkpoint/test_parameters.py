@@ -13,12 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
 
-from spectrum.checkpoint import matrices, parameters
-from spectrum.checkpoint.disk import tensors
+from spectrum.checkpoint import conversion
+from spectrum.checkpoint.conversion import MappingError, Streamed
 from spectrum.checkpoint.disk.tensors import read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.parameters import MappingError, Streamed
-from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
+from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
 from spectrum.cli.entry import main
 from spectrum.errors import CheckpointError
 from spectrum.records import LayerSnr
@@ -81,7 +80,7 @@ def test_an_expert_is_read_without_the_others(
         read += value.numel()
         return value
 
-    monkeypatch.setattr(tensors, "read_tensor", counting)
+    monkeypatch.setattr(conversion, "read_tensor", counting)
     for weight in stacks:
         for index in range(weight.count):
             read = 0
@@ -135,9 +134,9 @@ def test_the_public_loader_stands_in_with_the_same_scores(
     def unavailable(*_: object) -> Streamed:
         raise MappingError("not in this version")
 
-    monkeypatch.setattr(parameters, "stream", unavailable)
+    monkeypatch.setattr(conversion, "stream", unavailable)
     loaded = open_checkpoint(str(directory))
-    assert type(loaded._values).__name__ == "Loaded"
+    assert type(loaded._source).__name__ == "Loaded"
     assert scores(loaded) == scores(streamed)
     # Dtypes apart: some versions of transformers widen some parameters on loading.
     assert loaded.provenance.info.parameters.keys() == streamed.provenance.info.parameters.keys()
@@ -151,15 +150,15 @@ def test_a_mapping_that_is_not_what_it_was_is_no_error(tmp_path: Path, monkeypat
     def changed(*_: object) -> None:
         raise TypeError("unexpected argument")
 
-    monkeypatch.setattr(parameters, "_sources", changed)
-    assert type(open_checkpoint(str(save("llama", tmp_path)))._values).__name__ == "Loaded"
+    monkeypatch.setattr(conversion, "_match_keys", changed)
+    assert type(open_checkpoint(str(save("llama", tmp_path)))._source).__name__ == "Loaded"
 
 
 def test_a_mapping_that_leaves_keys_over_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save("mixtral", tmp_path)
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *_: [])
     loaded = open_checkpoint(str(directory))
-    assert type(loaded._values).__name__ == "Loaded"
+    assert type(loaded._source).__name__ == "Loaded"
 
 
 def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(
@@ -169,7 +168,7 @@ def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(
     state = stored(directory)
     del state["model.layers.1.mlp.up_proj.weight"]
     store(directory, state)
-    monkeypatch.setattr(parameters, "_sources", None)
+    monkeypatch.setattr(conversion, "_match_keys", None)
     with pytest.raises(CheckpointError, match=r"lacks the parameter model\.layers\.1\.mlp\.up_proj\.weight"):
         open_checkpoint(str(directory))
 
@@ -271,15 +270,14 @@ def test_a_stacks_score_is_the_median_of_its_experts_which_are_listed(
     assert entry["type"] == "mlp.experts.gate_up_proj"
 
 
-def test_transposed_convolutions_with_groups_have_their_output_channels_as_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transposed_convolutions_with_groups_have_their_output_channels_as_rows() -> None:
     convolution = torch.nn.ConvTranspose1d(4, 6, 3, groups=2, bias=False)
-    monkeypatch.setattr(matrices, "layer_types", lambda paths: dict.fromkeys(paths, "type"))
-    rows = convolution.weight.detach()
-    matrix, count = matrices._matrices(convolution, tuple(rows.shape))
-    assert (matrix, count) == ((6, 6), 1)
-    assert matrices.transposed(torch.nn.Sequential(convolution)) == {"0.weight": 2}
+    checkpoint = of_model(torch.nn.Sequential(convolution), "model")
+    (weight,) = checkpoint.weights
+    assert (weight.matrix, weight.count) == ((6, 6), 1)
+    inputs_of_group = convolution.weight.detach().reshape(2, 2, 3, 3)  # group, input channel, output channel, kernel
+    rows = torch.stack([group[:, i].flatten() for group in inputs_of_group for i in range(3)])
+    assert torch.equal(checkpoint.read(weight, 0), rows)
 
 
 def test_every_architecture_with_experts_is_among_those_read_singly() -> None:

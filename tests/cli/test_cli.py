@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,11 +27,12 @@ from safetensors.torch import load_file
 
 import spectrum
 from spectrum.checkpoint import reader
-from spectrum.cli import commands, dialogs
+from spectrum.cli import commands, dialogs, grammar, options
 from spectrum.cli.entry import main
 from spectrum.compute import snr
 from spectrum.errors import LayerTypeError
 from spectrum.files import slug
+from spectrum.scanning.request import ScanCallbacks
 from tests.helpers.changes import change_header, train_one_layer
 from tests.helpers.command import Finished, run
 from tests.helpers.forks import Forks
@@ -227,6 +229,117 @@ def test_help_names_every_option(option: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.status, done.err) == (0, "")
     assert re.search(rf"^ +(-h, )?{option}( |$)", done.out, re.MULTILINE)
+
+
+# What a mode does not use.
+
+CHECK, SPECTRUM = ("--check", "list.yaml"), ("--plot-spectrum", "lm_head", "x.png")
+OF_EVERY_MODE = {"--model-name", "--revision", "--model-class", "--trust-remote-code", "--yes", "--quiet"}
+USED = {CHECK: {*OF_EVERY_MODE, "--training-gpus"}, SPECTRUM: {*OF_EVERY_MODE, "--device"}}
+VALUES = {
+    "--revision": ["main"],
+    "--model-class": ["LlamaModel"],
+    "--trust-remote-code": [],
+    "--layer-types": ["all"],
+    "--rescan": [],
+    "--top-percent": ["50"],
+    "--top-params": ["5"],
+    "--no-embeddings": [],
+    "--compare": ["other"],
+    "--format": ["axolotl"],
+    "--output-dir": ["."],
+    "--results-dir": ["model_snr_results"],
+    "--plot": ["x.png"],
+    "--training-gpus": ["8"],
+    "--device": ["auto"],
+    "--batch-size": ["auto"],
+    "--yes": [],
+    "--quiet": [],
+}
+
+
+def test_every_option_is_tried_in_every_mode() -> None:
+    long = {action.option_strings[-1] for action in grammar.parser()._actions}
+    modes = {CHECK[0], SPECTRUM[0]}
+    assert long - modes - {"--help", "--version", "--model-name", "--gpus"} == VALUES.keys()
+
+
+@pytest.mark.parametrize("mode", USED, ids=lambda mode: mode[0])
+@pytest.mark.parametrize("option", VALUES)
+def test_a_mode_refuses_an_option_that_it_would_ignore(mode: tuple[str, ...], option: str, tmp_path: Path) -> None:
+    # The default, too, where it is given.
+    args = ["--model-name", "m", *mode, option, *VALUES[option]]
+    if option in USED[mode]:
+        assert isinstance(options.parse(args), options.Options)
+    else:
+        refused(run(tmp_path, *args), f"{mode[0]} does not use {option}; leave it out", status=2)
+
+
+def test_a_mode_names_all_options_that_it_would_ignore_and_no_other(tmp_path: Path) -> None:
+    args = ("--model-name", "m", "--device=cpu", *CHECK, "--top_percent", "50", "-q", "--no_embeddings")
+    done = run(tmp_path, *args)
+    refused(done, "--check does not use --device, --top-percent, --no-embeddings; leave them out", status=2)
+
+
+@pytest.mark.parametrize("option", ["--training-gpus", "--gpus"])
+def test_adapters_take_no_number_of_gpus(option: str, tmp_path: Path) -> None:
+    args = ("--model-name", "m", option, "4", "--format")
+    refused(run(tmp_path, *args, "peft"), "--format peft does not use --training-gpus", status=2)
+    for name in ("axolotl", "json"):
+        mode = options.parse([*args, name]).mode
+        assert isinstance(mode, options.SelectOptions)
+        assert (mode.training_gpus, mode.format) == (4, name)
+
+
+# Typed options.
+
+
+def test_options_that_are_not_given_have_their_defaults() -> None:
+    given = options.parse(["--model-name", "m"])
+    assert given == options.Options(options.ModelOptions("m"), options.SelectOptions(), yes=False, quiet=False)
+
+
+def test_help_and_options_agree_on_defaults() -> None:
+    helps = {action.dest: action.help or "" for action in reversed(grammar.parser()._actions)}
+    own = options.SelectOptions()
+    for name in ("top_percent", "format", "results_dir", "training_gpus", "device"):
+        assert f"(default: {getattr(own, name)})" in helps[name]
+
+
+def test_each_option_reaches_its_field() -> None:
+    args = [word for option, values in VALUES.items() if option != "--top-params" for word in (option, *values)]
+    assert options.parse(["--model-name", "m/", *args]) == options.Options(
+        options.ModelOptions("m", "main", "LlamaModel", True),
+        options.SelectOptions(
+            ["all"], rescan=True, embeddings=False, compare="other", plot=Path("x.png"), batch_size="auto"
+        ),
+        yes=True,
+        quiet=True,
+    )
+    model = ["--model-name", "m"]
+    assert options.parse([*model, *CHECK, "--gpus", "3"]).mode == options.CheckOptions(Path("list.yaml"), 3)
+    spectrum = options.PlotSpectrumOptions(("lm_head", "x.png"), "cpu")
+    assert options.parse([*model, *SPECTRUM, "--device", "cpu"]).mode == spectrum
+
+
+def test_help_shows_groups_and_ends_with_examples_that_are_right(tmp_path: Path) -> None:
+    shown = run(tmp_path, "--help").out
+    assert re.findall(r"^(\w.*):$", shown, re.MULTILINE) == [
+        "what to scan",
+        "what to select",
+        "what to write",
+        "where to run",
+        "other things to do, in place of a selection",
+        "general",
+        "examples",
+    ]
+    assert "--gpus" not in shown
+    examples = shown.partition("\nexamples:\n")[2].splitlines()
+    assert len(examples) == 3
+    for example in examples:
+        program, *args = shlex.split(example)
+        assert program == "spectrum"
+        options.parse(args)
 
 
 # A first scan.
@@ -860,9 +973,9 @@ SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}
 
 
 def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(args: object, attendant: spectrum.scanning.request.ScanCallbacks, columns: object) -> commands.Outcome:
-        attendant.info(f"a note on {SPOOF}")
-        attendant.warn(f"of {SPOOF}")
+    def select(model: object, options: object, callbacks: ScanCallbacks, **_: object) -> commands.Outcome:
+        callbacks.info(f"a note on {SPOOF}")
+        callbacks.warn(f"of {SPOOF}")
         return commands.Outcome("", f"a problem with {SPOOF}")
 
     monkeypatch.setattr(commands, "select", select)
@@ -944,18 +1057,8 @@ def test_a_class_that_was_asked_for_is_warned_of_when_its_scan_is_used_again(fre
     assert "(LlamaForCausalLM)" in scan(fresh, "--rescan", "--yes").out
 
 
-@pytest.mark.parametrize(
-    "others", [["--top-percent", "50"], ["--top-params", "5"], ["--format", "json"], ["--plot", "x.png"]], ids="".join
-)
-@pytest.mark.parametrize("mode", [["--check", "list.yaml"], ["--plot-spectrum", "lm_head", "x.png"]], ids="".join)
-def test_what_selects_nothing_takes_no_options_of_a_selection(
-    mode: list[str], others: list[str], tmp_path: Path
-) -> None:
-    refused(run(tmp_path, "--model-name", "m", *mode, *others), mode[0], "selects nothing", status=2)
-
-
 def test_memory_that_runs_out_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fill(*args: object) -> None:
+    def fill(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(commands, "select", fill)

@@ -198,13 +198,14 @@ def test_a_scan_without_sizes_has_no_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "eight", "", "1e3", "\N{ARABIC-INDIC DIGIT FIVE}", "10000000"])
 def test_a_number_of_devices_that_is_none_is_wrong_usage(value: str, tmp_path: Path) -> None:
-    assert_refused(run(tmp_path, *MODEL, f"--gpus={value}"), "--gpus", repr(value), status=2)
+    for option in ("--training-gpus", "--gpus"):
+        assert_refused(run(tmp_path, *MODEL, f"{option}={value}"), option, repr(value), status=2)
 
 
 @pytest.mark.usefixtures("cache_only")
 def test_memory_is_for_as_many_devices_as_are_asked_for(scanned: Path) -> None:
     assert "ZeRO-3 of 8" in done_well(scanned).out
-    assert "ZeRO-3 of 64" in done_well(scanned, "--gpus", "64").out
+    assert "ZeRO-3 of 64" in done_well(scanned, "--training-gpus", "64").out
     (scanned / "list.yaml").write_text("unfrozen_parameters:\n- model.norm\n")
     assert "ZeRO-3 of 3" in done_well(scanned, "--check", "list.yaml", "--gpus", "3").out
 
@@ -280,10 +281,10 @@ def test_the_spectrum_of_a_layer_is_drawn(scanned: Path, drawn: list[tuple[Any, 
     done = done_well(scanned, "--plot-spectrum", layer, "new/spectrum.svg")
     assert (done.out, done.err) == ("new/spectrum.svg\n", "")
     assert is_picture(scanned / "new" / "spectrum.svg")
-    ((values, shape, title, model, path),) = drawn
-    assert (title, model, path) == (layer, "model", Path("new/spectrum.svg"))
-    assert values == pytest.approx(singular_values(layer), rel=1e-8)
-    assert len(values) == min(shape)
+    ((spectrum, model, path),) = drawn
+    assert (spectrum.name, model, path) == (layer, "model", Path("new/spectrum.svg"))
+    assert spectrum.values == pytest.approx(singular_values(layer), rel=1e-8)
+    assert len(spectrum.values) == min(spectrum.shape)
     # Nothing is scanned for it.
     assert sorted(files_below(scanned)) == sorted([*before, "new/spectrum.svg"])
 
@@ -299,11 +300,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_matrix_of_a_stack_is_drawn(asked: str, index: int, experts: Path, drawn: list[tuple[Any, ...]]) -> None:
     layer = "model.layers.1.mlp.experts.down_proj"
     done_well(experts, "--plot-spectrum", f"{layer}{asked}", f"{index}{bool(asked)}.png")
-    ((values, shape, title, *_),) = drawn
-    assert title == f"{layer}[{index}]"
+    ((spectrum, *_),) = drawn
+    assert spectrum.name == f"{layer}[{index}]"
     stack = dict(built("qwen3-moe").named_parameters())[layer].detach().double().numpy()
-    assert shape == stack.shape[1:]
-    assert values == pytest.approx(np.linalg.svd(stack[index], compute_uv=False)[::-1], rel=1e-8)
+    assert spectrum.shape == stack.shape[1:]
+    assert spectrum.values == pytest.approx(np.linalg.svd(stack[index], compute_uv=False)[::-1], rel=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""`python -m spectrum` in a directory of strangers' files: none of them is run."""
+"""How the command starts: it runs no file of the working directory, and an interrupt ends it in one line."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +35,7 @@ def run(directory: Path, *args: str, **environment: str) -> subprocess.Completed
 
 
 def search_path(*first: Path) -> str:
-    """A PYTHONPATH of these directories, and of those that the tests were given."""
+    """A PYTHONPATH of these directories, and then those of the tests."""
     return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -69,7 +72,7 @@ def test_no_module_of_the_working_directory_is_run(
 def test_directories_that_the_user_names_stay(safe: str, directory: Path) -> None:
     if safe and sys.version_info < (3, 11):
         pytest.skip("Python has no such setting yet")
-    # The working directory itself, which then is the first with the setting, and the second without.
+    # The user names the working directory itself. With the setting it is the first entry, else the second.
     marker = directory / "chosen"
     (directory / "tqdm.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef tqdm(*args): ...\n")
     done = run(directory, "--version", PYTHONPATH=search_path(directory), PYTHONSAFEPATH=safe)
@@ -87,7 +90,7 @@ def test_a_clone_that_is_not_installed_runs_itself(directory: Path) -> None:
 
 
 def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """The same, in a directory that is removed before it starts."""
+    """Run the command in a directory that is removed before it starts."""
     gone = directory / "gone"
     gone.mkdir()
     command = [sys.executable, "-m", "spectrum", *args]
@@ -97,7 +100,7 @@ def run_where_it_is_gone(directory: Path, *args: str) -> subprocess.CompletedPro
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], start: str) -> str:
-    """It failed with one line, which begins so; return that."""
+    """Check that the command failed with one line with this start; return the line."""
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(start)
@@ -124,3 +127,53 @@ def test_a_process_that_meets_no_others_says_so_whatever_it_was_to_do(
     check = ["--model-name", str(TINY_LLAMA), "--check", "list.yaml"]
     line = assert_refused(run(tmp_path, *check, RANK="1", WORLD_SIZE="2"), "spectrum (process 1): error: ")
     assert "RANK=1 and WORLD_SIZE=2; unset them if this process is alone" in line
+
+
+# Interrupts while the command starts.
+
+CONSOLE_SCRIPT = "import sys; from spectrum.__main__ import command; sys.exit(command())"
+STARTS = {"-m": ["-m", "spectrum"], "console script": ["-c", CONSOLE_SCRIPT]}
+
+
+def test_the_console_script_starts_as_the_module_does() -> None:
+    assert 'spectrum = "spectrum.__main__:command"' in (ROOT / "pyproject.toml").read_text()
+
+
+def await_handlers(process: subprocess.Popen[str]) -> None:
+    """Wait until a process handles SIGTERM, as the command does and Python itself does not."""
+    for _ in range(3000):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.001)
+    raise AssertionError("the process does not handle SIGTERM")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell what a process handles")
+@pytest.mark.parametrize("delay", [0, 0.01, 0.02, 0.05, 0.1], ids="{} s".format)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("start", STARTS)
+def test_an_interrupt_while_modules_are_imported_ends_the_command_in_one_line(
+    start: str, number: signal.Signals, status: int, delay: float, directory: Path
+) -> None:
+    command = [sys.executable, *STARTS[start], *SCAN]
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        await_handlers(process)
+        time.sleep(delay)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (status, "", "spectrum: interrupted\n")
+    assert not (directory / "model_snr_results").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell what a process handles")
+def test_a_command_that_is_started_with_sigint_ignored_goes_on_ignoring_it(directory: Path) -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", ignoring, sys.executable, "-m", "spectrum", "--version"]
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        await_handlers(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, f"spectrum {spectrum.__version__}\n", "")

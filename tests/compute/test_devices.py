@@ -1,4 +1,4 @@
-"""What a `--device` means, how many lanes a device has, and what memory they share."""
+"""The devices that a `--device` stands for, their lanes and their memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from spectrum.compute.devices import (
     devices_for,
     identity,
     is_out_of_memory,
-    lane,
-    lanes,
+    lane_context,
     memory_budget,
-    one_core_a_thread,
+    num_lanes,
+    one_core_per_thread,
     problem_of,
 )
 from spectrum.errors import DeviceError
@@ -54,9 +54,9 @@ def test_devices(name: str, gpus: int, expected: list[str], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nonsense", "'nonsense' is no device; use auto, cpu, cuda or cuda:N"),
-        ("", "'' is no device"),
-        ("cuda:-1", "'cuda:-1' is no device"),
+        ("nonsense", "'nonsense' is not a device; use auto, cpu, cuda or cuda:N"),
+        ("", "'' is not a device"),
+        ("cuda:-1", "'cuda:-1' is not a device"),
         ("cuda:99", "there is no device 'cuda:99': this machine has 2 GPU(s) that torch can use; use auto or cpu"),
         ("cuda:2", "there is no device 'cuda:2': this machine has 2 GPU(s)"),
     ],
@@ -77,14 +77,14 @@ def test_the_cpu_stands_in_for_a_device_without_a_float64_eigensolver_and_says_s
 def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
-        assert [lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
-    with lane(CPU):
+        assert [num_lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
+    with lane_context(CPU):
         assert torch.ones(1).item() == 1
 
 
 def test_a_gpu_has_the_more_lanes_the_smaller_the_matrices() -> None:
     gpu = torch.device("cuda")
-    numbers = [lanes(gpu, k) for k in (1, 768, 1024, 1025, 4096, 4097, 16384)]
+    numbers = [num_lanes(gpu, k) for k in (1, 768, 1024, 1025, 4096, 4097, 16384)]
     assert numbers == sorted(numbers, reverse=True)
     assert 2 <= numbers[-1] < numbers[0]
 
@@ -93,10 +93,10 @@ def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPat
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        with one_core_a_thread([torch.device("cuda"), CPU]):
+        with one_core_per_thread([torch.device("cuda"), CPU]):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
-        with one_core_a_thread([torch.device("cuda")]):
+        with one_core_per_thread([torch.device("cuda")]):
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -141,7 +141,7 @@ def test_the_budget_is_within_the_memory_that_is_free() -> None:
 
 def test_failures_for_want_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)  # what torch's own allocator raises
+        torch.empty(1 << 60, dtype=torch.uint8)  # the error of torch's own allocator
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())

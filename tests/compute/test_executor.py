@@ -1,4 +1,4 @@
-"""Planning, reading and scoring together, with a reader that takes tensors from a dictionary."""
+"""Planning, reading and scoring together, with tensors from a dictionary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from spectrum.compute import executor, lanes, snr
-from spectrum.compute.batches import WeightBatch, plan
+from spectrum.compute.batches import BatchBudget, WeightBatch, plan
 from spectrum.compute.devices import warm_up
 from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Reader:
-    """Reads matrices from memory and remembers which."""
+    """Reads matrices from memory and records which."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.parameters = parameters
@@ -69,7 +69,7 @@ def alike(count: int) -> Reader:
 def spy_on_score(
     monkeypatch: pytest.MonkeyPatch, before: Callable[[torch.Tensor], object] = lambda batch: None
 ) -> list[tuple[int, ...]]:
-    """The shapes that the kernel is from now on called with."""
+    """A list that collects the shapes of the kernel's calls from now on."""
     shapes: list[tuple[int, ...]] = []
     score = snr.score
 
@@ -83,7 +83,7 @@ def spy_on_score(
 
 
 def workers() -> list[threading.Thread]:
-    """Threads of a scan that are still at work."""
+    """The threads of scans that are still running."""
     return [thread for thread in threading.enumerate() if thread.name.startswith(("score ", "read ahead"))]
 
 
@@ -122,7 +122,7 @@ def test_a_tied_weight_is_read_once_and_entered_under_each_of_its_names() -> Non
 @pytest.mark.parametrize("experts", [2, 3, 4, 5])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_stack_scores_the_median_of_its_experts_and_lists_them(experts: int, batch_size: int | None) -> None:
-    # Beside a second stack and a matrix of the same shape, with which batches are shared.
+    # A second stack and a matrix have the same shape, so that they share batches with the first stack.
     reader = Reader({"a": matrices(experts, 6, 7), "b": matrices(3, 6, 7, seed=1), "c": matrices(6, 7, seed=2)})
     scores = {score.name: score for score in scan(reader.weights(), reader, [CPU], batch_size)}
     expected = [oracle_snr(expert) for expert in reader.parameters["a"].numpy()]
@@ -162,7 +162,7 @@ def test_an_exception_of_the_reader_surfaces_unchanged_and_ends_the_reading() ->
 
 
 def endless() -> Reader:
-    """More weights than a worker scores before whoever wants it to stop has said so."""
+    """More weights than the workers score before the test stops them."""
     return Reader(dict.fromkeys((f"layers.{i}" for i in range(5000)), matrices(5, 8)))
 
 
@@ -240,14 +240,14 @@ def test_nothing_to_scan_gives_nothing() -> None:
 
 
 def no_convergence() -> Exception:
-    """What torch raises where a decomposition fails."""
+    """The exception that torch raises if a decomposition fails."""
     with pytest.raises(RuntimeError) as caught:
         torch.linalg.cholesky(torch.zeros(2, 2))
     return caught.value
 
 
 class Starved:
-    """A kernel for which more than so many matrices are too much, on any device but the real CPU."""
+    """A kernel that fails for more than `most` matrices in one call, and records the size of each call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, failure: Exception) -> None:
         self.sizes: list[int] = []
@@ -287,7 +287,7 @@ def test_a_batch_that_is_too_much_is_halved(
     assert scores == pytest.approx(expected, rel=1e-12)
     assert kernel.sizes == sizes or len(kernel.sizes) == sizes
     assert warnings == []
-    assert sorted(reader.reads) == sorted((name, 0) for name in expected)  # none was read anew
+    assert sorted(reader.reads) == sorted((name, 0) for name in expected)  # none was read twice
 
 
 def test_a_matrix_for_which_the_cpu_has_no_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,8 +307,8 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 
 
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes, of which one is out of memory while the others have theirs."""
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    """There are three lanes. One runs out of memory while the others are at work."""
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
     score, lock, scoring = snr.score, threading.Lock(), 0
     begun, failed = threading.Event(), threading.Event()
     beside: list[int] = []
@@ -347,9 +347,9 @@ def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(mo
 def on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, failure: Exception, on_cpu: Callable[[], object] = lambda: None
 ) -> tuple[torch.device, list[str]]:
-    """A device that can do nothing, and the devices that the kernel is from now on called on.
+    """A device that fails at everything, and a list that collects the devices of the kernel's calls from now on.
 
-    The meta device stands for a GPU: nothing can be had from it, so all that comes back was done on the CPU.
+    The meta device stands in for a GPU. It holds no values, so all scores come from the CPU.
     """
     score, called = snr.score, []
 
@@ -361,7 +361,7 @@ def on_a_gpu(
         return score(batch)
 
     monkeypatch.setattr(snr, "score", on)
-    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_context", lambda device: nullcontext())
     return torch.device("meta"), called
 
 
@@ -388,7 +388,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
     threads: list[int] = []
 
     def on_cpu() -> None:
-        assert at_once.acquire(blocking=False)  # nobody else is here
+        assert at_once.acquire(blocking=False)  # no other lane is here
         threads.append(torch.get_num_threads())
         time.sleep(0.01)
         at_once.release()
@@ -402,8 +402,8 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
 
 
 def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two lanes, of which one waits for the CPU, and the other wants the device to itself."""
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
+    """There are two lanes. One waits for the CPU, the other one wants the whole device."""
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
     score, attempts, others_done = snr.score, Counter[float](), threading.Event()
 
     def attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
@@ -417,19 +417,19 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
         return [MatrixScore(row[0], BulkEdge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
 
     monkeypatch.setattr(executor, "_attempt", attempt)
-    monkeypatch.setattr(executor, "lane", lambda device: nullcontext())
+    monkeypatch.setattr(executor, "lane_context", lambda device: nullcontext())
     reader = alike(8)
     reader.parameters["layers.0"][0, 0], reader.parameters["layers.1"][0, 0] = 1000, 2000
     found = []
     for layer in scan(reader.weights(), reader, [torch.device("meta")], 1):
         found.append(layer.name)
         if len(found) == 7:
-            others_done.set()  # all but the one that the CPU has
+            others_done.set()  # all but the one on the CPU
     assert (len(found), found[-1]) == (8, "layers.0")
 
 
 def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
     closing = threading.Event()
     sizes: list[int] = []
 
@@ -442,7 +442,8 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(executor, "_attempt", attempt)
     reader = Reader({"norm": matrices(1, 8), "experts": matrices(64, 1, 7)})
-    small, large = plan([*reader.weights()][:1], 1, 1), plan([*reader.weights()][1:], 64, 1)
+    budget = BatchBudget(1, gpu=False)
+    small, large = plan([*reader.weights()][:1], 1, budget), plan([*reader.weights()][1:], 64, budget)
     stream = executor.score([*small, *large], reader, [CPU])
     next(stream)
     while not sizes:
@@ -468,7 +469,7 @@ def test_no_copy_to_the_cpu_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 2 if k > 6 else 6)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2 if k > 6 else 6)
     lock, score = threading.Lock(), snr.score
     scoring, most, meeting = {5: 0, 7: 0}, {5: 0, 7: 0}, threading.Barrier(6)
 
@@ -477,7 +478,7 @@ def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.Mon
         with lock:
             scoring[k] += 1
             most[k] = max(most[k], scoring[k])
-            assert 3 * scoring[7] + scoring[5] <= 6  # the shares of both together
+            assert 3 * scoring[7] + scoring[5] <= 6  # the parts of the time that both sizes hold
         if k == 5:
             meeting.wait(timeout=60)  # for six of them at once; two of the large ones at most are in the way
         else:
@@ -522,7 +523,7 @@ def test_memory_that_cannot_be_pinned_is_had_without(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
-    """To the last digit: what is scored on a machine with more cores, or anew, must not differ."""
+    """To the last digit: a resumed scan, or one on another machine, must find the same."""
     parameters = {
         **{f"small.{i}": matrices(30, 40, seed=i).bfloat16() for i in range(8)},
         **{f"wide.{i}": matrices(300, 700, seed=10 + i).bfloat16() for i in range(3)},
@@ -543,10 +544,10 @@ def test_scores_do_not_depend_on_cores_devices_or_batches(cores: int) -> None:
 
 
 def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Room for two of these at once: five lanes, but never more than two matrices read and not yet scored.
+    # There are five lanes, but memory for two matrices only: no more may be read and not yet scored.
     size = call_bytes(1, (50, 80), "float64", gpu=False)
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 2 * size)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 5)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 5)
     matrix = matrices(50, 80)
     held: list[weakref.ref[torch.Tensor]] = []
     most = 0
@@ -565,21 +566,21 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
 
 def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
     reader = alike(20)
     assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
 
 
 def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
-    room = lanes.MemoryBudget(2)
-    room.take(1)
+    room = lanes.Budget(2)
+    room.acquire(1)
     served: list[int] = []
 
     def wait_for(size: int) -> threading.Thread:
         def take() -> None:
-            room.take(size)
+            room.acquire(size)
             served.append(size)
-            room.give(size)
+            room.release(size)
 
         thread = threading.Thread(target=take)
         thread.start()
@@ -588,10 +589,10 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
     large = wait_for(2)
     while not room._first.locked():
         time.sleep(0.001)
-    small = [wait_for(1) for _ in range(5)]  # for each there would be room
+    small = [wait_for(1) for _ in range(5)]  # there is enough for each of them
     time.sleep(0.05)
     assert served == []
-    room.give(1)
+    room.release(1)
     for thread in (large, *small):
         thread.join(timeout=60)
     assert served == [2, 1, 1, 1, 1, 1]
@@ -599,7 +600,7 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
 
 def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
 
     def failing(batch: torch.Tensor) -> snr.Scores:
         raise RuntimeError("did not converge")
@@ -611,7 +612,7 @@ def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.Monkey
     assert workers() == []
 
 
-# On a GPU, where there is one: the same again, by streams, copies and memory of its own.
+# The same on a GPU, which has streams, copies and its own memory.
 
 
 def of_many_kinds() -> Reader:
@@ -633,7 +634,7 @@ def of_many_kinds() -> Reader:
 def test_cuda_lanes_find_the_scores_of_a_float64_svd(
     number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: number)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: number)
     monkeypatch.setattr(executor, "_MOST_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
@@ -690,7 +691,7 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     reader = Reader({f"layers.{i}": matrices(600, 1200, seed=i).bfloat16() for i in range(8)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
     warm_up([gpu])
-    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # which would have no memory, either
+    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # it would have no memory either
     torch.cuda.empty_cache()
     whole = torch.cuda.get_device_properties(gpu).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
@@ -700,7 +701,7 @@ def test_cuda_without_enough_memory_finds_the_same_scores(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     assert found == pytest.approx(expected, rel=1e-9)
-    # In between it depends on the workspace that cuBLAS takes for each lane.
+    # With 100 MiB, it depends on the workspace that cuBLAS takes for each lane.
     assert len(warnings) in {1000: [0], 100: range(9), 1: [8]}[mebibytes]
 
 
@@ -717,7 +718,7 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
         threads += 1
         start(thread)
 
-    monkeypatch.setattr(lanes, "lanes", lambda device, k: 4)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 4)
     monkeypatch.setattr(threading.Thread, "start", limited)
     if started < 2:  # one that reads, one that scores
         with pytest.raises(DeviceError, match="no memory for a thread"):
@@ -731,23 +732,24 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
 ROUNDED = """
 import torch
 from spectrum.compute import executor, snr
-from spectrum.compute.batches import plan
-from spectrum.compute.devices import one_core_a_thread
+from spectrum.compute.batches import BatchBudget, plan
+from spectrum.compute.devices import one_core_per_thread
 from spectrum.records import LayerWeight
 
 cpu = torch.device("cpu")
 matrices = torch.randn(16, 96, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
 weights = [LayerWeight(f"h.{i}", "h", f"h.{i}.weight", (96, 96), (96, 96), 1, "bfloat16") for i in range(16)]
-with one_core_a_thread([cpu]):
+with one_core_per_thread([cpu]):
     expected = [snr.score(matrix[None]).snr.item() for matrix in matrices]
 for _ in range(3):  # each scan has new threads
-    scores = executor.score(plan(weights, 1, 1 << 20), lambda weight, _: matrices[int(weight.name[2:])], [cpu])
+    batches = plan(weights, 1, BatchBudget(1 << 20, gpu=False))
+    scores = executor.score(batches, lambda weight, _: matrices[int(weight.name[2:])], [cpu])
     found = {batch.members[0][0].name: score.snr for batch, (score,) in scores}
     assert [found[f"h.{i}"] for i in range(16)] == expected
 """
 
 
 def test_the_first_matrices_of_the_lanes_are_rounded_as_all_others() -> None:
-    """A new thread would use several cores for its first matrix, and round it otherwise. Here tests have one core."""
+    """A new thread would use several cores for its first matrix, and round it differently. Tests run with one core."""
     environment = os.environ | {"OMP_NUM_THREADS": "4"}
     subprocess.run([sys.executable, "-c", ROUNDED], env=environment, check=True, timeout=120)

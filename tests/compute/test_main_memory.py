@@ -1,4 +1,4 @@
-"""How much memory a process may still take: by trees of proc and sys, and in scans under limits that are real."""
+"""How much memory a process may still take, from made-up `proc` and `sys` directories and under real limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.paths import ROOT
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux sets them")
 
-FREE = 1 << 40  # bytes that the machine has: no test of limits reaches them
+FREE = 1 << 40  # bytes of free memory, more than all limits in these tests
 MEMINFO = f"MemTotal: 9 kB\nMemFree: 7 kB\nMemAvailable:   {FREE >> 10} kB\nBuffers: 8 kB\n"
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 master:2 - cgroup cgroup rw,memory\n"
@@ -70,7 +70,7 @@ def v1(directory: str, most: int | str, used: int, pages: int = 0) -> dict[str, 
     }
 
 
-# What is free on the machine.
+# Free memory.
 
 
 def test_without_limits_it_is_what_the_machine_has_free(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_where_nothing_is_known_half_of_the_machine_s_memory_counts(
         (v2("a/b/c", "max", 400) | v2("a/b", 5000, 500) | v2("a", 800, 600, pages=10), 210),
         (v2("a/b/c", 300, 100) | v2("a/b", 5000, 500) | v2("a", 800, 100), 200),
         (v2("", 1000, 300), 700),
-        # Groups beside the process's own do not, nor do those within.
+        # Groups beside the process's own do not count, nor do groups below it.
         (v2("a/b/c", 1000, 300) | v2("a/b/c/d", 500, 400) | v2("a/x", 500, 400) | v2("x", 500, 400), 700),
     ],
 )
@@ -202,7 +202,12 @@ def test_both_versions_count_where_both_are_mounted(tight: int, tmp_path: Path) 
         ("/", "/", "", 600),  # a namespace: the container's group is the root
         ("/a", "/..", "", 600),  # the namespace began after the mount
         ("/../a", "/..", "a", 600),
-        ("/docker/1/a", "/docker/2", "", 600),  # of another part, or of a path outside: the mount is all that is seen
+        (
+            "/docker/1/a",
+            "/docker/2",
+            "",
+            600,
+        ),  # the group is outside the mounted part, so only the mounted group is known
         ("/docker/12", "/docker/1", "", 600),
         ("/docker", "/docker/1", "", 600),
         ("/../other", "/", "", 600),
@@ -258,7 +263,7 @@ def test_mounts_may_have_no_source_and_many_tags(tmp_path: Path) -> None:
     assert main_memory.available(grouped(tmp_path, "0::/a\n", mounts, v2("cg/a", 1000, 400))) == 600
 
 
-# What cannot be read.
+# Files that cannot be read.
 
 
 @pytest.mark.parametrize(
@@ -272,7 +277,7 @@ def test_a_limit_that_is_no_number_is_none_and_the_parents_count(text: str, tmp_
 
 def test_a_limit_that_cannot_be_read_is_none_and_the_parents_count(tmp_path: Path) -> None:
     root = grouped(tmp_path, "0::/a/b/c\n", V2, v2("sys/fs/cgroup/a", 1000, 400))
-    assert main_memory.available(root) == 600  # neither of the two below is there
+    assert main_memory.available(root) == 600  # the files of the two groups below are missing
     (root / "sys/fs/cgroup/a/b/memory.max").mkdir(parents=True)
     assert main_memory.available(root) == 600
 
@@ -327,7 +332,7 @@ def test_no_more_is_read_of_a_file_than_is_of_use(name: str, tmp_path: Path) -> 
     files = {"proc/self/limits": "Max address space 9000 9000 bytes\n", "proc/self/status": "VmSize: 1 kB\n"}
     root = grouped(tmp_path, "0::/a\n", V2, v2("sys/fs/cgroup/a", 1000, 400) | files)
     with (root / "proc" / name).open("ab") as file:
-        file.truncate(1 << 40)  # a hole, for which no memory suffices
+        file.truncate(1 << 40)  # a sparse file, too large for any memory
     assert main_memory.available(root) == 600
 
 
@@ -364,7 +369,7 @@ def test_a_process_has_limits_of_its_own(space: int | str, data: int | str, expe
     assert main_memory.available(tmp_path) == FREE
 
 
-# Limits that are real.
+# Real limits.
 
 PROBE = """
 import resource, sys
@@ -390,7 +395,7 @@ def test_the_limits_that_a_process_sets_are_known(name: str) -> None:
 Limited = Callable[..., Finished]
 
 SCAN = ["--top-percent", "50", "--device", "cpu", "--batch-size", "auto", "--layer-types", "all"]
-LANES = 8  # threads, each with a matrix, had they the memory
+LANES = 8  # threads; with enough memory each would score a matrix
 SCORES = "model_snr_results/snr_results_model.json"
 
 
@@ -404,7 +409,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unlimited(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The scores of a scan that has all the memory it wants."""
+    """The scores of a scan without a limit."""
     directory = tmp_path_factory.mktemp("unlimited")
     (directory / "model").symlink_to(model)
     with all_cores():
@@ -415,7 +420,7 @@ def unlimited(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def limited(model: Path, tmp_path: Path) -> Limited:
-    """Scan the model by a program, in a process of its own."""
+    """Scan the model with a program in a new process."""
 
     def scanned(*program: str | Path, **environment: str) -> Finished:
         (tmp_path / "model").symlink_to(model)
@@ -456,7 +461,7 @@ def test_a_scan_that_may_take_1000_mib_gives_the_same_scores(
 @pytest.mark.slow
 @ON_LINUX
 def test_a_scan_that_has_no_memory_for_a_matrix_says_so(limited: Limited, tmp_path: Path) -> None:
-    done = limited(*UNDER_A_LIMIT, LIMIT="220", OMP_NUM_THREADS="1")  # a thread takes some, too
+    done = limited(*UNDER_A_LIMIT, LIMIT="220", OMP_NUM_THREADS="1")  # each thread takes memory too
     assert_refused(done, "no memory", "model.layers.0.mlp.")
     assert not (tmp_path / SCORES).exists()
 
@@ -469,7 +474,7 @@ GROUPS = {
 
 @pytest.fixture
 def group() -> Iterator[tuple[Path, str]]:
-    """A group of processes within another, and what names the files of the outer one, which can be given a limit."""
+    """A control group within another, and the paths of the outer one's files for its limit and for its use."""
     for top, files in GROUPS.items():
         outer = Path(top, f"spectrum-test-{os.getpid()}")
         limit, used = (outer / name for name in files)
@@ -496,7 +501,7 @@ def _remove(outer: Path) -> None:
 def test_a_scan_keeps_within_the_limit_of_a_group(
     group: tuple[Path, str], limited: Limited, unlimited: bytes, tmp_path: Path
 ) -> None:
-    # Over its imports a scan that knows of the limit takes 115 MiB, and else 240, for which it is killed.
+    # Beside its imports, a scan takes 115 MiB if it knows of the limit. Else it takes 240 MiB, and is killed.
     within, files = group
     join = f'echo $$ > "{within}/cgroup.procs" && exec "$@"'
     done = limited("/bin/sh", "-c", join, "sh", *UNDER_A_LIMIT, GROUP=files, LIMIT="180")

@@ -1,4 +1,4 @@
-"""The score against NumPy's float64 SVD, both ways to the singular values, and what theory says of them."""
+"""Scores compared with NumPy's float64 SVD and with theory, for both methods that compute singular values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from spectrum.compute import snr
+from spectrum.compute import decomposition, snr
 from spectrum.compute.workspace import call_bytes
 from tests.helpers.oracle import oracle_edge, oracle_snr
 from tests.helpers.paths import TINY_LLAMA
@@ -27,10 +27,10 @@ def score(matrix: Matrix | torch.Tensor, device: str = "cpu") -> float:
 
 
 def edge_of(matrix: Matrix | torch.Tensor, device: str = "cpu") -> tuple[float, float, float, float]:
-    """What lies at the bulk edge: above, below, gap, jump."""
+    """The fields of a `BulkEdge`: counts above and below, nearest, sensitivity."""
     _, *edge = (float(value.item()) for value in snr.score(torch.as_tensor(matrix).to(device)[None]))
-    above, below, gap, jump = edge
-    return above, below, gap, jump
+    above, below, nearest, sensitivity = edge
+    return above, below, nearest, sensitivity
 
 
 def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
@@ -38,7 +38,7 @@ def gaussian(n: int, m: int, seed: int = 0) -> Matrix:
 
 
 def of_spectrum(values: Matrix, m: int, seed: int = 0) -> Matrix:
-    """A (k, m) matrix of k given singular values, between random orthogonal bases."""
+    """A (k, m) matrix with k given singular values and random singular vectors."""
     k = len(values)
     left, _ = np.linalg.qr(gaussian(k, k, seed))
     right, _ = np.linalg.qr(gaussian(m, k, seed + 1))
@@ -47,14 +47,14 @@ def of_spectrum(values: Matrix, m: int, seed: int = 0) -> Matrix:
 
 
 def with_outliers(k: int, m: int, seed: int = 0) -> Matrix:
-    """Noise, and a few singular values at 10 to 100 times its median."""
+    """Noise, and three singular values at 10 to 100 times its median."""
     bulk = np.linalg.svd(gaussian(k, m, seed), compute_uv=False)
     spikes = np.median(bulk) * np.array([10.0, 30.0, 100.0])
     return of_spectrum(np.concatenate([spikes, bulk[3:]]), m, seed)
 
 
-# Spectra that the Gram matrix resolves to the promised accuracy, and spectra too wide for it: their smaller half is
-# below the square root of float64's epsilon.
+# Spectra that the Gram matrix resolves to the promised accuracy, and spectra that are too wide for it: half of their
+# values are below the square root of float64's epsilon.
 ORDINARY: Mapping[str, Callable[[int, int], Matrix]] = {
     "random": gaussian,
     "power law": lambda k, m: of_spectrum(np.arange(1.0, k + 1) ** -0.7, m),
@@ -112,15 +112,15 @@ def test_entries_whose_squares_overflow_or_vanish(spectrum: str, scale: float, d
 
 
 def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The matrices that are from now on decomposed anew, because the Gram matrix could not tell their score."""
+    """A list that collects the matrices that the exact method decomposes from now on."""
     calls: list[torch.Tensor] = []
-    exact = snr._exact_singular_values
+    exact = decomposition.exact_singular_values
 
     def spy(weight: torch.Tensor, exponent: torch.Tensor | None) -> torch.Tensor:
         calls.append(weight)
         return exact(weight, exponent)
 
-    monkeypatch.setattr(snr, "_exact_singular_values", spy)
+    monkeypatch.setattr(snr, "exact_singular_values", spy)
     return calls
 
 
@@ -143,9 +143,9 @@ def test_the_claimed_error_bounds_that_of_singular_values_from_a_gram_matrix(spe
     few = np.zeros(k)
     few[: 1 if spectrum == "rank one" else k // 2] = 1
     matrix = SPECTRA[spectrum](k, m) if spectrum in SPECTRA else of_spectrum(few, m)
-    gram = snr._gram(torch.from_numpy(matrix)[None], None)
+    gram = decomposition.gram_matrix(torch.from_numpy(matrix)[None], None)
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    bound = snr._gram_error(values, k + m)
+    bound = decomposition.gram_error(values, k + m)
     expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
     of_the_oracle = 8 * np.finfo(np.float64).eps * expected[-1]
     error = np.abs(values[0].numpy() - expected)
@@ -171,8 +171,8 @@ def test_either_way_to_the_singular_values_gives_the_score(
 def test_many_blocks_and_chunks_give_the_same_score(
     shape: tuple[int, int], block: int, chunk: int, certain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snr, "_CPU_TILE", (block, chunk))
-    monkeypatch.setattr(snr, "_MIN_FOLD", chunk)
+    monkeypatch.setattr(decomposition, "_CPU_TILE", (block, chunk))
+    monkeypatch.setattr(decomposition, "_MIN_FOLD", chunk)
     monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
     matrix = gaussian(*shape)
     assert score(matrix) == pytest.approx(oracle_snr(matrix), rel=1e-8)
@@ -220,8 +220,8 @@ def test_nan_and_infinity_leave_the_rest_of_the_batch_alone(intruder: float, dty
 
 @pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)
 def test_exactly_low_rank_matrices_have_finite_scores(shape: tuple[int, int], device: str) -> None:
-    # Their other singular values are zeros, which a decomposition returns as rounding errors. Those are no noise: of
-    # a single value s_1 there is signal s_1, no noise, and so a score of 1, at any scale.
+    # All other singular values are zeros, which a decomposition returns as rounding errors. They must not count as
+    # noise: a single value s_1 is signal without noise, which scores 1 at any scale.
     left, right = gaussian(shape[0], 5), gaussian(5, shape[1], seed=1)
     for scale in (1e-3, 1.0, 1e3):
         assert score(scale * left[:, :1] @ right[:1], device) == pytest.approx(1, rel=1e-12)
@@ -323,17 +323,17 @@ def test_float64_entries_of_any_size_neither_overflow_nor_vanish(exponent: int, 
 
 def test_powers_of_two_are_exact(device: str) -> None:
     exponent = torch.arange(-1074, 1075, dtype=torch.int32)
-    first, second = (factor.cpu().numpy() for factor in snr._powers_of_two(exponent.to(device)))
+    first, second = (factor.cpu().numpy() for factor in decomposition.powers_of_two(exponent.to(device)))
     expected = np.ldexp(1.0, exponent.numpy() // 2), np.ldexp(1.0, exponent.numpy() - exponent.numpy() // 2)
     assert np.array_equal(first, expected[0])
     assert np.array_equal(second, expected[1])
 
 
-# What reaches the eigensolver.
+# The input of the eigensolver.
 
 
 def spy_on_solver(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What the eigensolver is from now on given, as copies."""
+    """A list that collects copies of the matrices that the eigensolver gets from now on."""
     given: list[torch.Tensor] = []
     solve = torch.linalg.eigvalsh
 
@@ -375,8 +375,8 @@ def test_the_solver_gets_no_more_than_it_takes(
 ) -> None:
     batch = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(7)])).to(device)
     expected = snr.score(batch).snr.tolist()
-    monkeypatch.setattr(snr, "_MOST_ELEMENTS", elements)
-    monkeypatch.setattr(snr, "_MOST_MATRICES", matrices)
+    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", elements)
+    monkeypatch.setattr(decomposition, "_MOST_MATRICES", matrices)
     given = spy_on_solver(monkeypatch)
     assert snr.score(batch).snr.tolist() == pytest.approx(expected, rel=1e-12)
     assert [len(grams) for grams in given] == sizes
@@ -397,7 +397,7 @@ def test_values_that_do_not_sum_up_to_the_trace_are_not_believed(monkeypatch: py
 
 @pytest.mark.usefixtures("gpu")
 def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snr, "_MOST_ELEMENTS", 35)
+    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", 35)
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         score(gaussian(6, 9), "cuda")
 
@@ -406,7 +406,7 @@ def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.M
 @pytest.mark.usefixtures("gpu")
 def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int]) -> None:
     batch = torch.randn(count, *shape, device="cuda", dtype=torch.bfloat16)
-    snr.score(batch)  # the workspace of cuBLAS, and what is made once, are not a batch's
+    snr.score(batch)  # allocates the workspace of cuBLAS, which is not counted
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated() - batch.nbytes
     torch.cuda.reset_peak_memory_stats()
@@ -415,7 +415,7 @@ def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int
     assert counted / 2 < torch.cuda.max_memory_allocated() - before < 1.1 * counted
 
 
-# What lies at the bulk edge.
+# The bulk edge.
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -434,31 +434,33 @@ def test_what_lies_at_the_edge_is_as_by_a_float64_svd(shape: tuple[int, int], dt
 @pytest.mark.parametrize(("k", "m"), [(16, 16), (48, 200), (120, 130)])
 def test_the_edge_of_any_spectrum_is_as_by_a_float64_svd(spectrum: str, k: int, m: int, device: str) -> None:
     matrix = SPECTRA[spectrum](k, m)
-    # The last values of this one are lost in the rounding of the first.
+    # The smallest values of this spectrum are lost in the rounding error of the largest.
     rank = sum(np.geomspace(1, 1e-14, k) > m * np.finfo(float).eps) if spectrum == "1e0 to 1e-14" else None
     expected = oracle_edge(matrix, rank)
     edge = edge_of(matrix, device)
-    # Which side of that threshold the value next to it is on, rounding decides.
+    # Rounding decides on which side of the threshold the nearest value is.
     assert edge[1] == pytest.approx(expected[1], abs=0 if rank is None else 1)
     assert (edge[0], *edge[2:]) == pytest.approx((expected[0], *expected[2:]), rel=1e-7, abs=1e-10)
     assert edge[0] + edge[1] == k or rank is not None
 
 
-def test_values_within_a_percent_of_the_edge_make_the_jump(device: str) -> None:
+def test_values_within_a_percent_of_the_edge_make_the_sensitivity(device: str) -> None:
     # Between quartiles of 1 and 5 the edge of a square matrix lies at 8 / 1.349, and what is added beyond 5 moves
-    # neither. By hand: what the sums on either side are when a value half a percent off the edge changes sides.
+    # neither. The sums on both sides, before and after a value half a percent off the edge changes sides, are by hand.
     edge = 8 / 1.349
     for near in (edge * 0.995, edge * 1.005):
         values = np.array([9.0, near, 5, 4, 3, 2, 1, 1, 1])
-        above, below, gap, jump = edge_of(of_spectrum(values, 9), device)
+        above, below, nearest, sensitivity = edge_of(of_spectrum(values, 9), device)
         assert (above, below) == ((2, 7) if near > edge else (1, 8))
-        assert gap == pytest.approx(abs(near - edge) / max(near, edge), rel=1e-8)
+        assert nearest == pytest.approx(abs(near - edge) / max(near, edge), rel=1e-8)
         under, over = (9 + near) / 17 / 9, 9 / (17 + near) / 9
-        assert jump == pytest.approx((under - over) / under, rel=1e-10)
+        assert sensitivity == pytest.approx((under - over) / under, rel=1e-10)
     # Two percent off it, a value stays where it is.
-    above, below, gap, jump = edge_of(of_spectrum(np.array([9.0, edge * 0.98, 5, 4, 3, 2, 1, 1, 1]), 9), device)
-    assert (above, below, jump) == (1, 8, 0)
-    assert gap == pytest.approx(0.02, rel=1e-8)
+    above, below, nearest, sensitivity = edge_of(
+        of_spectrum(np.array([9.0, edge * 0.98, 5, 4, 3, 2, 1, 1, 1]), 9), device
+    )
+    assert (above, below, sensitivity) == (1, 8, 0)
+    assert nearest == pytest.approx(0.02, rel=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(10, 10), (10, 33), (33, 10)], ids=str)
@@ -499,7 +501,7 @@ def test_what_lies_at_the_edge_does_not_depend_on_the_scale(spectrum: str, facto
     above, below, *rest = edge_of(matrix)
     scaled_above, scaled_below, *scaled_rest = edge_of(matrix * factor)
     assert scaled_above == above
-    # On which side of the threshold of zeros the last value of this one is, rounding decides.
+    # Rounding decides on which side of the threshold for zeros the smallest value of this spectrum is.
     assert scaled_below == pytest.approx(below, abs=1 if spectrum == "1e0 to 1e-14" else 0)
     assert scaled_rest == pytest.approx(rest, rel=1e-7, abs=1e-10)
 
@@ -512,7 +514,7 @@ def test_either_way_to_the_singular_values_gives_the_edge(certain: bool, monkeyp
         assert edge_of(matrix) == pytest.approx(oracle_edge(matrix), rel=1e-8, abs=1e-10)
 
 
-# Singular values themselves.
+# Singular values.
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -546,7 +548,7 @@ def test_singular_values_of_float64_entries_of_any_size(spectrum: str, exponent:
     expected = np.linalg.svd(matrix, compute_uv=False)[::-1]
     stored = torch.from_numpy(np.ldexp(matrix, exponent)).to(device)
     scaled = snr.singular_values(stored[None])[0].cpu()
-    # Back at the scale of the others, by way of one that floats have.
+    # Back to the scale of the others in two steps, since one factor could be out of range.
     back = np.ldexp(np.ldexp(scaled.numpy(), -exponent // 2), -exponent - -exponent // 2)
     assert back == pytest.approx(expected, rel=1e-8, abs=1e-13 * expected[-1])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from spectrum.compute.batches import BatchBudget
 from spectrum.records import LayerWeight
 
-BUDGET = 16 << 20
+BUDGET = BatchBudget(16 << 20, gpu=False)
 MATRICES = [(2, 3), (3, 2), (1, 8), (512, 64), (700, 900), (1500, 2000)]
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -23,7 +23,7 @@ def scan(
     """Layers, each as soon as all of its matrices are scored."""
     scores: dict[tuple[str, int], MatrixScore] = {}
     left = list(weights)
-    batches = plan(weights, batch_size, batch_budget(devices), gpu=devices[0].type == "cuda")
+    batches = plan(weights, batch_size, batch_budget(devices))
     for batch, values in executor.score(batches, read, devices, warn):
         scores |= zip([(weight.parameter, index) for weight, index in batch.members], values, strict=True)
         for weight in [w for w in left if all((w.parameter, i) in scores for i in range(w.count))]:

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
@@ -26,7 +27,8 @@ from spectrum.errors import ResultsError, SpectrumError
 from spectrum.plots import heatmap, histogram
 from spectrum.plots.figure import check, own_settings
 from spectrum.plots.histogram import spectrum_histogram
-from spectrum.records import LayerSnr, ScanResult
+from spectrum.records import LayerSnr, LayerSpectrum, ScanResult
+from spectrum.scanning.uncached import describe_spectrum
 from spectrum.selection.selection import Selection, top_percent
 from tests.helpers.oracle import oracle_snr
 from tests.helpers.paths import files_below
@@ -85,10 +87,17 @@ def extents(texts: Sequence[Text]) -> list[Bbox]:
     return [text.get_window_extent() for text in texts if text.get_visible() and text.get_text()]
 
 
+def spectrum_of(
+    values: np.ndarray[Any, np.dtype[np.float64]], shape: tuple[int, int], name: str = "h.3.mlp"
+) -> LayerSpectrum:
+    """As the command computes it for a matrix of these singular values."""
+    return describe_spectrum(name, shape, torch.from_numpy(values))
+
+
 def draw_both(directory: Path, suffix: str) -> list[Path]:
     paths = [directory / f"{name}{suffix}" for name in ("map", "histogram")]
     heatmap.heatmap(llama(6), paths[0])
-    spectrum_histogram(np.linspace(0, 2, 64) ** 3, (64, 128), "h.0.mlp", "org/model", paths[1])
+    spectrum_histogram(spectrum_of(np.linspace(0, 2, 64) ** 3, (64, 128)), "org/model", paths[1])
     return paths
 
 
@@ -108,7 +117,7 @@ def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpectrumError, match=r"\.png, \.svg or \.pdf"):
         heatmap.heatmap(llama(6), tmp_path / name)
     with pytest.raises(SpectrumError, match=r"\.png, \.svg or \.pdf"):
-        spectrum_histogram(np.ones(1), (1, 4), "norm", "org/model", tmp_path / name)
+        spectrum_histogram(spectrum_of(np.ones(1), (1, 4)), "org/model", tmp_path / name)
     assert files_below(tmp_path) == []
 
 
@@ -128,7 +137,8 @@ def test_nothing_large_is_imported_until_something_is_drawn_and_pyplot_never(tmp
     program = f"""
 import sys
 from spectrum.plots.heatmap import heatmap
-from spectrum.records import LayerSnr, ScanResult
+from spectrum.records import LayerSnr, LayerSpectrum, ScanResult
+from spectrum.scanning.uncached import describe_spectrum
 from spectrum.selection.selection import top_percent
 wanted = {{"torch", "numpy", "matplotlib"}}
 print(*sorted(wanted & sys.modules.keys()))
@@ -356,7 +366,7 @@ def test_a_long_and_strange_name_keeps_its_ends_and_what_the_font_has(tmp_path: 
     assert ELLIPSIS in title
     for suffix in (".png", ".svg", ".pdf"):
         heatmap.heatmap(selection, tmp_path / f"map{suffix}")
-        spectrum_histogram(np.arange(1.0, 9.0), (8, 8), "$x", name, tmp_path / f"histogram{suffix}")
+        spectrum_histogram(spectrum_of(np.arange(1.0, 9.0), (8, 8), "$x"), name, tmp_path / f"histogram{suffix}")
 
 
 def test_where_there_is_no_layer_nothing_is_drawn(tmp_path: Path) -> None:
@@ -413,7 +423,8 @@ def drawn_histogram(
 ) -> tuple[Figure, np.ndarray[Any, np.dtype[np.float64]]]:
     values = np.sort(np.linalg.svd(weight, compute_uv=False))
     with own_settings():
-        return histogram._histogram_figure(values, (weight.shape[0], weight.shape[1]), "h.3.mlp", "org/model"), values
+        spectrum = spectrum_of(values, (weight.shape[0], weight.shape[1]))
+        return histogram._histogram_figure(spectrum, "org/model"), values
 
 
 def steps(axes: Axes, gid: str) -> StepPatch:
@@ -540,8 +551,9 @@ def test_a_value_far_beyond_the_others_has_a_panel_of_its_own() -> None:
 def test_matrices_without_bulk_are_drawn(
     tmp_path: Path, values: list[float], shape: tuple[int, int], edge: float, said: list[str]
 ) -> None:
+    spectrum = spectrum_of(np.array(values), shape)
     with own_settings():
-        figure = histogram._histogram_figure(np.array(values), shape, "h.3.mlp", "org/model")
+        figure = histogram._histogram_figure(spectrum, "org/model")
     drawn_edge = line(figure, "edge")
     assert drawn_edge is not None
     assert drawn_edge[0] == pytest.approx([edge, edge])
@@ -550,5 +562,5 @@ def test_matrices_without_bulk_are_drawn(
     assert figure.axes[-1].get_xlim()[1] > values[-1]
     for words in said:
         assert words in legend(figure).splitlines()
-    spectrum_histogram(np.array(values), shape, "h.3.mlp", "org/model", tmp_path / "histogram.png")
+    spectrum_histogram(spectrum, "org/model", tmp_path / "histogram.png")
     assert files_below(tmp_path) == ["histogram.png"]

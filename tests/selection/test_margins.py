@@ -57,9 +57,9 @@ def test_the_margin_is_how_far_the_first_left_out_is_below_the_last_selected(
     scores: list[float], count: int, margin: float | None, cut: str
 ) -> None:
     chosen = kind(layers(*scores), count)
-    found = margins.margin(chosen)
+    found = chosen.margin
     assert found == (None if margin is None else pytest.approx(margin, rel=1e-7))
-    assert margins.cut(chosen) == cut
+    assert chosen.describe_margin() == cut
 
 
 def test_a_sound_selection_has_no_notes() -> None:

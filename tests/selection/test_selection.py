@@ -444,9 +444,9 @@ def has_needless_digits(chosen: Selection) -> bool:
         return whole != str(int(whole))
     step = Fraction(1, 10 ** (len(places) - 1))
     around = Fraction(chosen.percent) // step * step
-    counts = [kind.count for kind in chosen.types]
+    counts = [kind.num_selected for kind in chosen.types]
     return any(
-        [int(len(kind.ranked) * percent / 100) for kind in chosen.types] == counts
+        [int(len(kind.layers) * percent / 100) for kind in chosen.types] == counts
         for percent in (around, around + step)
         if 0 < percent <= 100
     )

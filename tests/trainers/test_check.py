@@ -163,7 +163,7 @@ def test_a_pattern_has_to_match_something(tmp_path: Path) -> None:
 def test_a_tied_head_trains_through_the_embedding(tmp_path: Path) -> None:
     found = check(tmp_path, lines(f"^{HEAD}$", f"^{EMBEDDING}$"), TIED)
     assert found.problems == ()
-    assert f"^{HEAD}$ is tied to {EMBEDDING}, and trains through that" in found.notes
+    assert f"^{HEAD}$ is tied to {EMBEDDING}, and trains through it" in found.notes
     assert found.trained[AXOLOTL] == {EMBEDDING}
     assert found.matching[AXOLOTL] == 1
 
@@ -550,8 +550,8 @@ def test_only_the_config_is_fetched(hub: HubServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("[5:2]", "for no row"),
-        ("[3:3]", "for no row"),
+        ("[5:2]", "selects no row"),
+        ("[3:3]", "selects no row"),
         ("[0:9]", "does not have"),
         ("[8]", "does not have"),
         ("[8:]", "does not have"),
@@ -591,7 +591,7 @@ def test_a_name_that_no_module_has_is_noted_with_what_it_begins(tmp_path: Path) 
     found = check(tmp_path, lines("model.layers.3.mlp.gate_pro"))
     assert found.problems == ()
     (note,) = found.notes
-    assert "model.layers.3.mlp.gate_pro is the name of no module" in note
+    assert "model.layers.3.mlp.gate_pro is not the name of a module" in note
     assert "model.layers.3.mlp.gate_proj.weight" in note
 
 

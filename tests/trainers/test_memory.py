@@ -37,7 +37,8 @@ def model(known: dict[str, Parameter]) -> ModelInfo:
 def needed(names: Iterable[str], known: dict[str, Parameter], optimizer: str, sharding: Sharding, devices: int) -> int:
     """Bytes on a device to train the named ones of these parameters."""
     info = model(known)
-    return memory.memory(memory.sizes(names, info), memory.sizes(known, info), optimizer, sharding, devices)
+    trained, everything = (memory.parameter_sizes(some, info) for some in (names, known))
+    return memory.bytes_per_device(trained, everything, optimizer, sharding, devices)
 
 
 TRAINED = ["head.weight", "large.weight", "small.weight"]  # 4996 elements

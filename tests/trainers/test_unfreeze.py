@@ -301,10 +301,11 @@ def test_a_tied_parameter_trains_by_any_of_its_names(tmp_path: Path, entry: str)
 def test_a_tied_parameter_is_not_frozen_by_the_name_that_is_not_selected(alone: str) -> None:
     model = llama(tie_word_embeddings=True)
     result = scored(model)
-    assert result.provenance is not None
+    provenance = result.provenance
+    assert provenance is not None
     other = {"head": "embedding", "embedding": "head"}[alone]
     changed: dict[str, Any] = {other: None}
-    one_name = replace(result, provenance=replace(result.provenance, **changed))
+    one_name = replace(result, provenance=replace(provenance, info=replace(provenance.info, **changed)))
     spectrum.unfreeze(model, spectrum.select(one_name, 50))
     assert trainable(model) == {*HALF, "model.embed_tokens.weight"}
 

@@ -1,23 +1,28 @@
-"""Every stored tensor of a checkpoint, and reading one."""
+"""Every stored tensor of a checkpoint, and reading one of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectrum.checkpoint.disk import torch_archive, torch_values
-from spectrum.checkpoint.disk.safetensors_header import TORCH_NAMES, read_safetensors
+from spectrum.checkpoint.disk import safetensors_header, torch_archive
+from spectrum.checkpoint.disk.torch_values import ArchiveError
 from spectrum.checkpoint.disk.weight_files import (
-    _LFS_POINTER,
     DOWNLOAD_AGAIN,
+    PLACEHOLDER_BYTES,
+    LocatedWeights,
     StoredTensor,
-    located,
+    locate_weights,
     open_weights,
+    read_failure,
     refuse_placeholder,
-    unreadable,
 )
+from spectrum.dtypes import SAFETENSORS_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.files import opened
 
@@ -25,54 +30,105 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_TENSORS = 500_000
+_READABLE_DTYPES = frozenset(SAFETENSORS_DTYPES.values())
 
 
-def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint by its key. All headers are read and checked, no weight is.
+class WeightFiles:
+    """The weight files of a model's directory, and the tensors in them, as they were when they were first read.
 
-    Raises CheckpointError, naming the file, for damage of any kind.
+    Each header is read once. If the fingerprint is wanted too, `fingerprint` goes first: it leaves the headers of
+    safetensors files here, for `tensors` to use.
     """
-    files, weight_map = located(directory)
-    by_file: dict[Path, dict[str, StoredTensor]] = {}
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        by_file[file] = _tensors_of(file)
-        tensors.update(by_file[file])
-        if sum(map(len, by_file.values())) > _MOST_TENSORS:
-            raise CheckpointError(f"{directory} holds more tensors than any model has; {DOWNLOAD_AGAIN}")
-    for key, name in weight_map.items():
-        held = by_file[directory / name]
-        if key not in held:
-            found = tensors.get(key)
-            where = f"it is in {found.file.name}" if found else "it is in no shard"
-            raise CheckpointError(f"the index of {directory} puts {key!r} in {name}, but {where}; {DOWNLOAD_AGAIN}")
-        tensors[key] = held[key]
-    return tensors
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._by_file: dict[Path, Mapping[str, StoredTensor]] = {}
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files. Raises CheckpointError if there are none, or if an index names one that is missing."""
+        return self._located.files
+
+    @cached_property
+    def _located(self) -> LocatedWeights:
+        return locate_weights(self.directory)
+
+    def keep(self, file: Path, tensors: Mapping[str, StoredTensor]) -> None:
+        """Keep the tensors of one file. Raises CheckpointError if the files have more than any model."""
+        self._by_file[file] = tensors
+        if sum(map(len, self._by_file.values())) > _MOST_TENSORS:
+            raise CheckpointError(f"{self.directory} holds more tensors than any model has; {DOWNLOAD_AGAIN}")
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Return every tensor by its key. All headers are read and checked, but no weight is read.
+
+        Raises CheckpointError, naming the file, for damage of any kind.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for file in self.files:
+            if file not in self._by_file:
+                self.keep(file, _read_tensors(file))
+            tensors.update(self._by_file[file])
+        for key, name in self._located.weight_map.items():
+            in_shard = self._by_file[self.directory / name]
+            if key not in in_shard:
+                found = tensors.get(key)
+                where = f"it is in {found.file.name}" if found else "it is in no shard"
+                raise CheckpointError(
+                    f"the index of {self.directory} puts {key!r} in {name}, but {where}; {DOWNLOAD_AGAIN}"
+                )
+            tensors[key] = in_shard[key]
+        return tensors
+
+
+def _read_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a file by its key. Raises CheckpointError for damage of any kind."""
+    with open_weights(file) as stream, read_errors(file):
+        if file.suffix == ".safetensors":
+            header = safetensors_header.read_header(file, stream)
+            return safetensors_header.parse_header(file, header, os.fstat(stream.fileno()).st_size)
+        refuse_placeholder(file, stream.read(PLACEHOLDER_BYTES))
+        archived = torch_archive.read_tensors(stream)
+    return {
+        key: StoredTensor(key, file, tensor.dtype, tensor.shape, tensor.offset, tensor.stride)
+        for key, tensor in archived.items()
+    }
+
+
+@contextmanager
+def read_errors(file: Path) -> Iterator[None]:
+    """Raises CheckpointError, naming the file, for an OSError or an ArchiveError in the block."""
+    try:
+        yield
+    except ArchiveError as error:
+        raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {error}") from error
+    except OSError as error:
+        raise read_failure(file, error) from error
 
 
 def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
-    """A stored tensor in its stored dtype, or only row `index` of its first dimension (which is dropped).
+    """Read a stored tensor in its stored dtype, or only row `index` of its first dimension, which is then dropped.
 
-    Reads exactly those bytes, or what lies between the first and the last of them, into memory of its own. Nothing of
-    the file is mapped: a file that is cut in the meantime would end the process. Raises CheckpointError where the file
-    has become unreadable or shorter.
+    Reads the bytes from the first element to the last, and no others, into new memory. Nothing is mapped: if a mapped
+    file is truncated meanwhile, the process dies. Raises CheckpointError if the file can no longer be read, or has
+    become shorter.
     """
     dtype = torch_dtype(tensor)
-    shape, stride, offset = tensor.shape, tensor.stride or _contiguous(tensor.shape), tensor.offset
+    shape, stride, offset = tensor.shape, tensor.stride or _contiguous_stride(tensor.shape), tensor.offset
     if index is not None:
         offset += index * stride[0] * dtype.itemsize
         shape, stride = shape[1:], stride[1:]
     elements = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    return _bytes(tensor, offset, elements * dtype.itemsize).view(dtype).as_strided(shape, stride)
+    return _read_bytes(tensor, offset, elements * dtype.itemsize).view(dtype).as_strided(shape, stride)
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The stride of a tensor without gaps, in elements."""
+def _contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the stride, in elements, of a tensor without gaps."""
     return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
 
 
-def _bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
-    """Some bytes of a tensor's file, as uint8."""
+def _read_bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
+    """Read bytes of a tensor's file, as uint8."""
     import torch
 
     buffer = torch.empty(size, dtype=torch.uint8)
@@ -81,36 +137,22 @@ def _bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
         with opened(tensor.file) as stream:
             stream.seek(offset)
             done = 0
-            while done < size:  # the system hands out 2 GiB at most in one call
-                got = stream.readinto(view[done:])  # type: ignore[attr-defined]
-                if not got:
+            while done < size:  # the system returns 2 GiB at most in one call
+                count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
                     raise CheckpointError(f"{tensor.file} ends within {tensor.key!r}: it was cut while being read")
-                done += got
+                done += count
     except OSError as error:
-        raise unreadable(tensor.file, error) from error
+        raise read_failure(tensor.file, error) from error
     return buffer
 
 
 def torch_dtype(tensor: StoredTensor) -> torch.dtype:
-    """The dtype of a stored tensor. Raises CheckpointError where torch has none of its name."""
+    """Return the dtype of a stored tensor. Raises CheckpointError if this version of torch lacks it."""
     import torch
 
-    # Names come from a file: only those of dtypes are looked up.
-    dtype = getattr(torch, tensor.dtype, None) if tensor.dtype in TORCH_NAMES else None
+    # The name comes from a file, so nothing but the name of a dtype is looked up.
+    dtype = getattr(torch, tensor.dtype, None) if tensor.dtype in _READABLE_DTYPES else None
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{tensor.file} holds {tensor.key!r} as {tensor.dtype}, which torch does not read")
     return dtype
-
-
-def _tensors_of(file: Path) -> dict[str, StoredTensor]:
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    with open_weights(file) as stream:
-        refuse_placeholder(file, stream.read(len(_LFS_POINTER)))
-        try:
-            found = torch_archive.tensors(stream)
-        except torch_values.ArchiveError as error:
-            raise CheckpointError(f"{file} cannot be read as a torch checkpoint of tensors alone: {error}") from error
-        except OSError as error:
-            raise unreadable(file, error) from error
-    return {key: StoredTensor(key, file, it.dtype, it.shape, it.offset, it.stride) for key, it in found.items()}

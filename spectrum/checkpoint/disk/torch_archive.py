@@ -1,7 +1,8 @@
-"""Torch's archives: which tensors a file holds and where in it their bytes lie. Nothing that the file says is run.
+"""torch's archives (`pytorch_model.bin`): which tensors a file holds, and where. Nothing in the file is executed.
 
-Two formats. Since torch 1.6, a zip file of records that are not compressed: `data.pkl` says what there is, `data/<key>`
-are the storages that tensors are views of. Before, five pickles in a row, then the storages. Standard library only.
+There are two formats. Since torch 1.6, an archive is a zip file of uncompressed records: `data.pkl` describes the
+tensors, `data/<key>` are the storages that they are views of. In the older format, five pickles come one after the
+other, and then the storages. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from spectrum.checkpoint.disk import torch_zip
-from spectrum.checkpoint.disk.torch_pickle import MOST_BYTES, follow
-from spectrum.checkpoint.disk.torch_values import ITEM_BYTES, ArchiveError, Storage, Tensor, named_tensors, shown
+from spectrum.checkpoint.disk.torch_pickle import read_pickle
+from spectrum.checkpoint.disk.torch_pickle_machine import MOST_BYTES
+from spectrum.checkpoint.disk.torch_values import ArchiveError, Storage, Tensor, quoted, state_dict_tensors
+from spectrum.dtypes import ITEM_BYTES
 
-__all__ = ["ArchiveError", "ArchivedTensor", "structure", "tensors"]
 _MAGIC = 0x1950A86A20F9469CFC6C
 _FORMAT_BEFORE_ZIP = 1001
-_HEAD_BYTES = 23  # of a file from before zip, as fingerprints have always taken them
+_HEAD_BYTES = 23  # of a file in the older format, which go into its fingerprint
 _FIRST_PICKLE_BYTES = 64
 _NO_ARCHIVE = "it is no archive of torch's"
 
@@ -27,7 +29,11 @@ _NO_ARCHIVE = "it is no archive of torch's"
 class ArchivedTensor:
     """Where an archive keeps a tensor.
 
-    dtype: by torch's name. shape, stride: in elements. offset: of its first element in the file, in bytes.
+    Args:
+        dtype: by torch's name.
+        shape: of the tensor.
+        stride: in elements.
+        offset: of its first element in the file, in bytes.
     """
 
     dtype: str
@@ -36,27 +42,27 @@ class ArchivedTensor:
     offset: int
 
 
-def tensors(stream: BinaryIO) -> dict[str, ArchivedTensor]:
-    """Every tensor of an archive by its name, in the file's order. No tensor's bytes are read.
+def read_tensors(stream: BinaryIO) -> dict[str, ArchivedTensor]:
+    """Return every tensor of an archive by its name, in the file's order. No tensor's bytes are read.
 
-    Every span of them lies within the file as it is now. Raises ArchiveError for anything but a sound archive of a
-    flat mapping of names to dense tensors, OSError as it comes.
+    All of a tensor's bytes lie within the file. Raises ArchiveError unless this is a sound archive of one mapping of
+    names to dense tensors, and OSError if the file cannot be read.
     """
     size = _size(stream)
-    return _zipped_tensors(stream, size) if torch_zip.is_zip(stream) else _older_tensors(stream, size)
+    return _read_zip(stream, size) if torch_zip.is_zip(stream) else _read_older(stream, size)
 
 
-def structure(stream: BinaryIO) -> bytes:
-    """What an archive says of its records: names, sizes and checksums. One from before zip: how it begins.
+def read_structure(stream: BinaryIO) -> bytes:
+    """Return the names, sizes and checksums of an archive's records, or how an archive in the older format begins.
 
-    Raises ArchiveError where there is no sound directory, OSError as it comes.
+    Raises ArchiveError if the archive has no sound directory, and OSError if the file cannot be read.
     """
     size = _size(stream)
     if torch_zip.is_zip(stream):
-        records, _ = torch_zip.directory(stream, size)
+        records, _ = torch_zip.read_directory(stream, size)
         return "\n".join(f"{record.name} {record.size} {record.checksum}" for record in records).encode()
     head = torch_zip.read(stream, 0, min(size, _FIRST_PICKLE_BYTES))
-    _after_magic(head)
+    _skip_magic(head)
     return head[:_HEAD_BYTES]
 
 
@@ -65,9 +71,11 @@ def _size(stream: BinaryIO) -> int:
 
 
 # The zip format.
-def _zipped_tensors(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
-    records, end = torch_zip.directory(stream, size)
-    places = _by_name_within(records, torch_zip.places(stream, records, end))
+
+
+def _read_zip(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
+    records, end = torch_zip.read_directory(stream, size)
+    places = _by_name_in_folder(records, torch_zip.read_places(stream, records, end))
     if "constants.pkl" in places:
         raise ArchiveError("it is a TorchScript program")
     if "data.pkl" not in places:
@@ -77,21 +85,21 @@ def _zipped_tensors(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
     if pickle.size > MOST_BYTES:
         raise ArchiveError(f"its data.pkl is over {MOST_BYTES >> 20} MiB long, which no model's is")
     content = torch_zip.read(stream, pickle.offset, pickle.size)
-    pickled = follow(content, 0, ends_with_view=False)
+    pickled = read_pickle(content, 0, ends_with_view=False)
     if pickled.end != len(content):
         raise ArchiveError("its data.pkl goes on after its end")
     offsets = {key: _place_of(storage, places).offset for key, storage in pickled.storages.items()}
-    return _located(named_tensors(pickled.value), offsets)
+    return _locate(state_dict_tensors(pickled.value), offsets)
 
 
 def _place_of(storage: Storage, places: Mapping[str, torch_zip.Place]) -> torch_zip.Place:
     place = places.get(f"data/{storage.key}")
     if place is None:
-        raise ArchiveError(f"it lacks the data of {shown(storage.key)}")
-    # Torch counts whole elements, and writes all bytes that there are: the base of a view of other bytes may have more.
+        raise ArchiveError(f"it lacks the data of {quoted(storage.key)}")
+    # torch counts whole elements but writes all bytes. A storage of views in several dtypes may have some more.
     if not 0 <= place.size - storage.size < storage.item_bytes:
         raise ArchiveError(
-            f"the data of {shown(storage.key)} is {place.size} bytes long, not {storage.size} as its data.pkl says"
+            f"the data of {quoted(storage.key)} is {place.size} bytes long, not {storage.size} as its data.pkl says"
         )
     return place
 
@@ -106,45 +114,47 @@ def _refuse_other_byte_order(stream: BinaryIO, place: torch_zip.Place | None) ->
         raise ArchiveError("it does not say in which order its bytes are")
 
 
-def _by_name_within(
+def _by_name_in_folder(
     records: Sequence[torch_zip.Record], places: Sequence[torch_zip.Place]
 ) -> dict[str, torch_zip.Place]:
-    """Places by their names within the archive's one folder, which torch takes from the first record."""
+    """Return the places of records by their names in the archive's one folder. torch takes it from the first record."""
     folder = f"{records[0].name.partition('/')[0]}/"
     for record in records:
         if not record.name.startswith(folder):
-            raise ArchiveError(f"its record {shown(record.name)} is not in its folder {shown(folder)}")
+            raise ArchiveError(f"its record {quoted(record.name)} is not in its folder {quoted(folder)}")
     return {record.name[len(folder) :]: place for record, place in zip(records, places, strict=True)}
 
 
-# The format from before zip.
-def _older_tensors(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
+# The older format.
+
+
+def _read_older(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
     content = torch_zip.read(stream, 0, min(size, MOST_BYTES))
-    at = _after_magic(content)
-    version, at = _plain(content, at)
+    at = _skip_magic(content)
+    version, at = _read_plain_pickle(content, at)
     if version != _FORMAT_BEFORE_ZIP:
         raise ArchiveError("it is of a version of torch's format that is not known")
-    system, at = _plain(content, at)
+    system, at = _read_plain_pickle(content, at)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ArchiveError("it was written on a big-endian machine, or does not say on which")
-    pickled = follow(content, at, ends_with_view=True)
-    keys, at = _plain(content, pickled.end)
-    return _located(named_tensors(pickled.value), _storage_offsets(stream, at, size, keys, pickled.storages))
+    pickled = read_pickle(content, at, ends_with_view=True)
+    keys, at = _read_plain_pickle(content, pickled.end)
+    return _locate(state_dict_tensors(pickled.value), _storage_offsets(stream, at, size, keys, pickled.storages))
 
 
-def _after_magic(content: bytes) -> int:
-    """Where what follows the first pickle begins."""
+def _skip_magic(content: bytes) -> int:
+    """Return the offset of what follows the first pickle, which must be torch's magic number."""
     if not content.startswith(b"\x80"):
         raise ArchiveError(_NO_ARCHIVE)
-    pickled = follow(content, 0, ends_with_view=True)
+    pickled = read_pickle(content, 0, ends_with_view=True)
     if pickled.value != _MAGIC:
         raise ArchiveError(_NO_ARCHIVE)
     return pickled.end
 
 
-def _plain(content: bytes, at: int) -> tuple[object, int]:
-    """What a pickle without tensors builds, and where what follows it begins."""
-    pickled = follow(content, at, ends_with_view=True)
+def _read_plain_pickle(content: bytes, at: int) -> tuple[object, int]:
+    """Return what a pickle without tensors builds, and the offset of what follows it."""
+    pickled = read_pickle(content, at, ends_with_view=True)
     if pickled.storages:
         raise ArchiveError("it has tensors where none belong")
     return pickled.value, pickled.end
@@ -153,7 +163,15 @@ def _plain(content: bytes, at: int) -> tuple[object, int]:
 def _storage_offsets(
     stream: BinaryIO, at: int, size: int, keys: object, storages: Mapping[str, Storage]
 ) -> dict[str, int]:
-    """Offsets of storages, each with its number of elements before it, which fill the rest of the file."""
+    """Return the offset of each storage by its key. The storages fill the rest of the file.
+
+    Args:
+        stream: the file.
+        at: the offset of the first storage. Each is preceded by its number of elements.
+        size: of the file, in bytes.
+        keys: of the storages, in the file's order.
+        storages: those that tensors are views of.
+    """
     if type(keys) is not list or len(keys) != len(storages):
         raise ArchiveError("it lists other storages than its tensors are views of")
     offsets: dict[str, int] = {}
@@ -166,15 +184,15 @@ def _storage_offsets(
         if at > size:
             raise ArchiveError("it is truncated")
         if int.from_bytes(torch_zip.read(stream, start - 8, 8), "little") != storage.count:
-            raise ArchiveError(f"the data of {shown(storage.key)} has another length than its pickle says")
+            raise ArchiveError(f"the data of {quoted(storage.key)} has another length than its pickle says")
         offsets[storage.key] = start
     if at != size:
         raise ArchiveError("something follows its end")
     return offsets
 
 
-def _located(named: Mapping[str, Tensor], offsets: Mapping[str, int]) -> dict[str, ArchivedTensor]:
-    """Tensors where they are in the file, given the offsets of their storages."""
+def _locate(named: Mapping[str, Tensor], offsets: Mapping[str, int]) -> dict[str, ArchivedTensor]:
+    """Return where each tensor is in the file, given the offsets of the storages."""
     return {
         name: ArchivedTensor(
             dtype=tensor.dtype,

@@ -1,4 +1,7 @@
-"""What a pickle of torch's may build: tensors, storages, and their names. Standard library only."""
+"""What a pickle of torch's may build: tensors, storages, and the names of these. Nothing of torch is imported.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from spectrum.dtypes import ITEM_BYTES
 
 _MOST_DIMENSIONS = 64  # torch's own limit
 _SIZES = 2**63  # every size and every offset is less
+_LARGEST_ITEM = max(ITEM_BYTES.values())
 
-# Bytes per element, by torch's names. The first are those whose storages have a type of their own.
+# Storages of these types have a class of their own. All others are untyped bytes.
 _STORAGE_TYPES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -25,56 +32,35 @@ _STORAGE_TYPES = {
     "ComplexDoubleStorage": "complex128",
     "ComplexFloatStorage": "complex64",
 }
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-    "complex128": 16,
-    "complex64": 8,
-    "complex32": 4,
-    "uint64": 8,
-    "uint32": 4,
-    "uint16": 2,
-    "float8_e4m3fn": 1,
-    "float8_e4m3fnuz": 1,
-    "float8_e5m2": 1,
-    "float8_e5m2fnuz": 1,
-    "float8_e8m0fnu": 1,
-    "float4_e2m1fn_x2": 1,
-    "bits16": 2,
-    "bits8": 1,
-    "bits1x8": 1,
-    "bits2x4": 1,
-    "bits4x2": 1,
-}
-_OTHER_THINGS = "it holds other things than named dense tensors"
+_OTHER_CONTENT = "it holds other things than named dense tensors"
 
 
 class ArchiveError(ValueError):
-    """A file is no sound archive of tensors alone. The message is a reason, to follow the file's name and a colon."""
+    """A file is not a sound archive of tensors alone. The message is a reason, to be put after the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """What a pickle may name. kind: "dictionary", "tensor", "typed tensor", "parameter", "storage" or "dtype".
+    """What a name in a pickle stands for.
 
-    dtype: of a storage, None where that is bytes of any dtype, or the one named.
+    Args:
+        role: what torch would do with it.
+        dtype: of a storage; None if its bytes may be of any dtype. Or the dtype that is named.
     """
 
-    kind: str
+    role: Literal["dictionary", "tensor", "typed tensor", "parameter", "storage", "dtype"]
     dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What tensors are views of. dtype: None for bytes that each tensor takes as its own dtype."""
+    """Bytes that tensors are views of.
+
+    Args:
+        key: the storage's name in the file.
+        dtype: None if each tensor reads the bytes as its own dtype.
+        count: how many elements it has.
+    """
 
     key: str
     dtype: str | None
@@ -82,18 +68,18 @@ class Storage:
 
     @property
     def item_bytes(self) -> int:
-        """Of an element."""
+        """The size of an element, in bytes."""
         return 1 if self.dtype is None else ITEM_BYTES[self.dtype]
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size of the storage, in bytes."""
         return self.count * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """offset: of its first element in its storage, in elements."""
+    """A view of a storage. Offset (of the first element), shape and stride are in elements."""
 
     storage: Storage
     dtype: str
@@ -103,7 +89,7 @@ class Tensor:
 
 
 class OrderedDict(dict[object, object]):
-    """An OrderedDict of the pickle's, which unlike a plain one may carry attributes."""
+    """Stands for a collections.OrderedDict of the pickle. Unlike a plain dictionary, it may have attributes."""
 
     __slots__ = ()
 
@@ -120,97 +106,110 @@ _GLOBALS = {
 }
 
 
-def named_tensors(value: object) -> dict[str, Tensor]:
-    """The tensors of a state dict. Raises ArchiveError where a pickle has built anything else."""
+def lookup_global(module: str, name: str) -> Global:
+    """Return what a name stands for. Raises ArchiveError for all names that tensors do not need."""
+    path = f"{module}.{name}"
+    found = _GLOBALS.get(path)
+    if found is None:
+        raise ArchiveError(f"its pickle names {quoted(path)}, which tensors alone do not need")
+    return found
+
+
+def state_dict_tensors(value: object) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by name. Raises ArchiveError if a pickle has built anything else."""
     if not isinstance(value, dict):
-        raise ArchiveError(_OTHER_THINGS)
-    named = {key: held for key, held in value.items() if isinstance(held, Tensor)}
-    others = {key: held for key, held in value.items() if not isinstance(held, Tensor)}
-    for key, held in others.items():
-        if isinstance(held, dict):
+        raise ArchiveError(_OTHER_CONTENT)
+    tensors = {key: item for key, item in value.items() if isinstance(item, Tensor)}
+    rest = {key: item for key, item in value.items() if not isinstance(item, Tensor)}
+    for key, item in rest.items():
+        if isinstance(item, dict):
             raise ArchiveError(
-                f"its entry {shown(key)} is a dictionary, as training checkpoints have: tensors must be at the top"
+                f"its entry {quoted(key)} is a dictionary, as training checkpoints have: tensors must be at the top"
             )
-    if others:
-        raise ArchiveError(f"{_OTHER_THINGS}, as {shown(next(iter(others)))}")
-    return named
+    if rest:
+        raise ArchiveError(f"{_OTHER_CONTENT}, as {quoted(next(iter(rest)))}")
+    return tensors
 
 
-def shown(name: str) -> str:
-    """A name from a file as a message can have it: printable, and not long."""
+def quoted(name: str) -> str:
+    """Return a name from a file as messages show it: quoted, printable, and not long."""
     return repr(name if len(name) <= 100 else f"{name[:97]}...")
+
+
+def parse_storage(persistent_id: object, *, ends_with_view: bool) -> Storage:
+    """Return the storage of a persistent id: ("storage", its type, its key, its device, its number of elements).
+
+    Args:
+        persistent_id: as the pickle has it.
+        ends_with_view: whether a sixth part says what the storage is a view of. It must be None.
+    """
+    length = 6 if ends_with_view else 5
+    if type(persistent_id) is not tuple or len(persistent_id) != length or persistent_id[0] != "storage":
+        raise ArchiveError("it refers to something else than a storage")
+    if persistent_id[5:] not in ((), (None,)):
+        raise ArchiveError("it has a storage that is a part of another")
+    _, storage_type, key, device, count = persistent_id[:5]
+    is_storage = type(storage_type) is Global and storage_type.role == "storage"
+    if not is_storage or type(key) is not str or type(device) is not str:
+        raise ArchiveError("it has a storage that makes no sense")
+    if type(count) is not int or not _is_size(_LARGEST_ITEM * count):
+        raise ArchiveError("it has a storage whose length makes no sense")
+    return Storage(key, storage_type.dtype, count)
+
+
+def parse_tensor(arguments: Sequence[object], dtype: str | None) -> Tensor:
+    """Return the view of a storage that torch would make with these six arguments.
+
+    The view lies within the storage and has no more elements than that: what is read is no larger than the file.
+    Raises ArchiveError for every other view.
+    """
+    storage, offset, shape, stride, requires_grad, hooks = arguments
+    if type(storage) is not Storage or dtype is None or type(requires_grad) is not bool:
+        raise ArchiveError("it has a tensor that makes no sense")
+    refuse_hooks(hooks)
+    shape, stride = _parse_sizes(shape), _parse_sizes(stride)
+    if len(shape) != len(stride) or type(offset) is not int or not _is_size(offset):
+        raise ArchiveError("it has a tensor whose sizes make no sense")
+    if math.prod(filter(None, shape)) >= _SIZES:
+        raise ArchiveError("it has a tensor larger than any can be")
+    if 0 in shape:  # an empty view may lie anywhere, even outside
+        return Tensor(storage, dtype, 0, shape, stride)
+    capacity = storage.size // ITEM_BYTES[dtype]
+    last = offset + sum(map(operator.mul, (size - 1 for size in shape), stride))
+    if last >= capacity:
+        raise ArchiveError("it has a tensor that reaches beyond its storage")
+    if math.prod(shape) > capacity:
+        raise ArchiveError("it has a tensor that repeats a smaller one")
+    return Tensor(storage, dtype, offset, shape, stride)
+
+
+def _parse_sizes(value: object) -> tuple[int, ...]:
+    if type(value) is not tuple or len(value) > _MOST_DIMENSIONS or not all(map(_is_size, value)):
+        raise ArchiveError("it has a tensor whose sizes make no sense")
+    return value
 
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < _SIZES
 
 
-def _sizes(value: object) -> tuple[int, ...]:
-    if type(value) is not tuple or len(value) > _MOST_DIMENSIONS or not all(map(_is_size, value)):
-        raise ArchiveError("it has a tensor whose sizes make no sense")
-    return value
+def parse_dtype(arguments: Sequence[object]) -> str | None:
+    """Return the dtype of the tensor that torch would make with these arguments, None if they do not fit together.
 
-
-def storage_of(identity: object, *, ends_with_view: bool) -> Storage:
-    """The storage that a persistent id means: what it is, its type, key, device and number of elements."""
-    length = 6 if ends_with_view else 5
-    if type(identity) is not tuple or len(identity) != length or identity[0] != "storage":
-        raise ArchiveError("it refers to something else than a storage")
-    if identity[5:] not in ((), (None,)):
-        raise ArchiveError("it has a storage that is a part of another")
-    _, kind, key, device, count = identity[:5]
-    if type(kind) is not Global or kind.kind != "storage" or type(key) is not str or type(device) is not str:
-        raise ArchiveError("it has a storage that makes no sense")
-    if type(count) is not int or not _is_size(16 * count):  # of the largest elements that there are
-        raise ArchiveError("it has a storage whose length makes no sense")
-    return Storage(key, kind.dtype, count)
-
-
-def tensor_of(arguments: Sequence[object], dtype: str | None) -> Tensor:
-    """A view of a storage. It lies within that, and has no more elements: what is read is no larger than the file."""
-    storage, offset, shape, stride, requires_grad, hooks = arguments
-    if type(storage) is not Storage or dtype is None or type(requires_grad) is not bool:
-        raise ArchiveError("it has a tensor that makes no sense")
-    refuse_hooks(hooks)
-    shape, stride = _sizes(shape), _sizes(stride)
-    if len(shape) != len(stride) or type(offset) is not int or not _is_size(offset):
-        raise ArchiveError("it has a tensor whose sizes make no sense")
-    if math.prod(filter(None, shape)) >= _SIZES:
-        raise ArchiveError("it has a tensor larger than any can be")
-    if 0 in shape:  # may be said to lie anywhere
-        return Tensor(storage, dtype, 0, shape, stride)
-    held = storage.size // ITEM_BYTES[dtype]
-    last = offset + sum(map(operator.mul, (size - 1 for size in shape), stride))
-    if last >= held:
-        raise ArchiveError("it has a tensor that reaches beyond its storage")
-    if math.prod(shape) > held:
-        raise ArchiveError("it has a tensor that repeats a smaller one")
-    return Tensor(storage, dtype, offset, shape, stride)
-
-
-def refuse_hooks(hooks: object) -> None:
-    """Raises ArchiveError unless a tensor's hooks are an empty OrderedDict."""
-    if type(hooks) is not OrderedDict or hooks:
-        raise ArchiveError("it has a tensor with hooks")
-
-
-def dtype_of(arguments: Sequence[object]) -> str | None:
-    """Of a tensor that is to be: its storage's, or the seventh argument's where that has none. None: neither is so."""
+    It is the storage's; if that has none, it is the seventh argument.
+    """
     storage = arguments[0]
     if type(storage) is not Storage:
         return None
     if len(arguments) == 6:
         return storage.dtype
     named = arguments[6]
-    if type(named) is not Global or named.kind != "dtype" or storage.dtype is not None:
+    if type(named) is not Global or named.role != "dtype" or storage.dtype is not None:
         return None
     return named.dtype
 
 
-def named_global(module: str, name: str) -> Global:
-    """What a pickle may name. Raises ArchiveError for any other name."""
-    full = f"{module}.{name}"
-    known = _GLOBALS.get(full)
-    if known is None:
-        raise ArchiveError(f"its pickle names {shown(full)}, which tensors alone do not need")
-    return known
+def refuse_hooks(hooks: object) -> None:
+    """Raises ArchiveError unless a tensor's hooks are an empty OrderedDict."""
+    if type(hooks) is not OrderedDict or hooks:
+        raise ArchiveError("it has a tensor with hooks")

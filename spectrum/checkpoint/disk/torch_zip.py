@@ -1,6 +1,6 @@
-"""The directory of a zip file of torch's: names, sizes and places of its records, which are not compressed.
+"""The directory of a zip file that torch has written: names, sizes and places of its records, which are uncompressed.
 
-There is one way only to find each: any other reader sees the same ones. Standard library only.
+Files that two readers could read differently are refused, so every reader sees the same records. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from spectrum.checkpoint.disk.torch_values import ArchiveError, shown
+from spectrum.checkpoint.disk.torch_values import ArchiveError, quoted
 
 _MOST_DIRECTORY_BYTES = 16 << 20
 _MOST_RECORDS = 200_000
 
-# The parts of a zip file.
+# The parts of a zip file, as its specification (APPNOTE.TXT) lays them out.
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
@@ -23,15 +23,23 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _LOCAL_SIGN, _ENTRY_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_SIGN, _LOCATOR64_SIGN = b"PK\6\6", b"PK\6\7"
-_ALL_ONES_16, _ALL_ONES_32 = 0xFFFF, 0xFFFFFFFF  # "more than fits here: see elsewhere"
+_ALL_ONES_16, _ALL_ONES_32 = 0xFFFF, 0xFFFFFFFF  # the number does not fit, and is in a wider field elsewhere
 _SIZES_FOLLOW, _IS_UTF8 = 1 << 3, 1 << 11
-_WIDE_FIELD = 1
+_WIDE_FIELD = 1  # its number among the extra fields
 _DAMAGED = "its directory is damaged"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record of a zip file, as its directory has it. stored_name: as bytes. header: the offset of its own header."""
+    """A record of a zip file, as its directory describes it.
+
+    Args:
+        name: decoded.
+        stored_name: as the file has it.
+        size: of its data, in bytes.
+        checksum: of its data, CRC-32.
+        header: the offset of its own header, which its data follows.
+    """
 
     name: str
     stored_name: bytes
@@ -42,52 +50,57 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where bytes lie in the file."""
+    """Where bytes lie in the file: their offset, and how many they are."""
 
     offset: int
     size: int
 
 
 def is_zip(stream: BinaryIO) -> bool:
-    """As torch tells: by how the file begins. So nothing lies before the archive either."""
+    """Whether torch would read this as a zip file: by its first bytes. So nothing can precede the archive."""
     stream.seek(0)
     return stream.read(len(_LOCAL_SIGN)) == _LOCAL_SIGN
 
 
-def directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
-    """All records of a zip file in their order, and where its directory begins. Their own headers are not looked at.
+def read_directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
+    """Return all records of a zip file in order, and the offset of its directory. Their own headers are not read.
 
-    There is one way only to find the directory: any other reader sees the same one.
+    Args:
+        stream: the file.
+        size: of the file, in bytes.
     """
     count, length, offset = _directory_place(stream, size)
     if count > _MOST_RECORDS or length > _MOST_DIRECTORY_BYTES:
         raise ArchiveError(f"its directory lists {count} records in {length} bytes, which no model's does")
     if not count:
         raise ArchiveError("it is an empty zip file")
-    records = _records(read(stream, offset, length), count)
-    # Torch looks names up without regard to case.
+    records = _parse_records(read(stream, offset, length), count)
+    # torch ignores case when it looks up a name.
     if len({record.stored_name.lower() for record in records}) != count:
         raise ArchiveError("it has two records of one name")
     return records, offset
 
 
-def places(stream: BinaryIO, records: Sequence[Record], end: int) -> list[Place]:
-    """Where the data of each record lies: by its own header, which agrees with the directory. No two overlap."""
+def read_places(stream: BinaryIO, records: Sequence[Record], end: int) -> list[Place]:
+    """Return where the data of each record lies, by its own header, which must agree with the directory.
+
+    Raises ArchiveError if two records overlap, or if one reaches beyond `end`, where the directory begins.
+    """
     places: dict[str, Place] = {}
     free = 0
     for record in sorted(records, key=lambda record: record.header):
         if record.header < free or (not places and record.header):
-            raise ArchiveError(f"its record {shown(record.name)} overlaps another, or does not begin where it should")
+            raise ArchiveError(f"its record {quoted(record.name)} overlaps another, or does not begin where it should")
         offset = _data_offset(stream, record, end)
         free = offset + record.size
         if free > end:
-            raise ArchiveError(f"its record {shown(record.name)} reaches beyond the records")
+            raise ArchiveError(f"its record {quoted(record.name)} reaches beyond the records")
         places[record.name] = Place(offset, record.size)
     return [places[record.name] for record in records]
 
 
 def read(stream: BinaryIO, offset: int, length: int) -> bytes:
-    """Bytes of a file. Raises ArchiveError where it has become shorter."""
+    """Read bytes of a file. Raises ArchiveError if it has become shorter."""
     stream.seek(offset)
     content = stream.read(length)
     if len(content) != length:
@@ -96,7 +109,7 @@ def read(stream: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def _directory_place(stream: BinaryIO, size: int) -> tuple[int, int, int]:
-    """The number of records, and length and offset of the directory. It ends where the end records begin."""
+    """Return the number of records, and the length and the offset of the directory, which the end records follow."""
     end = size - _END.size
     if end < 0:
         raise ArchiveError("it is truncated")
@@ -123,7 +136,7 @@ def _wide_directory_place(stream: BinaryIO, end: int, locator: bytes) -> tuple[i
         raise ArchiveError("its end record is not where its locator puts it")
     content = read(stream, end, _END64.size)
     sign, rest, _, _, disk, first_disk, here, count, length, offset = _END64.unpack(content)
-    if sign != _END64_SIGN or rest != _END64.size - 12:  # its sign and this number are not counted
+    if sign != _END64_SIGN or rest != _END64.size - 12:  # the size leaves out the sign and itself
         raise ArchiveError("its end record is damaged")
     _refuse_parts(disk, first_disk, here, count)
     return count, length, offset
@@ -134,19 +147,19 @@ def _refuse_parts(disk: int, first_disk: int, here: int, count: int) -> None:
         raise ArchiveError("it is one part of a zip file in several parts")
 
 
-def _records(directory: bytes, count: int) -> list[Record]:
+def _parse_records(directory: bytes, count: int) -> list[Record]:
     records = []
     at = 0
     for _ in range(count):
-        record, at = _record(directory, at)
+        record, at = _parse_record(directory, at)
         records.append(record)
     if at != len(directory):
         raise ArchiveError(_DAMAGED)
     return records
 
 
-def _record(directory: bytes, at: int) -> tuple[Record, int]:
-    """The record whose entry is there, and where the next begins."""
+def _parse_record(directory: bytes, at: int) -> tuple[Record, int]:
+    """Return the record whose entry begins at this offset, and the offset of the next entry."""
     if len(directory) - at < _ENTRY.size:
         raise ArchiveError(_DAMAGED)
     fields = _ENTRY.unpack_from(directory, at)
@@ -160,32 +173,32 @@ def _record(directory: bytes, at: int) -> tuple[Record, int]:
     after = name_end + extra_length + comment_length
     if sign != _ENTRY_SIGN or disk:
         raise ArchiveError(_DAMAGED)
-    name = _record_name(stored_name, flags)
-    size, packed, header = _widened(extra, (size, packed, header))
+    name = _decode_name(stored_name, flags)
+    size, packed, header = _widen(extra, (size, packed, header))
     _refuse_packed(name, flags, method)
     if packed != size:
-        raise ArchiveError(f"its record {shown(name)} has two sizes")
+        raise ArchiveError(f"its record {quoted(name)} has two sizes")
     return Record(name, stored_name, size, checksum, header), after
 
 
-def _record_name(stored: bytes, flags: int) -> str:
-    # Without the flag, names other than ASCII depend on the reader.
+def _decode_name(stored: bytes, flags: int) -> str:
+    # Without the flag, readers differ in how they decode a name that is not ASCII.
     try:
         name = stored.decode("utf-8" if flags & _IS_UTF8 else "ascii")
     except UnicodeDecodeError:
         raise ArchiveError("it has a record whose name is not text") from None
     if "\0" in name:
-        raise ArchiveError(f"its record {shown(name)} has a name that some readers cut short")
+        raise ArchiveError(f"its record {quoted(name)} has a name that some readers cut short")
     return name
 
 
 def _refuse_packed(name: str, flags: int, method: int) -> None:
     if method or flags & ~(_SIZES_FOLLOW | _IS_UTF8):
-        raise ArchiveError(f"its record {shown(name)} is compressed or encrypted, which torch's are not")
+        raise ArchiveError(f"its record {quoted(name)} is compressed or encrypted, which torch's are not")
 
 
-def _widened(extra: bytes, values: Sequence[int]) -> list[int]:
-    """Numbers of a header, those that did not fit into 32 bits from the field that follows it."""
+def _widen(extra: bytes, values: Sequence[int]) -> list[int]:
+    """Return the numbers of a header. Those that do not fit into 32 bits are taken from its extra field."""
     if _ALL_ONES_32 not in values:
         return list(values)
     wide = _wide_field(extra)
@@ -196,29 +209,31 @@ def _widened(extra: bytes, values: Sequence[int]) -> list[int]:
 
 
 def _wide_field(extra: bytes) -> bytes:
+    """Return the part of a header's extra field that holds wide numbers."""
     at = 0
     while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
+        field_id, length = struct.unpack_from("<2H", extra, at)
         at += 4
-        if kind == _WIDE_FIELD:
+        if field_id == _WIDE_FIELD:
             return extra[at : at + length]
         at += length
     return b""
 
 
 def _data_offset(stream: BinaryIO, record: Record, end: int) -> int:
+    """Return where a record's data begins. Raises ArchiveError if its own header disagrees with the directory."""
     name_end = record.header + _LOCAL.size + len(record.stored_name)
     if name_end > end:
-        raise ArchiveError(f"its record {shown(record.name)} reaches beyond the records")
+        raise ArchiveError(f"its record {quoted(record.name)} reaches beyond the records")
     header = read(stream, record.header, name_end - record.header)
     sign, _, flags, method, _, _, _, packed, size, name_length, extra_length = _LOCAL.unpack_from(header)
     if sign != _LOCAL_SIGN or name_length != len(record.stored_name) or header[_LOCAL.size :] != record.stored_name:
-        raise ArchiveError(f"its record {shown(record.name)} is not where its directory puts it")
+        raise ArchiveError(f"its record {quoted(record.name)} is not where its directory puts it")
     _refuse_packed(record.name, flags, method)
     offset: int = name_end + extra_length
     if _ALL_ONES_32 in (size, packed):
-        size, packed = _widened(read(stream, name_end, extra_length), (size, packed))
-    unknown_yet = {0} if flags & _SIZES_FOLLOW else set()
-    if not {size, packed} <= {record.size} | unknown_yet:
-        raise ArchiveError(f"its record {shown(record.name)} has two sizes")
+        size, packed = _widen(read(stream, name_end, extra_length), (size, packed))
+    not_yet_known = {0} if flags & _SIZES_FOLLOW else set()
+    if not {size, packed} <= {record.size} | not_yet_known:
+        raise ArchiveError(f"its record {quoted(record.name)} has two sizes")
     return offset

@@ -1,4 +1,8 @@
-"""A model directory's weight files: which they are, and whether they are whole."""
+"""START HERE. Which files of a model's directory hold its weights, and are they whole?
+
+`tensors` then reads what the files say of their tensors: the headers of safetensors files (`safetensors_header`), the
+pickles in torch's archives (`torch_archive`). `fingerprint` notices weights that have changed.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ MOST_FILES = 2_000
 # In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
+PLACEHOLDER_BYTES = len(_LFS_POINTER)  # that `refuse_placeholder` needs to see
 DOWNLOAD_AGAIN = "download the model again"
 _SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
 
@@ -25,8 +30,13 @@ _SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
 class StoredTensor:
     """Where a checkpoint keeps a tensor.
 
-    offset: of its first byte in the file. stride: in elements, of a tensor in a torch archive; None for rows that
-    follow one another without gaps.
+    Args:
+        key: the tensor's name in the file.
+        file: the file that holds it.
+        dtype: by torch's name, or by the file's if torch has none.
+        shape: as stored.
+        offset: of its first byte in the file.
+        stride: in elements; None if the elements follow one another without gaps, as in safetensors files.
     """
 
     key: str
@@ -37,22 +47,43 @@ class StoredTensor:
     stride: tuple[int, ...] | None = None
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, as transformers chooses them: safetensors before torch archives.
+@dataclass(frozen=True, slots=True)
+class LocatedWeights:
+    """The files that hold a checkpoint's weights.
 
-    Raises CheckpointError where there are none, or an index names one that is missing.
+    Args:
+        files: in order of their names.
+        weight_map: the name of the file for each key, as an index has it; empty for a single file.
     """
-    files, _ = located(directory)
-    return files
+
+    files: tuple[Path, ...]
+    weight_map: Mapping[str, str]
+
+
+def locate_weights(directory: Path) -> LocatedWeights:
+    """Find the weight files that transformers would load: safetensors before torch archives.
+
+    Raises CheckpointError if there are none, or if an index names one that is missing.
+    """
+    for name in SINGLE_FILES:
+        single = directory / name
+        index = directory / f"{name}.index.json"
+        if single.exists():
+            return LocatedWeights((single,), {})
+        if index.exists():
+            weight_map = _read_weight_map(index)
+            files = tuple(directory / name for name in sorted(set(weight_map.values())))
+            return LocatedWeights(files, weight_map)
+    raise CheckpointError(no_weights_reason(str(directory), {path.name for path in directory.iterdir()}))
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has a weight file, or an index of some, whatever their state."""
+    """Whether a directory has a weight file or the index of some, damaged or not."""
     return any((directory / f"{name}{end}").exists() for name in SINGLE_FILES for end in ("", ".index.json"))
 
 
-def other_than_a_model(where: str, names: Collection[str]) -> str | None:
-    """What a place that holds these files, but not those of a model, is known to be instead."""
+def not_a_model_reason(where: str, names: Collection[str]) -> str | None:
+    """Return what a place with these files holds instead of a model, None if that is not known."""
     if "adapter_config.json" in names:
         return f"{where} holds an adapter, not a model; merge it into its base model, or scan that"
     if any(name.endswith(".gguf") for name in names):
@@ -60,68 +91,65 @@ def other_than_a_model(where: str, names: Collection[str]) -> str | None:
     return None
 
 
-def why_no_weights(where: str, names: Collection[str]) -> str:
-    """What a place that holds these files, but no weights that transformers would load, is instead."""
-    if other := other_than_a_model(where, names):
-        return other
-    others = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")))
-    if others:
+def no_weights_reason(where: str, names: Collection[str]) -> str:
+    """Return a message for a place with these files, none of which are weights that transformers would load."""
+    if reason := not_a_model_reason(where, names):
+        return reason
+    endings = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+    similar = sorted(name for name in names if name.endswith(endings))
+    if similar:
         return (
-            f"{where} has weight files ({', '.join(others[:3])}) but neither model.safetensors, pytorch_model.bin "
+            f"{where} has weight files ({', '.join(similar[:3])}) but neither model.safetensors, pytorch_model.bin "
             f"nor an index of either; {_SCAN_A_MODEL}"
         )
     return f"{where} has no weight files (model.safetensors, pytorch_model.bin, or shards with an index)"
 
 
-def located(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
-    """Weight files, and the index's placement of keys in them."""
-    for name in SINGLE_FILES:
-        single = directory / name
-        index = directory / f"{name}.index.json"
-        if single.exists():
-            return [single], {}
-        if index.exists():
-            weight_map = _weight_map(index)
-            return [directory / name for name in sorted(set(weight_map.values()))], weight_map
-    raise CheckpointError(why_no_weights(str(directory), {path.name for path in directory.iterdir()}))
-
-
-def _weight_map(index: Path) -> Mapping[str, str]:
+def _read_weight_map(index: Path) -> Mapping[str, str]:
     try:
         content = parse_json(read(index, MAX_INDEX_BYTES))
     except OSError as error:
-        raise unreadable(index, error) from error
+        raise read_failure(index, error) from error
     except ValueError as error:
         raise CheckpointError(f"{index} is not valid JSON ({error}); {DOWNLOAD_AGAIN}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of keys to shard names; {DOWNLOAD_AGAIN}")
-    names = sorted(set(weight_map.values()))
+    _check_shards(index, sorted(set(weight_map.values())))
+    return weight_map
+
+
+def _check_shards(index: Path, names: Collection[str]) -> None:
+    """Raises CheckpointError unless these are the names of as many different files in the index's directory."""
     if len(names) > MOST_FILES:
         raise CheckpointError(f"{index} names {len(names)} files, more than any model has; {DOWNLOAD_AGAIN}")
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
-        if not _is_there(index.parent / name):
+        if not _exists(index.parent / name):
             raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {DOWNLOAD_AGAIN}")
     by_identity: dict[tuple[int, int], str] = {}
     for name in names:
         status = os.stat(index.parent / name)
-        other = by_identity.setdefault((status.st_dev, status.st_ino), name)
-        if other != name:
-            raise CheckpointError(f"{index} names {other} and {name}, which are one and the same file")
-    return weight_map
+        first = by_identity.setdefault((status.st_dev, status.st_ino), name)
+        if first != name:
+            raise CheckpointError(f"{index} names {first} and {name}, which are one and the same file")
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long to be one
+    except OSError:  # the name is too long
         return False
 
 
 def refuse_placeholder(file: Path, head: bytes) -> None:
-    """Raises CheckpointError for an empty file and for a Git LFS pointer."""
+    """Raises CheckpointError if a file is empty or a Git LFS pointer.
+
+    Args:
+        file: for the message.
+        head: its first `PLACEHOLDER_BYTES` bytes, or more.
+    """
     if not head:
         raise CheckpointError(f"{file} is empty; {DOWNLOAD_AGAIN}")
     if head.startswith(_LFS_POINTER):
@@ -129,13 +157,13 @@ def refuse_placeholder(file: Path, head: bytes) -> None:
 
 
 def open_weights(file: Path) -> BinaryIO:
-    """A weight file, open for reading. Raises CheckpointError."""
+    """Open a weight file for reading. Raises CheckpointError if that is not possible."""
     try:
         return opened(file)
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise read_failure(file, error) from error
 
 
-def unreadable(file: Path, error: OSError) -> CheckpointError:
-    """The error for a file that cannot be read."""
+def read_failure(file: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file that cannot be read."""
     return CheckpointError(f"cannot read {file}: {error.strerror or error}")

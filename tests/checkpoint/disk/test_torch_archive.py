@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spectrum.checkpoint.disk import torch_archive, torch_pickle, torch_values, torch_zip
+from spectrum import dtypes
+from spectrum.checkpoint.disk import torch_archive, torch_pickle, torch_pickle_machine, torch_values, torch_zip
 from spectrum.checkpoint.disk.torch_archive import ArchivedTensor
 from spectrum.checkpoint.disk.torch_values import ArchiveError
 
@@ -48,7 +49,7 @@ def saved(content: object, *, layout: str = "zip", protocol: int = 2) -> bytes:
 
 
 def found(content: bytes) -> dict[str, ArchivedTensor]:
-    return torch_archive.tensors(io.BytesIO(content))
+    return torch_archive.read_tensors(io.BytesIO(content))
 
 
 def read_at(stream: BinaryIO, tensor: ArchivedTensor) -> torch.Tensor:
@@ -174,7 +175,7 @@ def test_every_dtype_that_torch_saves_is_read_as_torch_reads_it(dtype: str) -> N
 
 
 def test_the_bytes_per_element_are_torchs() -> None:
-    known = {name: size for name, size in torch_values.ITEM_BYTES.items() if name in TORCH_DTYPES}
+    known = {name: size for name, size in dtypes.ITEM_BYTES.items() if name in TORCH_DTYPES}
     assert known == {name: getattr(torch, name).itemsize for name in known}
     assert set(DTYPES) <= set(known)
 
@@ -235,7 +236,7 @@ def test_the_structure_of_a_zip_file_is_its_directory(state: str) -> None:
     content = saved(SOUND[state]())
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         expected = "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in archive.infolist())
-    assert torch_archive.structure(io.BytesIO(content)) == expected.encode()
+    assert torch_archive.read_structure(io.BytesIO(content)) == expected.encode()
 
 
 def test_an_archive_whose_folder_is_named_other_than_in_ascii_is_read() -> None:
@@ -245,13 +246,13 @@ def test_an_archive_whose_folder_is_named_other_than_in_ascii_is_read() -> None:
             archive.writestr(name.replace("archive", "modèle"), plain.read(name))
         expected = "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in archive.infolist())
     assert "modèle/data.pkl" in expected
-    assert torch_archive.structure(stream) == expected.encode()
+    assert torch_archive.read_structure(stream) == expected.encode()
     assert_same(read(stream.getvalue()), loaded(stream.getvalue()))
 
 
 def test_the_structure_of_a_file_from_before_zip_is_its_first_bytes() -> None:
     expected = b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3.\x80\2"
-    assert torch_archive.structure(io.BytesIO(saved(SOUND["a state dict"](), layout="legacy"))) == expected
+    assert torch_archive.read_structure(io.BytesIO(saved(SOUND["a state dict"](), layout="legacy"))) == expected
 
 
 # Archives made by hand. A pickle is written here as torch writes it, each part to be replaced by a harmful one.
@@ -617,7 +618,7 @@ LIMITS = {
 
 
 def set_limit(monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
-    for module in (torch_archive, torch_pickle, torch_values, torch_zip):
+    for module in (torch_archive, torch_pickle, torch_pickle_machine, torch_values, torch_zip):
         if hasattr(module, limit):
             monkeypatch.setattr(module, limit, value)
 
@@ -930,13 +931,13 @@ def test_tensors_on_both_sides_of_4_gib_are_found(tmp_path: Path, gap: int) -> N
     write_wide(file, gap)
     expected = torch.load(file, weights_only=True, mmap=True)
     with file.open("rb") as stream:
-        places = torch_archive.tensors(stream)
+        places = torch_archive.read_tensors(stream)
         assert_same({name: read_at(stream, place) for name, place in places.items()}, expected)
         assert expected["a"].tolist() == [-2.0, 1.5]
         assert places["b"].offset > gap
         with zipfile.ZipFile(file) as archive:
             listed = "\n".join(f"{r.filename} {r.file_size} {r.CRC}" for r in archive.infolist())
-        assert torch_archive.structure(stream) == listed.encode()
+        assert torch_archive.read_structure(stream) == listed.encode()
 
 
 # Files from before zip.
@@ -993,7 +994,7 @@ def test_a_file_from_before_zip_that_torch_does_not_write_is_refused(harm: str) 
 def test_what_is_no_archive_is_refused_for_its_structure_too(content: bytes) -> None:
     refused(content)
     with pytest.raises(ArchiveError):
-        torch_archive.structure(io.BytesIO(content))
+        torch_archive.read_structure(io.BytesIO(content))
 
 
 # Damage of any kind.
@@ -1020,7 +1021,7 @@ def test_a_file_that_becomes_shorter_meanwhile_is_refused() -> None:
 
     for content in (PLAIN, saved(views(), layout="legacy")):
         with pytest.raises(ArchiveError):
-            torch_archive.tensors(Shrinking(content))
+            torch_archive.read_tensors(Shrinking(content))
 
 
 SAMPLES = [
@@ -1090,7 +1091,7 @@ def test_what_is_found_in_a_damaged_file_is_what_torch_finds() -> None:
     @given(damaged())
     def attempt(content: bytes) -> None:
         with suppress(ArchiveError):
-            torch_archive.structure(io.BytesIO(content))
+            torch_archive.read_structure(io.BytesIO(content))
         outcomes[comparison(content)] += 1
 
     attempt()

@@ -9,17 +9,22 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import fingerprint, safetensors_header, weight_files
-from spectrum.checkpoint.disk.tensors import read_tensor, stored_tensors
+from spectrum.checkpoint.disk.tensors import WeightFiles, read_tensor
+from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
+from tests.helpers.paths import TINY_LLAMA
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 LATER_FLOATS = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")  # later than the legacy format
@@ -44,6 +49,10 @@ def random_bits(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     kind: torch.dtype = getattr(torch, dtype)
     values = torch.randint(0, 256, (math.prod(shape) * kind.itemsize,), dtype=torch.uint8)
     return values.view(kind).reshape(shape)
+
+
+def stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
+    return WeightFiles(directory).tensors()
 
 
 def sample_state() -> State:
@@ -167,7 +176,7 @@ def test_files_are_chosen_in_the_order_of_transformers(tmp_path: Path) -> None:
     for i, file in enumerate(first_file.values()):
         stored = stored_tensors(tmp_path)
         assert read_tensor(stored["w"]).tolist() == [i, i]
-        assert weight_files.weight_files(tmp_path) == [stored["w"].file]
+        assert [*weight_files.locate_weights(tmp_path).files] == [stored["w"].file]
         (tmp_path / file).unlink()
 
 
@@ -300,9 +309,9 @@ def test_the_smallest_sound_file_is_not_refused(tmp_path: Path) -> None:
 def test_a_header_over_the_formats_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors_bytes({"w": entry()}, EIGHT))
-    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", file.stat().st_size - 8 - len(EIGHT))
     assert set(stored_tensors(tmp_path)) == {"w"}
-    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", safetensors_header.MAX_HEADER_BYTES - 1)
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", safetensors_header.MAX_HEADER_BYTES - 1)
     refuses(tmp_path, file)
 
 
@@ -433,7 +442,7 @@ def test_a_shard_outside_the_directory_is_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", ["model-7.safetensors", "x" * 300, "two\nlines"], ids=["absent", "too-long", "lines"])
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with_index(tmp_path, {"weight_map": {"a": "model-0.safetensors", "b": name}})
-    for use in (stored_tensors, weight_files.weight_files, fingerprint.fingerprint):
+    for use in (stored_tensors, weight_files.locate_weights, fingerprint.fingerprint):
         with pytest.raises(CheckpointError) as refusal:
             use(tmp_path)
         assert name.replace("\n", r"\n") in str(refusal.value)
@@ -560,6 +569,46 @@ def test_a_real_archive_with_some_bytes_changed_is_read_or_refused(
 def test_an_index_of_odd_values_is_refused(tmp_path: Path, content: object) -> None:
     with_index(tmp_path, content)
     assert reads_or_refuses(tmp_path, tmp_path) is None
+
+
+# Each header is read once.
+
+
+@pytest.fixture
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the safetensors files whose headers are read, as often as they are."""
+    names: list[str] = []
+    read_header = safetensors_header.read_header
+
+    def recorded(file: Path, stream: BinaryIO) -> bytes:
+        names.append(file.name)
+        return read_header(file, stream)
+
+    monkeypatch.setattr(safetensors_header, "read_header", recorded)
+    return names
+
+
+@pytest.fixture
+def sharded_model(tmp_path: Path) -> Path:
+    transformers.LlamaForCausalLM.from_pretrained(TINY_LLAMA).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len([*tmp_path.glob("*.safetensors")]) > 2
+    return tmp_path
+
+
+def test_opening_a_checkpoint_reads_each_header_once(sharded_model: Path, headers_read: list[str]) -> None:
+    opened = open_checkpoint(str(sharded_model))
+    assert sorted(headers_read) == sorted(file.name for file in sharded_model.glob("*.safetensors"))
+    assert opened.provenance.fingerprint == fingerprint.fingerprint(sharded_model)
+
+
+def test_a_resolved_model_reads_each_header_once(sharded_model: Path, headers_read: list[str]) -> None:
+    resolved = hub.resolve_local(str(sharded_model))
+    assert resolved is not None
+    expected = resolved.fingerprint  # as the check of a cached scan asks for it
+    opened = [open_checkpoint(str(sharded_model), resolved=resolved) for _ in range(2)]
+    assert sorted(headers_read) == sorted(file.name for file in sharded_model.glob("*.safetensors"))
+    assert [checkpoint.provenance.fingerprint for checkpoint in opened] == [expected] * 2
+    assert opened[0].weights == open_checkpoint(str(sharded_model)).weights
 
 
 # The fingerprint.

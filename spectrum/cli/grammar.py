@@ -1,0 +1,205 @@
+"""Which options does the command have, and what do they mean? The grammar, in the groups that --help shows."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from spectrum.compute.batches import parse_batch_size
+from spectrum.selection import selection
+from spectrum.text import in_line
+from spectrum.trainers import formats
+from spectrum.version import __version__
+
+_DESCRIPTION = """\
+Score the weight matrices of a Hugging Face model by their signal-to-noise
+ratio, and write the list of layers to train: the best of each layer type.
+Method: https://arxiv.org/abs/2406.06623
+Options also work with underscores: --top_percent."""
+
+_EXAMPLES = """\
+examples:
+  spectrum --model-name org/model --top-percent 25
+  spectrum --model-name path/to/model --layer-types 'mlp.*' --format peft
+  spectrum --model-name org/model --check config.yaml"""
+
+_FORMATS = tuple(formats.FORMATS)
+_MOST_GPUS = 1_000_000
+_WIDEST_OPTION = 30  # columns of --help, so that all but the longest have their text beside them
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line. Parsed arguments hold only options that were given: no defaults."""
+    grammar = _Parser(
+        prog="spectrum",
+        usage="%(prog)s --model-name NAME_OR_PATH [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_WIDEST_OPTION),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    _add_what_to_scan(grammar.add_argument_group("what to scan"))
+    _add_what_to_select(grammar.add_argument_group("what to select"))
+    _add_what_to_write(grammar.add_argument_group("what to write"))
+    _add_where_to_run(grammar.add_argument_group("where to run"))
+    _add_other_modes(grammar.add_argument_group("other things to do, in place of a selection"))
+    _add_general(grammar.add_argument_group("general"))
+    return grammar
+
+
+def hyphenated(argv: Sequence[str]) -> list[str]:
+    """Arguments with hyphens for underscores in the names of long options; values stay as they are."""
+    tokens = []
+    for token in argv:
+        name, equals, value = token.partition("=")
+        tokens.append(f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else token)
+    return tokens
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {in_line(message)} (see {self.prog} --help)\n")
+
+
+def _add_what_to_scan(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model-name",
+        type=_model_name,
+        metavar="NAME_OR_PATH",
+        help="local directory or Hugging Face repository (required)",
+    )
+    group.add_argument(
+        "--layer-types",
+        nargs="+",
+        metavar="TYPE",
+        help="layer types to scan: exact, patterns ('mlp.*') or all (asked on a terminal; default: all)",
+    )
+    group.add_argument("--rescan", action="store_true", help="ignore a cached scan")
+    group.add_argument("--revision", metavar="REV", help="Hub branch, tag or commit (default: the repository's own)")
+    group.add_argument(
+        "--model-class",
+        metavar="CLASS",
+        help="transformers class that gives the names (default: from the checkpoint's config)",
+    )
+    group.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
+
+
+def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
+    share = group.add_mutually_exclusive_group()
+    share.add_argument(
+        "--top-percent",
+        type=_percent,
+        metavar="P",
+        help=f"percent of each layer type to train, at most 100 (default: {selection.DEFAULT_PERCENT})",
+    )
+    share.add_argument(
+        "--top-params",
+        type=_percent,
+        metavar="P",
+        help="instead of --top-percent: train at most P percent of all parameters",
+    )
+    group.add_argument(
+        "--no-embeddings",
+        dest="embeddings",
+        action="store_false",
+        help="keep input embedding and output head frozen; otherwise they always train",
+    )
+    group.add_argument(
+        "--compare",
+        type=_model_name,
+        metavar="OTHER",
+        help="also select from another model, or from the JSON file of a scan, and compare",
+    )
+
+
+def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--format",
+        choices=_FORMATS,
+        metavar="FORMAT",
+        help=f"format of the list: {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} (default: axolotl)",
+    )
+    group.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the list and the sorted JSON go (default: the working directory)",
+    )
+    group.add_argument(
+        "--results-dir", type=Path, metavar="DIR", help="where scans are cached (default: model_snr_results)"
+    )
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
+    )
+    group.add_argument(
+        "--training-gpus",
+        type=_gpus,
+        metavar="N",
+        help="GPUs in the estimate of training memory (default: 8)",
+    )
+    group.add_argument("--gpus", dest="training_gpus", type=_gpus, help=argparse.SUPPRESS)  # the former spelling
+
+
+def _add_where_to_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="auto (every visible GPU, else the CPU), cpu, cuda, cuda:1, ... (default: auto)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        metavar="N",
+        help="same-shape matrices decomposed together: a number or auto (asked on a terminal; default: auto)",
+    )
+
+
+def _add_other_modes(group: argparse._ArgumentGroup) -> None:
+    modes = group.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--check", type=Path, metavar="CONFIG", help="check the unfrozen_parameters of a YAML file against the model"
+    )
+    modes.add_argument(
+        "--plot-spectrum",
+        nargs=2,
+        metavar=("LAYER", "FILE"),
+        help="draw the singular values of one layer; LAYER[i] is matrix i of a stack",
+    )
+
+
+def _add_general(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-y", "--yes", action="store_true", help="ask nothing, take the defaults")
+    group.add_argument("-q", "--quiet", action="store_true", help="print only the path of the list or picture")
+    group.add_argument("--version", action="version", version=f"spectrum {__version__}", help="print the version")
+    group.add_argument("-h", "--help", action="help", help="print this help")
+
+
+def _model_name(text: str) -> str:
+    """A model's name without the slash that shells add to the name of a directory."""
+    return text.rstrip("/") or text[:1]
+
+
+def _percent(text: str) -> str:
+    try:
+        return selection.parse_percent(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _gpus(text: str) -> int:
+    if not (re.fullmatch(r"\d{1,9}", text, re.ASCII) and 0 < int(text) <= _MOST_GPUS):
+        raise argparse.ArgumentTypeError(f"a number of GPUs is expected, such as 8, not {text!r}")
+    return int(text)
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    try:
+        return parse_batch_size(text) or "auto"
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

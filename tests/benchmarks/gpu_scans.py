@@ -1,0 +1,167 @@
+"""Steps of `tests.benchmarks.gpu` that scan matrices of real models' shapes from main memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from unittest import mock
+
+import torch
+
+from spectrum.compute import devices, executor, lanes
+from spectrum.compute.batches import plan
+from spectrum.records import LayerWeight
+from tests.benchmarks.gpu import Session
+from tests.benchmarks.hashed_weights import expected, weight
+from tests.benchmarks.reference import snr_float32
+
+Shape = tuple[int, int]
+
+# How many matrices of each shape.
+Counts = Mapping[Shape, int]
+
+# A matrix of each shape.
+Samples = Mapping[Shape, torch.Tensor]
+
+# By name: the matrices of a part of a model, the size of that part, and the numbers of lanes to compare, where None is
+# the number that the tool uses. Each lane gets several batches, or the number of lanes would not matter.
+WORKLOADS: Mapping[str, tuple[Counts, float, Sequence[int | None]]] = {
+    "4096 x 14336": ({(4096, 14336): 16}, 1, (1, 2, None, 6)),
+    "Phi-3.5-mini": (
+        {(9216, 3072): 8, (3072, 3072): 8, (16384, 3072): 8, (3072, 8192): 8},
+        8 / 32,
+        (2, None, 6),
+    ),
+    "Llama-3-70B": (
+        {(8192, 8192): 4, (1024, 8192): 4, (28672, 8192): 4, (8192, 28672): 2},
+        2 / 80,
+        (2, None, 4),
+    ),
+    "Qwen3-30B-A3B": ({(768, 2048): 512, (2048, 768): 256}, 2 / 48, (2, None)),
+}
+
+
+def scan_by_lanes(session: Session) -> None:
+    """Scans of real shapes by the number of lanes, and the time of a whole model that follows."""
+    for name, (full, part, numbers) in WORKLOADS.items():
+        samples, counts = _samples(session, full)
+        half = {shape: count // 2 for shape, count in counts.items()}
+        first = _seconds(_scan(session, samples, half))  # includes what a process does once, so it is not used
+        for number in numbers:
+            row = _scan(session, samples, counts, number)
+            session.note("scan", of=name, lanes=number or "own", **row)
+            if number is None:
+                # Both scans take the same time beside their matrices. A whole model takes it once.
+                of_half = _seconds(_scan(session, samples, half))
+                matrices = max(0.0, _seconds(row) - of_half) * 2 / part
+                overhead = max(0.0, 2 * of_half - _seconds(row))
+                session.note("whole model", of=name, seconds=matrices + overhead, first=first)
+
+
+def scan_with_little_memory(session: Session) -> None:
+    """Smaller cards: a 70B model on one of 8 GiB; then so little that batches are halved or go to the CPU."""
+    full, part, _ = WORKLOADS["Llama-3-70B"]
+    samples, counts = _samples(session, full)
+    with _limited_memory(session, 8 << 30):
+        row = _scan(session, samples, counts)
+        session.note("8 GiB", of="Llama-3-70B", whole_model_s_at_most=_seconds(row) / part, **row)
+    samples, counts = _samples(session, {(1024, 8192): 8})
+    for mebibytes in (400, 100, 1):
+        with _limited_memory(session, mebibytes << 20):
+            session.note("little memory", MiB=mebibytes, **_scan(session, samples, counts, None, 4))
+
+
+def compare_with_reference(session: Session) -> None:
+    """The reference's float32 `svdvals` beside a scan, by size, as long as the next size is expected to fit."""
+    ends = session.left() - 45
+    seconds, last = 0.0, 0.0
+    for shape in ((1024, 1024), (2048, 2048), (3072, 8192), (4096, 4096), (4096, 14336), (8192, 8192), (8192, 28672)):
+        samples, counts = _samples(session, {shape: 1})
+        ((k, m),) = counts
+        work = float(k * k * m)
+        expected_s = seconds * work / last if last else 0.0
+        if expected_s > session.left() - max(5.0, ends):
+            session.note("reference", shape=f"{k}x{m}", expected_s=expected_s, left_out="no time")
+            continue
+        matrix = samples[k, m].to(session.device).float()
+        seconds, last = session.seconds(partial(snr_float32, matrix), 1, 0 if last else 1), work
+        ours = _seconds(_scan(session, samples, {(k, m): 16})) / 16
+        session.note("reference", shape=f"{k}x{m}", seconds=seconds, ours_each_s=ours, times=seconds / ours)
+
+
+def scan_experts(session: Session) -> None:
+    """Scans of experts by the number of lanes and the size of batches."""
+    samples, counts = _samples(session, {(768, 2048): 1344})
+    for batch_size in (16, 42, 84, 168):
+        for number in (2, 6):
+            row = _scan(session, samples, counts, number, batch_size)
+            session.note("experts", batch_size=batch_size, lanes=number, **row)
+
+
+def scan_large(session: Session) -> None:
+    """The largest short side of today's models, and a large embedding."""
+    for shape in ((16384, 16384), (152064, 8192)):
+        session.note("large", shape=f"{shape}", **_scan(session, *_samples(session, {shape: 1})))
+
+
+def _samples(session: Session, counts: Counts) -> tuple[Samples, Counts]:
+    """One weight in main memory for all matrices of a shape; and the counts by the shapes of this session."""
+    shapes = {session.shape(*shape): count for shape, count in counts.items()}
+    return {shape: weight(*shape, session.device).cpu() for shape in shapes}, shapes
+
+
+def _scan(
+    session: Session, samples: Samples, counts: Counts, number: int | None = None, batch_size: int | None = None
+) -> dict[str, object]:
+    """Scan this many matrices: seconds, memory, and the largest error against a CPU.
+
+    Args:
+        number: of lanes; None for the number that the tool uses.
+        batch_size: matrices per kernel call; None for as many as the tool takes.
+    """
+    named = {f"{shape}.{i}": shape for shape, count in counts.items() for i in range(count)}
+    weights = [LayerWeight(name, "layer", name, shape, shape, 1, "bfloat16") for name, shape in named.items()]
+    batches = plan(weights, batch_size, devices.batch_budget([session.device]))
+    warned: list[str] = []
+    errors: list[float] = []
+    session.start_peak()
+    started = time.perf_counter()
+    with mock.patch.object(lanes, "num_lanes", lambda device, k: number or devices.num_lanes(device, k)):
+        for batch, scores in executor.score(batches, lambda w, i: samples[w.matrix], [session.device], warned.append):
+            on_cpu = expected(*batch.matrix)
+            if on_cpu is not None:
+                for score in scores:
+                    same_counts = [score.edge.num_above, score.edge.num_below] == on_cpu[1:3]
+                    errors.append(abs(score.snr / on_cpu[0] - 1) if same_counts else math.inf)
+    result: dict[str, object] = {"seconds": time.perf_counter() - started, "batches": len(batches)}
+    result |= {"warnings": len(warned), **session.peak()}
+    return result | {"compared": len(errors), "error": max(errors, default=None)}
+
+
+def _seconds(row: Mapping[str, object]) -> float:
+    """The time of a scan."""
+    return float(str(row["seconds"]))
+
+
+@contextmanager
+def _limited_memory(session: Session, size: int) -> Iterator[None]:
+    """Limit the card's memory to what this process has taken already and `size` bytes more."""
+    if session.device.type == "cpu":
+        yield
+        return
+    devices.warm_up([session.device])
+    torch.cuda.empty_cache()
+    whole_card = torch.cuda.get_device_properties(session.device).total_memory
+    most = min(1.0, (torch.cuda.memory_reserved(session.device) + size) / whole_card)
+    torch.cuda.set_per_process_memory_fraction(most, session.device)
+    try:
+        with (
+            mock.patch.object(torch.cuda, "mem_get_info", return_value=(size, size)),
+            mock.patch.object(executor, "warm_up"),  # it would have no memory either
+        ):
+            yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, session.device)
