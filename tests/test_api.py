@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pexpect
 import pytest
 import torch
 import transformers
@@ -32,6 +31,7 @@ from spectrum.errors import CheckpointError, DeviceError, LayerTypeError, Select
 from spectrum.records import ScanResult
 from tests.helpers.architectures import built, with_signal
 from tests.helpers.command import run
+from tests.helpers.forks import Forks
 from tests.helpers.oracle import oracle_snr
 from tests.helpers.paths import ROOT, TINY_LLAMA, files_below
 from tests.helpers.wrappers import FILTERS, checkpointed, compiled, layers_compiled, with_fsdp, with_fsdp2
@@ -448,17 +448,15 @@ def test_without_a_bar_nothing_is_said(fresh: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("progress", "words"), [(True, "75/75 weights"), (False, "")])
-def test_on_a_terminal_nothing_is_asked(fresh: Path, progress: bool, words: str) -> None:
+def test_on_a_terminal_nothing_is_asked(forks: Forks, fresh: Path, progress: bool, words: str) -> None:
     script = f"import spectrum; r = spectrum.scan('model', show_progress={progress}); print('layers', len(r.layers))"
-    environment: Any = {**os.environ, "TERM": "xterm"}
-    child = pexpect.spawn(
-        sys.executable, ["-c", script], cwd=str(fresh), env=environment, encoding="utf-8", timeout=_GUARD
-    )
-    child.expect(pexpect.EOF)
-    child.close()
-    shown = child.before or ""
-    assert child.exitstatus == 0, shown
+    with forks.of(script).on_terminal(cwd=fresh, environment={"TERM": "xterm"}) as (process, screen):
+        status = process.wait()
+        screen.expect(r"layers \d+\r\n")
+        shown = f"{screen.before}{screen.after}"
+    assert status == 0, shown
     assert words in shown
     assert shown.endswith("layers 75\r\n") if progress else shown == "layers 75\r\n"
 
@@ -503,6 +501,7 @@ def test_the_package_shows_its_interface_and_nothing_is_hidden() -> None:
         spectrum.scann  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
@@ -570,6 +569,7 @@ os._exit(0)  # a thread of gloo's may still let go of a tensor, which aborts a P
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_train_one_scans_and_both_have_its_result(fresh: Path, sample: ScanResult) -> None:
     os.mkfifo(fresh / "pipe")
     (fresh / "train.py").write_text(TRAINING)

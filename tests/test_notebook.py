@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.paths import ROOT, TINY_LLAMA
 
+pytestmark = pytest.mark.slow
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")

@@ -25,6 +25,7 @@ def results(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_step_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     command = [*GPU, "--out", str(tmp_path), "--rehearse", "--limit", "400"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -52,6 +53,7 @@ def test_what_is_expected_of_a_gpu_is_as_by_a_float64_svd(shape: tuple[int, int]
     assert tuple(found[1:3]) == oracle_edge(matrix)[:2]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [*GPU, "--out", str(tmp_path / "none")]
@@ -103,6 +105,7 @@ def test_a_step_that_no_longer_fits_is_left_out(session: Session) -> None:
     assert second["step"] == "noted"
 
 
+@pytest.mark.slow
 def test_the_limit_ends_a_call_that_hangs(tmp_path: Path) -> None:
     script = f"""
 import sys, time

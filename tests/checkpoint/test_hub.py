@@ -279,6 +279,7 @@ def test_a_refusal_names_the_repository_and_what_to_do(online: Command, tmp_path
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["offline", "closed"])
 def test_without_a_network_what_was_downloaded_is_scanned_and_the_rest_refused(
     online: Command, home: Path, tmp_path: Path, network: str

@@ -691,6 +691,7 @@ def test_no_traceback_reaches_a_user_who_did_not_ask_for_it(
     assert caught.value is failure
 
 
+@pytest.mark.slow
 def test_the_debugging_switch_shows_the_traceback(run_spectrum: Spectrum, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for switch, shown in (("", False), ("0", False), ("1", True)):
@@ -700,6 +701,7 @@ def test_the_debugging_switch_shows_the_traceback(run_spectrum: Spectrum, tmp_pa
         assert "cannot write to file/out" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_harmless(scanned: Path) -> None:
     (scanned / yaml_of("50")).unlink()
     reader, writer = os.pipe()
@@ -733,6 +735,7 @@ def write_large_model(directory: Path, side: int = 2048, layers: int = 3) -> int
     return len(shapes)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_scan_at_once_and_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
     count = write_large_model(tmp_path / "large")
     before = files_below(tmp_path)
@@ -792,9 +795,10 @@ def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch
     assert "from the cached scan" in run(fresh, *first, "mlp.up_proj").out
 
 
-def test_a_closed_stdin_stops_no_scan(fresh: Path) -> None:
-    command = f"{sys.executable} -m spectrum --model-name tiny_llama --yes --layer-types mlp.down_proj <&-"
-    done = subprocess.run(["bash", "-c", command], cwd=fresh, capture_output=True, timeout=120)
+@pytest.mark.slow
+def test_a_closed_stdin_stops_no_scan(forks: Forks, fresh: Path) -> None:
+    args = ("--model-name", "tiny_llama", "--yes", "--layer-types", "mlp.down_proj")
+    done = forks.run(*args, cwd=fresh, streams={0: None})
     assert done.returncode == 0
     assert (fresh / yaml_of("50")).exists()
 
@@ -826,6 +830,7 @@ def unheard(request: pytest.FixtureRequest, forks: Forks) -> Iterator[Spectrum]:
         yield lambda directory, *args: forks.run(*args, cwd=directory, streams={2: descriptor})
 
 
+@pytest.mark.slow
 def test_a_scan_goes_on_unheard(unheard: Spectrum, first_scan: FirstScan, fresh: Path) -> None:
     done = unheard(fresh, "--model-name", "tiny_llama")
     assert done.returncode == 0
@@ -834,6 +839,7 @@ def test_a_scan_goes_on_unheard(unheard: Spectrum, first_scan: FirstScan, fresh:
     assert (fresh / SCAN).read_bytes() == (first_scan.directory / SCAN).read_bytes()
 
 
+@pytest.mark.slow
 def test_other_jobs_are_done_unheard(unheard: Spectrum, scanned: Path) -> None:
     sidecar = content(scanned / SIDECAR)  # a warning is due
     (scanned / SIDECAR).write_text(json.dumps(sidecar | {"class_asked": "LlamaForCausalLM"}))
@@ -845,6 +851,7 @@ def test_other_jobs_are_done_unheard(unheard: Spectrum, scanned: Path) -> None:
         assert (done.returncode, done.stdout) == (0, expected.out), args
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "args"), [(1, ["--model-name", "missing"]), (2, ["--frobnicate"]), (2, [])], ids=str
 )
@@ -878,6 +885,7 @@ entry.command()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNWRITABLE)
 def test_libraries_go_on_unheard(kind: str, tmp_path: Path) -> None:
     with unwritable(kind) as descriptor:
@@ -894,6 +902,7 @@ def test_libraries_go_on_unheard(kind: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+@pytest.mark.slow
 def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path: Path) -> None:
     opening = "entry.main = lambda: print(os.open('file', os.O_CREAT | os.O_WRONLY)) or 0"
     program = f"import os; from spectrum.cli import entry; {opening}; entry.command()"
@@ -903,6 +912,7 @@ def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path: Path) ->
     assert int(done.stdout) > 2
 
 
+@pytest.mark.slow
 def test_a_reader_of_stderr_may_leave_in_mid_scan(forks: Forks, first_scan: FirstScan, fresh: Path) -> None:
     with forks.piped("--model-name", "tiny_llama", "--device", "cpu", cwd=fresh) as process:
         process.said_until("0/75 ")  # the bar's first state; it is drawn again at its end
@@ -919,6 +929,7 @@ CHINESE = "\N{CJK UNIFIED IDEOGRAPH-6A21}\N{CJK UNIFIED IDEOGRAPH-578B}"
 UNDECODABLE = os.fsdecode(b"model-\xff")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "found", "environment"),
     [
@@ -1002,6 +1013,7 @@ entry.command()
 """
 
 
+@pytest.mark.slow
 def test_a_thread_in_the_midst_of_a_decomposition_does_not_take_the_exit_status() -> None:
     # Python's own way out would let torch abort the process, which is status -6 here and 134 in a shell.
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)

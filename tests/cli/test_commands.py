@@ -234,6 +234,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache_only")
 @pytest.mark.parametrize("name", ["picture.png", "new/picture.svg", "Picture.PDF"])
 def test_a_picture_of_the_selection_is_drawn_beside_the_list(
@@ -531,6 +532,7 @@ def together(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_processes_scan_both_models_together(tmp_path: Path) -> None:
     for name in ("model", "other"):
         shutil.copytree(TINY_LLAMA, tmp_path / name)
@@ -543,6 +545,7 @@ def test_processes_scan_both_models_together(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_several_processes_say_once_what_one_does(scanned: Path) -> None:
     (scanned / "list.yaml").write_text("unfrozen_parameters:\n- model.norm\n")
     done = together(scanned, "--check", "list.yaml")

@@ -95,6 +95,7 @@ def layer_types(directory: Path) -> set[str]:
     return {entry["type"] for entry in json.loads(scan.read_text()).values()}
 
 
+@pytest.mark.slow
 def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path) -> None:
     # The real command, with stdout on a second terminal.
     screen, stdout = os.openpty()
@@ -128,6 +129,7 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
     assert len(layer_types(directory)) == 12
 
 
+@pytest.mark.slow
 def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory)
     terminal.asked(BATCH_SIZE)
@@ -144,6 +146,7 @@ def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Pa
     assert len(layer_types(directory)) == 10
 
 
+@pytest.mark.slow
 def test_the_button_takes_no_other_batch_sizes_than_the_enter_key(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory, "--layer-types", "mlp.*")
     terminal.asked(BATCH_SIZE)
@@ -154,6 +157,7 @@ def test_the_button_takes_no_other_batch_sizes_than_the_enter_key(terminal: Term
     assert (status, batches) == (0, [1, 2, 3])  # 16 of one shape, 8 of another
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(TAB, TAB, ENTER), (ESC,), (CTRL_C,)], ids=["the button", "Esc", "Ctrl-C"])
 @pytest.mark.parametrize("title", [BATCH_SIZE, LAYER_TYPES])
 def test_cancelling_scans_and_writes_nothing(
@@ -171,6 +175,7 @@ def test_cancelling_scans_and_writes_nothing(
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
@@ -197,6 +202,7 @@ def test_signals_from_elsewhere_end_a_dialog(
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
+@pytest.mark.slow
 def test_a_list_with_nothing_checked_is_no_list(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory, "--batch-size", "auto")
     terminal.asked(LAYER_TYPES)
@@ -207,6 +213,7 @@ def test_a_list_with_nothing_checked_is_no_list(terminal: Terminal, directory: P
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "title", "other"),
     [(["--batch-size", "4"], LAYER_TYPES, BATCH_SIZE), (["--layer-types", "mlp.*"], BATCH_SIZE, LAYER_TYPES)],
@@ -225,6 +232,7 @@ def test_what_a_flag_answered_is_not_asked(
     assert len(layer_types(directory)) == (12 if title == LAYER_TYPES else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "note"),
     [
@@ -247,6 +255,7 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     assert said[0] == "75 layers of model (LlamaForCausalLM), from the cached scan."
 
 
+@pytest.mark.slow
 def test_a_notebooks_cell_is_asked_nothing(forks: Forks, directory: Path) -> None:
     # It runs commands on a terminal that nobody types on.
     environment = {"JPY_PARENT_PID": "1"}
@@ -256,6 +265,7 @@ def test_a_notebooks_cell_is_asked_nothing(forks: Forks, directory: Path) -> Non
         assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_where_stdout_is_no_terminal(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory, stdout="report.txt")
     status, _, said = terminal.finished()

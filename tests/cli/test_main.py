@@ -18,6 +18,8 @@ import spectrum
 from tests.helpers.paths import ROOT, TINY_LLAMA
 from tests.helpers.strangers import add_strangers
 
+pytestmark = pytest.mark.slow
+
 
 def run(directory: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited: Mapping[str, str] = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}

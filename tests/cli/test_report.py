@@ -367,6 +367,7 @@ def test_a_terminal_that_has_or_wants_no_colours_gets_plain_text(
     assert said == run(tmp_path, "--model-name", "model").out
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_plain_text(tmp_path: Path, run_spectrum: Spectrum) -> None:
     cached(tmp_path)
     done = run_spectrum("--model-name", "model", TERM="xterm-256color", PYTHONIOENCODING="utf-8", COLUMNS="200")

@@ -380,6 +380,7 @@ print(free, main_memory.available())
 """
 
 
+@pytest.mark.slow
 @ON_LINUX
 @pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_the_limits_that_a_process_sets_are_known(name: str) -> None:
@@ -446,6 +447,7 @@ def assert_same_scores(directory: Path, expected: bytes) -> None:
 UNDER_A_LIMIT = (sys.executable, ROOT / "tests" / "robustness" / "limited_spectrum.py")
 
 
+@pytest.mark.slow
 @ON_LINUX
 def test_a_scan_that_may_take_1000_mib_gives_the_same_scores(
     limited: Limited, unlimited: bytes, tmp_path: Path
@@ -456,6 +458,7 @@ def test_a_scan_that_may_take_1000_mib_gives_the_same_scores(
     assert_same_scores(tmp_path, unlimited)
 
 
+@pytest.mark.slow
 @ON_LINUX
 def test_a_scan_that_has_no_memory_for_a_matrix_says_so(limited: Limited, tmp_path: Path) -> None:
     done = limited(*UNDER_A_LIMIT, LIMIT="220", OMP_NUM_THREADS="1")  # each thread takes memory too
@@ -493,6 +496,7 @@ def _remove(outer: Path) -> None:
             directory.rmdir()
 
 
+@pytest.mark.slow
 @ON_LINUX
 def test_a_scan_keeps_within_the_limit_of_a_group(
     group: tuple[Path, str], limited: Limited, unlimited: bytes, tmp_path: Path

@@ -101,6 +101,7 @@ def draw_both(directory: Path, suffix: str) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", MAGIC)
 def test_a_suffix_says_the_format(tmp_path: Path, suffix: str) -> None:
     for path in draw_both(tmp_path, suffix):
@@ -131,6 +132,7 @@ def test_without_matplotlib_a_line_says_what_to_install(tmp_path: Path, monkeypa
         heatmap.heatmap(llama(6), tmp_path / "map.png")
 
 
+@pytest.mark.slow
 def test_nothing_large_is_imported_until_something_is_drawn_and_pyplot_never(tmp_path: Path) -> None:
     program = f"""
 import sys
@@ -306,6 +308,7 @@ TOWERS = (
 MANY = tuple(f"block.sub.part_{i}" for i in range(30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "types"),
     [
@@ -352,6 +355,7 @@ def test_the_title_has_the_model_and_the_percentage() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_long_and_strange_name_keeps_its_ends_and_what_the_font_has(tmp_path: Path) -> None:
     name = "/home/" + "someone/" * 30 + "m$\\nope$d\N{LATIN SMALL LETTER E WITH ACUTE}l-\u6a21\n\ud800-\\frac"
     selection = llama(6, model=name)
@@ -379,6 +383,7 @@ def test_the_colours_grow_lighter_all_the_way() -> None:
     assert luminance[-1] > 20 * luminance[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_same_scan_gives_the_same_bytes_whatever_the_users_settings(tmp_path: Path, suffix: str) -> None:
     first = [path.read_bytes() for path in draw_both(tmp_path / "a", suffix)]

@@ -29,6 +29,8 @@ from tests.helpers.changes import train_one_layer
 from tests.helpers.command import Finished
 from tests.helpers.paths import TINY_LLAMA
 
+pytestmark = pytest.mark.slow
+
 TYPES = ["lm_head", "mlp.down_proj"]  # two batches, so two lines in a journal, of nine matrices
 ARGS = ["--model-name", "model", "--top-percent", "50", "--device", "cpu", "--layer-types", *TYPES]
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.robustness.fuzz import TARGETS, Arena, Campaign
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:

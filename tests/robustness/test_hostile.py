@@ -26,6 +26,8 @@ from tests.helpers.command import Finished, tiny_llama
 from tests.helpers.paths import ROOT, files_below
 from tests.robustness.fuzz import YAML_TRAPS, assert_decent, assert_printable
 
+pytestmark = pytest.mark.slow
+
 INDEX = "model.safetensors.index.json"
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
 

@@ -17,6 +17,8 @@ from spectrum.cli.entry import main
 from tests.helpers.paths import ROOT, TINY_LLAMA
 from tests.robustness.kills import COMMAND, JOURNAL, MODEL, files, journaled, started
 
+pytestmark = pytest.mark.slow
+
 # The first score, the middle of a line, results that are half there, all of them there but for the journal's removal.
 MOMENTS = [
     "journal: opened 1",

@@ -28,6 +28,8 @@ from tests.helpers.forks import Forks
 from tests.helpers.hub_server import TOKEN, HubServer, Repo, commit
 from tests.helpers.processes import Command, commands
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a-word-of-the-user's-own"
 INDEX = "model.safetensors.index.json"
 RESULTS = Path("model_snr_results")

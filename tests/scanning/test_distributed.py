@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from spectrum.scanning import distributed
 from tests.helpers import slow_spectrum
 from tests.helpers.architectures import built
 from tests.helpers.batches import BATCH_SIZES, BUDGET, UNTIMED, models
+from tests.helpers.forks import Forks
 from tests.helpers.paths import TINY_LLAMA, files_below
 from tests.helpers.processes import BIN, torchrun
 from tests.helpers.slow_spectrum import await_journals, scored
@@ -369,7 +369,7 @@ def runs(request: pytest.FixtureRequest, launches: Mapping[str, Future[list[Run]
 
 
 def of(*scenarios: Callable[[Launcher], list[Run]]) -> pytest.MarkDecorator:
-    names = [scenario.__name__ for scenario in scenarios]
+    names = [pytest.param(scenario.__name__, marks=pytest.mark.slow) for scenario in scenarios]
     return pytest.mark.parametrize("runs", names, indirect=True)
 
 
@@ -461,6 +461,7 @@ def cached(alone: Run, tmp_path: Path) -> Path:
     return Path(shutil.copytree(alone.directory, tmp_path / "work"))
 
 
+@pytest.mark.slow
 def test_a_cached_scan_serves_all(cached: Path, environment: Mapping[str, str]) -> None:
     run = subprocess.run(
         torchrun(2, *MODULE, *MODEL, "--top-percent", "25"),
@@ -524,34 +525,25 @@ entry.command()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "who"), [("0", "spectrum"), ("1", "spectrum (process 1)")])
-def test_variables_that_a_launcher_left_are_named(
-    rank: str, who: str, environment: Mapping[str, str], tmp_path: Path
-) -> None:
+def test_variables_that_a_launcher_left_are_named(rank: str, who: str, forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(TINY_LLAMA)
     left = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT, *MODEL, "--yes"],
-        cwd=tmp_path,
-        env={**environment, **left},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        said = said_until(process, "waiting for")
+    with forks.of(IMPATIENT).piped(*MODEL, "--yes", cwd=tmp_path, **left) as process:
+        heard = process.said_until("waiting for")
         time.sleep(1.5)  # in which it would say so again
         process.send_signal(signal.SIGINT)
-        said += process.stderr.read()
-        assert process.stdout.read() == ""
+        said = (heard + process.stderr.read()).decode()
+        assert process.stdout.read() == b""
+        status = process.wait()
     lines = [line for line in said.splitlines() if line.startswith("spectrum")]
     assert lines[0] == (
         f"{who}: waiting for the other processes: RANK={rank} and WORLD_SIZE=2 say that there are 2; unset them if "
         "this one is alone"
     )
     assert lines[1:] == (["spectrum: interrupted"] if rank == "0" else [])
-    assert process.returncode == 130
+    assert status == 130
 
 
 # Scans that do not.

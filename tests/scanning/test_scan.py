@@ -289,6 +289,7 @@ def test_a_run_that_said_it_would_scan_all_types_does_so_after_waiting(
     assert written(fresh) == scanned.files
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_waiting(fresh: Path) -> None:
     before = files_below(fresh)
     ended = threading.Event()
@@ -305,6 +306,7 @@ def test_an_interrupt_ends_the_waiting(fresh: Path) -> None:
     assert files_below(fresh) == before
 
 
+@pytest.mark.slow
 def test_a_lock_left_by_a_process_that_died_is_no_obstacle(scanned: Scanned, fresh: Path) -> None:
     path = fresh / ScanStore(CACHE, "model").lock_path
     path.parent.mkdir()
@@ -352,6 +354,7 @@ entry.command()
 """
 
 
+@pytest.mark.slow
 def test_two_runs_that_start_together_compute_each_matrix_once(forks: Forks, scanned: Scanned, fresh: Path) -> None:
     outputs = [fresh / "first", fresh / "second"]
     errors = [fresh / "first.err", fresh / "second.err"]
@@ -389,6 +392,7 @@ def test_two_runs_that_start_together_compute_each_matrix_once(forks: Forks, sca
 # Going on.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 40, 74])
 @pytest.mark.parametrize("again", [(), ("--rescan",)])
 def test_a_scan_cut_short_is_gone_on_with(
@@ -406,6 +410,7 @@ def test_a_scan_cut_short_is_gone_on_with(
     assert not journal(fresh).exists()
 
 
+@pytest.mark.slow
 def test_a_scan_cut_short_twice_is_gone_on_with_twice(scanned: Scanned, fresh: Path, reads: Counter[str]) -> None:
     cut_short(fresh, 10)
     with journal(fresh).open("ab") as file:
@@ -475,6 +480,7 @@ def other_weights(fresh: Path, patch: pytest.MonkeyPatch) -> None:
     train_one_layer(fresh / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [other_version, other_score, other_weights])
 def test_a_journal_of_something_else_is_not_used(
     change: Callable[[Path, pytest.MonkeyPatch], None], fresh: Path, tmp_path: Path, reads: Counter[str]
@@ -626,6 +632,7 @@ def test_the_journal_of_another_user_is_not_used(scanned: Scanned, fresh: Path, 
 # A crowd.
 
 
+@pytest.mark.slow
 def test_many_cached_runs_at_a_time_meet_whole_files(scanned: Scanned, fresh: Path) -> None:
     for path in (SCAN, SIDECAR):
         (fresh / path).parent.mkdir(exist_ok=True)

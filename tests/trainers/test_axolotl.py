@@ -18,6 +18,8 @@ from tests.helpers.architectures import built, longformer, with_signal
 from tests.helpers.axolotl import AXOLOTL, MS_SWIFT, Task, install, loaded, trainable
 from tests.helpers.intended import Scores, intended, selected
 
+pytestmark = pytest.mark.slow
+
 # Plain and tied ones, other names than Llama's, names that begin others, fused experts, with a bias beside them too,
 # state spaces, two towers, an encoder beside a decoder.
 FROM_THE_TABLE = ["llama", "qwen3-tied", "gpt2", "gpt-neox", "bloom", "qwen3-moe", "gpt-oss", "jamba", "gemma3", "t5"]

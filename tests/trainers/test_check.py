@@ -523,6 +523,7 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_only_the_config_is_fetched(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text(GOOD)
     home = tmp_path / "home"

@@ -27,6 +27,7 @@ from tests.helpers.architectures import built, llama_like, with_signal
 from tests.helpers.paths import TINY_LLAMA
 
 pytestmark = [
+    pytest.mark.slow,
     # peft asks transformers for what it calls by another name now.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # It advises on saving adapters on embeddings, and turns a setting of GPT-2's matrices as they want it.

@@ -28,6 +28,8 @@ from tests.helpers.axolotl import loaded
 from tests.helpers.intended import intended
 from tests.helpers.paths import ROOT, TINY_LLAMA
 
+pytestmark = pytest.mark.slow
+
 _GUARD = 200  # seconds, against hangs; a quiet machine needs ten
 _STEPS = 30
 

@@ -140,9 +140,13 @@ SOUND: Mapping[str, Callable[[], State]] = {
 }
 
 
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("state", SOUND)
+@pytest.mark.parametrize("state", [slow(name) if name == "many" else name for name in SOUND])
 def test_every_tensor_is_where_torch_finds_it(state: str, protocol: int, layout: str) -> None:
     torch.manual_seed(0)
     content = saved(SOUND[state](), layout=layout, protocol=protocol)
@@ -537,7 +541,7 @@ HARMFUL_BODIES: Mapping[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("harm", HARMFUL_BODIES)
+@pytest.mark.parametrize("harm", [slow(name) if "million" in name else name for name in HARMFUL_BODIES])
 def test_a_pickle_that_torch_does_not_write_is_refused(harm: str) -> None:
     body, words = HARMFUL_BODIES[harm]
     refused(zipped(pickled(body)), words)
@@ -636,6 +640,7 @@ def test_there_is_a_limit_that_holds_from_one_value_on(monkeypatch: pytest.Monke
         assert found(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mib", "is_read"), [(31, True), (33, False)])
 def test_a_pickle_of_more_than_32_mib_is_refused(mib: int, is_read: bool) -> None:
     strings = b"]" + mib * (b"(" + 1049 * text("x" * 995) + b"e")  # of a MiB each
@@ -1076,6 +1081,7 @@ def comparison(content: bytes) -> str:
     return "compared"
 
 
+@pytest.mark.slow
 def test_what_is_found_in_a_damaged_file_is_what_torch_finds() -> None:
     outcomes: Counter[str] = Counter()
 
