@@ -26,7 +26,7 @@ _TRIES = 3  # a directory that disappears more often than this does not do so by
 _ABANDONED = 3600.0  # seconds; writing a file takes less
 
 # A parsed value takes about 60 bytes. The header of 200,000 tensors has 2 million values.
-_MOST_VALUES = 5_000_000
+_MAX_VALUES = 5_000_000
 
 # The bytes of a file name are 255 at most. This leaves room for the rest of the longest name that is written.
 _LONGEST_SLUG = 180
@@ -76,7 +76,7 @@ def read(path: Path, limit: int) -> bytes:
 
 def parse_json(text: bytes) -> Any:
     """The value of a JSON text. Raises ValueError if it is not JSON, or would take many times its size in memory."""
-    if sum(map(text.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         raise ValueError("it holds more values than any such file does")
     try:
         return json.loads(text)

@@ -105,8 +105,8 @@ class LayerWeight:
         layer_type: the type among whose layers it is ranked.
         parameter: the parameter that holds the values. Tied weights share it.
         shape: the parameter's, as the model class declares it.
-        matrix: (n, m) of each matrix as scored.
-        count: how many such matrices the parameter holds: the number of experts of a stack, else 1.
+        matrix_shape: (n, m) of each matrix as scored.
+        num_matrices: how many such matrices the parameter holds: the number of experts of a stack, else 1.
         dtype: as stored, by torch's name.
     """
 
@@ -114,9 +114,13 @@ class LayerWeight:
     layer_type: str
     parameter: str
     shape: tuple[int, ...]
-    matrix: tuple[int, int]
-    count: int
+    matrix_shape: tuple[int, int]
+    num_matrices: int
     dtype: str
+
+    def matrices(self) -> list[tuple[str, int]]:
+        """The parameter's name and the index of each matrix."""
+        return [(self.parameter, index) for index in range(self.num_matrices)]
 
 
 class BulkEdge(NamedTuple):

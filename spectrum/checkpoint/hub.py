@@ -13,7 +13,7 @@ from pathlib import Path
 
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.checkpoint.disk.tensors import WeightFiles
-from spectrum.checkpoint.disk.weight_files import MAX_INDEX_BYTES, MOST_FILES, SINGLE_FILES, no_weights_reason
+from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES, SINGLE_FILES, no_weights_reason
 from spectrum.errors import CheckpointError, HubError, first_line
 from spectrum.files import parse_json, read
 
@@ -208,5 +208,5 @@ def _shards(folder: Path, names: Collection[str]) -> list[str]:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 return []  # opening the checkpoint finds out what is wrong with the index
             # huggingface_hub compares each with the names of all files of the repository, so there must not be many.
-            return sorted(shards) if len(shards) <= MOST_FILES else []
+            return sorted(shards) if len(shards) <= MAX_FILES else []
     return []

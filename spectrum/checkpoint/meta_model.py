@@ -34,7 +34,7 @@ _AUTO_CLASSES = (
 )
 
 # The largest published models have 120,000 modules and 70,000 tensors: their experts are modules of their own.
-_MOST_MODULES = 200_000
+_MAX_MODULES = 200_000
 
 
 def build_meta_model(
@@ -55,7 +55,7 @@ def build_meta_model(
     name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
     dtype = getattr(config, "dtype", None)
     default = torch.get_default_dtype()
-    limit = min(10_000 + 10 * num_tensors, _MOST_MODULES)
+    limit = min(10_000 + 10 * num_tensors, _MAX_MODULES)
     try:
         with quiet(), nothing_fetched(), torch.device("meta"), _at_most_modules(limit):
             torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)

@@ -31,7 +31,7 @@ from spectrum.version import __version__
 _WRAPPED = (*WRAPPERS, "base_layer", "_flat_param")
 
 # More tensors than any published model has. For a check by the config alone they bound the number of modules.
-_MOST_TENSORS = 100_000
+_MAX_TENSORS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,11 @@ class Checkpoint:
 
         Raises CheckpointError if a file can no longer be read.
         """
-        value = self._source.read(weight.parameter, index if weight.count > 1 else None)
+        value = self._source.read(weight.parameter, index if weight.num_matrices > 1 else None)
         groups = self._groups.get(weight.parameter)
         if groups is not None:  # (in, out / groups, ...) -> (groups, out / groups, in / groups, ...)
             value = value.reshape(groups, -1, *value.shape[1:]).transpose(1, 2)
-        return value.reshape(weight.matrix)
+        return value.reshape(weight.matrix_shape)
 
 
 def open_checkpoint(
@@ -141,7 +141,7 @@ def describe_model(
     directory = hub.local_directory(model) or hub.config_snapshot(model, revision, remote_code=trust_remote_code)
     config = read_config(directory, trust_remote_code=trust_remote_code)
     meta = meta_model.build_meta_model(
-        directory, config, model_class, _MOST_TENSORS, trust_remote_code=trust_remote_code
+        directory, config, model_class, _MAX_TENSORS, trust_remote_code=trust_remote_code
     )
     meta_model.check_names(meta, directory)
     source = Loaded(dict(meta_model.parameters(meta)))

@@ -28,7 +28,7 @@ examples:
   spectrum --model-name org/model --check config.yaml"""
 
 _FORMATS = tuple(formats.FORMATS)
-_MOST_GPUS = 1_000_000
+_MAX_GPUS = 1_000_000
 _WIDEST_OPTION = 30  # columns of --help, so that all but the longest have their text beside them
 
 
@@ -193,7 +193,7 @@ def _percent(text: str) -> str:
 
 
 def _gpus(text: str) -> int:
-    if not (re.fullmatch(r"\d{1,9}", text, re.ASCII) and 0 < int(text) <= _MOST_GPUS):
+    if not (re.fullmatch(r"\d{1,9}", text, re.ASCII) and 0 < int(text) <= _MAX_GPUS):
         raise argparse.ArgumentTypeError(f"a number of GPUs is expected, such as 8, not {text!r}")
     return int(text)
 

@@ -17,12 +17,12 @@ class WeightBatch:
     """Matrices that are scored in one kernel call.
 
     Args:
-        matrix: (n, m) of each.
+        matrix_shape: (n, m) of each.
         dtype: of each, by torch's name.
         members: the weight that holds the matrix and the matrix's index in that weight's stack, for each matrix.
     """
 
-    matrix: tuple[int, int]
+    matrix_shape: tuple[int, int]
     dtype: str
     members: tuple[tuple[LayerWeight, int], ...]
 
@@ -64,8 +64,10 @@ def plan(
         distinct.setdefault(weight.parameter, weight)
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for weight in distinct.values():
-        members = groups.setdefault((weight.matrix, weight.dtype), [])
-        members.extend((weight, index) for index in range(weight.count) if (weight.parameter, index) not in scored)
+        members = groups.setdefault((weight.matrix_shape, weight.dtype), [])
+        members.extend(
+            (weight, index) for index in range(weight.num_matrices) if (weight.parameter, index) not in scored
+        )
     batches = []
     for (shape, dtype), members in groups.items():
         size = batch_size or _largest_batch(budget, shape, dtype)
@@ -114,12 +116,12 @@ def num_matrices(batches: Iterable[WeightBatch]) -> int:
 
 def batch_cost(batch: WeightBatch) -> int:
     """Work to score a batch, in the unit of `matrix_cost`."""
-    return len(batch.members) * matrix_cost(batch.matrix)
+    return len(batch.members) * matrix_cost(batch.matrix_shape)
 
 
 def batch_bytes(batch: WeightBatch, *, gpu: bool) -> int:
     """Memory in bytes to score a batch."""
-    return call_bytes(len(batch.members), batch.matrix, batch.dtype, gpu=gpu)
+    return call_bytes(len(batch.members), batch.matrix_shape, batch.dtype, gpu=gpu)
 
 
 def _largest_batch(budget: BatchBudget, shape: tuple[int, int], dtype: str) -> int:

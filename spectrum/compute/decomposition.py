@@ -23,8 +23,8 @@ _MIN_FOLD = 256
 
 # The most that cuSOLVER's batched eigensolver takes in one call: it counts elements in 32 bits, and fails on 32,000
 # matrices or more (mjlab#732). torch uses it for small matrices, from version 2.12 on for all, even single ones.
-_MOST_ELEMENTS = 2**31 - 1
-_MOST_MATRICES = 2**14
+_MAX_ELEMENTS = 2**31 - 1
+_MAX_MATRICES = 2**14
 
 
 def exponent_of(weights: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ def eigenvalues(gram: Tensor) -> Tensor:
     sum up to the trace: some versions of cuSOLVER return wrong ones (pytorch#192483).
     """
     elements = gram.shape[-1] ** 2
-    if gram.device.type == "cuda" and elements > _MOST_ELEMENTS:
+    if gram.device.type == "cuda" and elements > _MAX_ELEMENTS:
         raise _LinAlgError(f"cuSOLVER takes no matrix of {elements} elements")
-    most = max(1, min(_MOST_MATRICES, _MOST_ELEMENTS // elements))
+    most = max(1, min(_MAX_MATRICES, _MAX_ELEMENTS // elements))
     parts = (gram[start : start + most] for start in range(0, len(gram), most))
     values = torch.cat([torch.linalg.eigvalsh(part, UPLO="L") for part in parts])
     if not torch.allclose(values.sum(1), gram.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-10, atol=0):

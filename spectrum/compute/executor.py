@@ -39,7 +39,7 @@ Reader = Callable[[LayerWeight, int], torch.Tensor]
 _ReadBatch = tuple[WeightBatch, torch.Tensor]
 
 # torch keeps pinned memory for later, in powers of two. Larger batches are few, so that a slower copy does not matter.
-_MOST_PINNED = 1 << 30  # bytes
+_MAX_PINNED = 1 << 30  # bytes
 
 
 def score(
@@ -225,7 +225,7 @@ def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLa
             with all_cores():
                 scores = _attempt(stored, torch.device("cpu"))
     if isinstance(scores, str):
-        raise DeviceError(f"the CPU {scores} {name}, {' x '.join(map(str, batch.matrix))}")
+        raise DeviceError(f"the CPU {scores} {name}, {' x '.join(map(str, batch.matrix_shape))}")
     return scores
 
 
@@ -266,7 +266,7 @@ def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tens
     try:
         first = read_member(batch.members[0])
         shape = (len(batch.members), *first.shape)
-        pin = for_gpu and first.is_cpu and math.prod(shape) * first.itemsize <= _MOST_PINNED
+        pin = for_gpu and first.is_cpu and math.prod(shape) * first.itemsize <= _MAX_PINNED
         if len(batch.members) == 1 and not pin:
             stacked = first.unsqueeze(0)
         else:

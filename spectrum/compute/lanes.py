@@ -82,14 +82,14 @@ class DeviceLanes:
 
     def __init__(self, scan: ScanState, device: torch.device, batches: Sequence[WeightBatch], processes: int) -> None:
         self.scan, self.device = scan, device
-        self._lanes_for = {k: num_lanes(device, k) for k in {min(batch.matrix) for batch in batches}}
+        self._lanes_for = {k: num_lanes(device, k) for k in {min(batch.matrix_shape) for batch in batches}}
         self.count = max(self._lanes_for.values(), default=0)
         self.memory = Budget(memory_budget(device, processes))
         self.time = Budget(math.lcm(*self._lanes_for.values()))
 
     def time_of(self, batch: WeightBatch) -> int:
         """The part of the device's time that a batch takes."""
-        return self.time.size // self._lanes_for[min(batch.matrix)]
+        return self.time.size // self._lanes_for[min(batch.matrix_shape)]
 
     def memory_of(self, batch: WeightBatch) -> int:
         """The part of the device's memory that a batch takes, in bytes."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _UNKNOWN = 8 << 30  # bytes of free memory to assume if nothing is known: a small machine of today
-_MOST_READ = 1 << 20  # bytes to read of any file: room for thousands of mounts
+_MAX_READ = 1 << 20  # bytes to read of any file: room for thousands of mounts
 
 # A v1 group without a limit has the largest number of the kernel as its limit. No real limit is as large as this.
 _NO_LIMIT = 1 << 60
@@ -170,7 +170,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The start of a file, up to `_MOST_READ` bytes; empty if it cannot be read."""
+    """The start of a file, up to `_MAX_READ` bytes; empty if it cannot be read."""
     with suppress(OSError, ValueError), path.open("rb") as file:
-        return os.fsdecode(file.read(_MOST_READ))
+        return os.fsdecode(file.read(_MAX_READ))
     return ""

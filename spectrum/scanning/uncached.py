@@ -44,9 +44,9 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
         close = difflib.get_close_matches(layer, weights, 1)
         raise LayerTypeError(f"{request.model} has no layer {layer!r}{f'; the nearest is {close[0]}' if close else ''}")
     weight, number = weights[layer], index or 0
-    if number >= weight.count:
+    if number >= weight.num_matrices:
         raise LayerTypeError(
-            f"{layer} has {plural(weight.count, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
+            f"{layer} has {plural(weight.num_matrices, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
         )
     device = devices_for(request.device, _unheard, None)[0]
     warm_up([device])
@@ -57,10 +57,10 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
         if problem is None:
             raise
         elsewhere = "" if device.type == "cpu" else "; --device cpu may do it"
-        raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix)}{elsewhere}") from error
+        raise DeviceError(f"{device} {problem} {layer}, {list(weight.matrix_shape)}{elsewhere}") from error
     if not values.isfinite().all():
         raise CheckpointError(f"{layer} holds NaN or infinity, so it has no singular values")
-    return describe_spectrum(f"{layer}[{number}]" if weight.count > 1 else layer, weight.matrix, values)
+    return describe_spectrum(f"{layer}[{number}]" if weight.num_matrices > 1 else layer, weight.matrix_shape, values)
 
 
 def describe_spectrum(name: str, shape: tuple[int, int], values: torch.Tensor) -> LayerSpectrum:

@@ -81,8 +81,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, (config, itemsize) in MODELS.items():
         layers = list(weights(config))
-        work = sum(layer.count * operations(layer.matrix) for layer in layers)
-        size = sum(layer.count * layer.matrix[0] * layer.matrix[1] * itemsize for layer in layers)
+        work = sum(layer.num_matrices * operations(layer.matrix_shape) for layer in layers)
+        size = sum(layer.num_matrices * layer.matrix_shape[0] * layer.matrix_shape[1] * itemsize for layer in layers)
         started = time.perf_counter()
         batches = plan(layers, None, BatchBudget(512 << 20, gpu=False))
         balance = []
@@ -90,9 +90,9 @@ def main() -> None:
             loads = [sum(map(batch_cost, part)) for part in share(batches, count)]
             balance.append(max(loads) / (sum(loads) / count))
         planned = time.perf_counter() - started
-        most = max(call_bytes(1, layer.matrix, layer.dtype, gpu=False) for layer in layers)
+        most = max(call_bytes(1, layer.matrix_shape, layer.dtype, gpu=False) for layer in layers)
         print(
-            f"| {name} | {sum(layer.count for layer in layers)} | {work:.2g} | {work / rate / 3600:.2g} h | "
+            f"| {name} | {sum(layer.num_matrices for layer in layers)} | {work:.2g} | {work / rate / 3600:.2g} h | "
             f"{size * rate / work / 1e6:.0f} MB/s | {most / 2**30:.1f} GiB | "
             f"{' / '.join(f'{value:.2f}' for value in balance)} | {planned:.1f} s |",
             flush=True,

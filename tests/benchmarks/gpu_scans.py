@@ -130,8 +130,10 @@ def _scan(
     session.start_peak()
     started = time.perf_counter()
     with mock.patch.object(lanes, "num_lanes", lambda device, k: number or devices.num_lanes(device, k)):
-        for batch, scores in executor.score(batches, lambda w, i: samples[w.matrix], [session.device], warned.append):
-            on_cpu = expected(*batch.matrix)
+        for batch, scores in executor.score(
+            batches, lambda w, i: samples[w.matrix_shape], [session.device], warned.append
+        ):
+            on_cpu = expected(*batch.matrix_shape)
             if on_cpu is not None:
                 for score in scores:
                     same_counts = [score.edge.num_above, score.edge.num_below] == on_cpu[1:3]

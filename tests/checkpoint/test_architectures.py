@@ -74,7 +74,7 @@ def name_of(model: torch.nn.Module, getter: str) -> str | None:
 
 
 def matrices(checkpoint: Checkpoint, weight: LayerWeight) -> torch.Tensor:
-    return torch.stack([checkpoint.read(weight, index) for index in range(weight.count)])
+    return torch.stack([checkpoint.read(weight, index) for index in range(weight.num_matrices)])
 
 
 def same_bits(stored: torch.Tensor, loaded: torch.Tensor) -> bool:

@@ -47,7 +47,7 @@ def edit_config(directory: Path, **changes: object) -> None:
 
 
 def values(checkpoint: Checkpoint) -> dict[tuple[str, int], torch.Tensor]:
-    return {(w.name, index): checkpoint.read(w, index) for w in checkpoint.weights for index in range(w.count)}
+    return {(w.name, index): checkpoint.read(w, index) for w in checkpoint.weights for index in range(w.num_matrices)}
 
 
 def assert_same(ours: Checkpoint, model: torch.nn.Module) -> None:
@@ -69,7 +69,7 @@ def test_an_expert_is_read_without_the_others(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = open_checkpoint(str(save(architecture, tmp_path)))
-    stacks = [weight for weight in checkpoint.weights if weight.count > 1]
+    stacks = [weight for weight in checkpoint.weights if weight.num_matrices > 1]
     assert stacks
     read = 0
     unpatched = read_tensor
@@ -82,7 +82,7 @@ def test_an_expert_is_read_without_the_others(
 
     monkeypatch.setattr(conversion, "read_tensor", counting)
     for weight in stacks:
-        for index in range(weight.count):
+        for index in range(weight.num_matrices):
             read = 0
             assert checkpoint.read(weight, index).numel() == read, weight.name
 
@@ -274,7 +274,7 @@ def test_transposed_convolutions_with_groups_have_their_output_channels_as_rows(
     convolution = torch.nn.ConvTranspose1d(4, 6, 3, groups=2, bias=False)
     checkpoint = of_model(torch.nn.Sequential(convolution), "model")
     (weight,) = checkpoint.weights
-    assert (weight.matrix, weight.count) == ((6, 6), 1)
+    assert (weight.matrix_shape, weight.num_matrices) == ((6, 6), 1)
     inputs_of_group = convolution.weight.detach().reshape(2, 2, 3, 3)  # group, input channel, output channel, kernel
     rows = torch.stack([group[:, i].flatten() for group in inputs_of_group for i in range(3)])
     assert torch.equal(checkpoint.read(weight, 0), rows)

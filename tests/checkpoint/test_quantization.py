@@ -124,8 +124,8 @@ def assert_as_transformers_loads(directory: Path, config_class: Any) -> Checkpoi
     assert checkpoint.provenance.info.parameters.keys() == values.keys()
     for weight in checkpoint.weights:
         value = values[weight.name if weight.name in values else f"{weight.name}.weight"].detach()
-        value = value if weight.count > 1 else value.reshape(1, *weight.matrix)
-        for index in range(weight.count):
+        value = value if weight.num_matrices > 1 else value.reshape(1, *weight.matrix_shape)
+        for index in range(weight.num_matrices):
             assert torch.equal(checkpoint.read(weight, index), value[index]), (weight.name, index)
     return checkpoint
 
@@ -133,7 +133,7 @@ def assert_as_transformers_loads(directory: Path, config_class: Any) -> Checkpoi
 def assert_scores(checkpoint: Checkpoint) -> None:
     for score in scan(checkpoint.weights, checkpoint.read, [torch.device("cpu")]):
         (weight,) = (weight for weight in checkpoint.weights if weight.name == score.name)
-        expected = [oracle_snr(checkpoint.read(weight, i).double().numpy()) for i in range(weight.count)]
+        expected = [oracle_snr(checkpoint.read(weight, i).double().numpy()) for i in range(weight.num_matrices)]
         assert (score.experts or (score.snr,)) == pytest.approx(expected, rel=1e-8), score.name
 
 
@@ -227,7 +227,7 @@ def test_bitsandbytes_is_undone_where_its_package_is_there(tmp_path: Path, bits:
     expected = dict(load(tmp_path / "quantized", device_map="cpu").dequantize().named_parameters())
     for weight in checkpoint.weights:
         value = expected[f"{weight.name}.weight"].detach()
-        assert torch.equal(checkpoint.read(weight, 0), value.reshape(weight.matrix)), weight.name
+        assert torch.equal(checkpoint.read(weight, 0), value.reshape(weight.matrix_shape)), weight.name
     assert any("takes its memory" in warning for warning in checkpoint.warnings)
 
 

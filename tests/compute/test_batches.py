@@ -26,7 +26,7 @@ def expected_groups(weights: list[LayerWeight]) -> dict[tuple[tuple[int, int], s
     """Matrices by shape and dtype, in model order."""
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for each in distinct(weights):
-        groups.setdefault((each.matrix, each.dtype), []).extend((each, i) for i in range(each.count))
+        groups.setdefault((each.matrix_shape, each.dtype), []).extend((each, i) for i in range(each.num_matrices))
     return groups
 
 
@@ -35,7 +35,9 @@ def expected_groups(weights: list[LayerWeight]) -> dict[tuple[tuple[int, int], s
 def test_batches_are_of_one_shape_and_dtype(weights: list[LayerWeight], batch_size: int | None) -> None:
     for batch in plan(weights, batch_size, BUDGET):
         assert batch.members
-        assert {(member.matrix, member.dtype) for member, _ in batch.members} == {(batch.matrix, batch.dtype)}
+        assert {(member.matrix_shape, member.dtype) for member, _ in batch.members} == {
+            (batch.matrix_shape, batch.dtype)
+        }
 
 
 @UNTIMED
@@ -53,7 +55,7 @@ def test_each_matrix_is_planned_once_and_tied_ones_under_their_first_owner(
 def test_matrices_of_one_shape_follow_the_model(weights: list[LayerWeight], batch_size: int | None) -> None:
     planned: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for batch in plan(weights, batch_size, BUDGET):
-        planned.setdefault((batch.matrix, batch.dtype), []).extend(batch.members)
+        planned.setdefault((batch.matrix_shape, batch.dtype), []).extend(batch.members)
     assert planned == expected_groups(weights)
 
 
@@ -62,7 +64,7 @@ def test_matrices_of_one_shape_follow_the_model(weights: list[LayerWeight], batc
 def test_the_costliest_batches_come_first(weights: list[LayerWeight], batch_size: int | None) -> None:
     costs = []
     for batch in plan(weights, batch_size, BUDGET):
-        k, m = min(batch.matrix), max(batch.matrix)
+        k, m = min(batch.matrix_shape), max(batch.matrix_shape)
         costs.append(len(batch.members) * (k**2 * m + 2 * k**3))
     assert costs == sorted(costs, reverse=True)
 
@@ -81,7 +83,7 @@ def test_the_cost_of_a_matrix_is_that_of_its_transpose() -> None:
 def test_a_fixed_batch_size_is_filled_and_not_exceeded(weights: list[LayerWeight], batch_size: int) -> None:
     sizes: dict[tuple[tuple[int, int], str], list[int]] = {}
     for batch in plan(weights, batch_size, BUDGET):
-        sizes.setdefault((batch.matrix, batch.dtype), []).append(len(batch.members))
+        sizes.setdefault((batch.matrix_shape, batch.dtype), []).append(len(batch.members))
     for key, group in expected_groups(weights).items():
         full, rest = divmod(len(group), batch_size)
         assert sizes[key] == [batch_size] * full + [rest] * (rest > 0)
@@ -92,7 +94,7 @@ def needed(batch: WeightBatch, *, gpu: bool) -> int:
 
     On a GPU there is a workspace as large as one of these, or before that a buffer of columns, of at most 256 MiB.
     """
-    (n, m), dtype, count = batch.matrix, batch.dtype, len(batch.members)
+    (n, m), dtype, count = batch.matrix_shape, batch.dtype, len(batch.members)
     stored, gram = count * n * m * BYTES[dtype], count * min(n, m) ** 2 * 8
     if not gpu:
         return stored + 2 * gram
@@ -111,9 +113,9 @@ def test_automatic_batches_stay_within_the_budget_and_use_it(
         assert needed(batch, gpu=gpu) == batch_bytes(batch, gpu=gpu)
         assert needed(batch, gpu=gpu) <= budget or len(batch.members) == 1
     # No two batches of one shape and dtype would have fitted into one call.
-    for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix, batch.dtype))):
-        if (left.matrix, left.dtype) == (right.matrix, right.dtype):
-            both = WeightBatch(left.matrix, left.dtype, left.members + right.members)
+    for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix_shape, batch.dtype))):
+        if (left.matrix_shape, left.dtype) == (right.matrix_shape, right.dtype):
+            both = WeightBatch(left.matrix_shape, left.dtype, left.members + right.members)
             assert needed(both, gpu=gpu) > budget
 
 

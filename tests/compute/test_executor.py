@@ -50,8 +50,8 @@ class Reader:
                 "type",
                 parameter=name,
                 shape=tuple(value.shape),
-                matrix=(value.shape[-2], value.shape[-1]),
-                count=value.shape[0] if value.ndim == 3 else 1,
+                matrix_shape=(value.shape[-2], value.shape[-1]),
+                num_matrices=value.shape[0] if value.ndim == 3 else 1,
                 dtype=str(value.dtype).removeprefix("torch."),
             )
             for name, value in self.parameters.items()
@@ -635,7 +635,7 @@ def test_cuda_lanes_find_the_scores_of_a_float64_svd(
     number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "num_lanes", lambda device, k: number)
-    monkeypatch.setattr(executor, "_MOST_PINNED", most_pinned)
+    monkeypatch.setattr(executor, "_MAX_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
     for name, value in reader.parameters.items():

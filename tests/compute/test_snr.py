@@ -375,8 +375,8 @@ def test_the_solver_gets_no_more_than_it_takes(
 ) -> None:
     batch = torch.from_numpy(np.stack([gaussian(6, 9, seed) for seed in range(7)])).to(device)
     expected = snr.score(batch).snr.tolist()
-    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", elements)
-    monkeypatch.setattr(decomposition, "_MOST_MATRICES", matrices)
+    monkeypatch.setattr(decomposition, "_MAX_ELEMENTS", elements)
+    monkeypatch.setattr(decomposition, "_MAX_MATRICES", matrices)
     given = spy_on_solver(monkeypatch)
     assert snr.score(batch).snr.tolist() == pytest.approx(expected, rel=1e-12)
     assert [len(grams) for grams in given] == sizes
@@ -397,7 +397,7 @@ def test_values_that_do_not_sum_up_to_the_trace_are_not_believed(monkeypatch: py
 
 @pytest.mark.usefixtures("gpu")
 def test_cuda_takes_no_matrix_that_its_solver_cannot_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decomposition, "_MOST_ELEMENTS", 35)
+    monkeypatch.setattr(decomposition, "_MAX_ELEMENTS", 35)
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         score(gaussian(6, 9), "cuda")
 

@@ -31,7 +31,7 @@ def models(draw: st.DrawFn) -> list[LayerWeight]:
         if weights and draw(st.integers(0, 3)) == 0:
             first = draw(st.sampled_from(weights))
             owner = first.parameter.removesuffix(".weight")
-            weights.append(weight(f"w{i}", first.matrix, first.count, first.dtype, tied_to=owner))
+            weights.append(weight(f"w{i}", first.matrix_shape, first.num_matrices, first.dtype, tied_to=owner))
         else:
             matrix, dtype = draw(st.sampled_from(MATRICES)), draw(st.sampled_from(sorted(BYTES)))
             weights.append(weight(f"w{i}", matrix, draw(st.integers(1, 5)), dtype))

@@ -26,6 +26,6 @@ def scan(
     batches = plan(weights, batch_size, batch_budget(devices))
     for batch, values in executor.score(batches, read, devices, warn):
         scores |= zip([(weight.parameter, index) for weight, index in batch.members], values, strict=True)
-        for weight in [w for w in left if all((w.parameter, i) in scores for i in range(w.count))]:
+        for weight in [w for w in left if all((w.parameter, i) in scores for i in range(w.num_matrices))]:
             left.remove(weight)
             yield from layer_scores([weight], scores)

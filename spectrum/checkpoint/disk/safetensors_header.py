@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 32 << 20
 _LONGEST_KEY = 1_000  # characters
 
 _LENGTH_BYTES = 8  # the header's length, before the header
-_MOST_DIMENSIONS = 64  # torch's own limit
+_MAX_DIMENSIONS = 64  # torch's own limit
 _TORCH_NAMES = frozenset(SAFETENSORS_DTYPES.values())
 
 
@@ -90,7 +90,7 @@ def _parse_entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> 
     begin, end = entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
         raise ValueError("sizes are whole numbers")
-    if len(shape) > _MOST_DIMENSIONS or math.prod(shape) >= 2**63:
+    if len(shape) > _MAX_DIMENSIONS or math.prod(shape) >= 2**63:
         raise ValueError("more dimensions or elements than a tensor can have")
     if len(key) > _LONGEST_KEY:
         raise ValueError("the key is longer than any real one")

@@ -29,7 +29,7 @@ from spectrum.files import opened
 if TYPE_CHECKING:
     import torch
 
-_MOST_TENSORS = 500_000
+_MAX_TENSORS = 500_000
 _READABLE_DTYPES = frozenset(SAFETENSORS_DTYPES.values())
 
 
@@ -56,7 +56,7 @@ class WeightFiles:
     def keep(self, file: Path, tensors: Mapping[str, StoredTensor]) -> None:
         """Keep the tensors of one file. Raises CheckpointError if the files have more than any model."""
         self._by_file[file] = tensors
-        if sum(map(len, self._by_file.values())) > _MOST_TENSORS:
+        if sum(map(len, self._by_file.values())) > _MAX_TENSORS:
             raise CheckpointError(f"{self.directory} holds more tensors than any model has; {DOWNLOAD_AGAIN}")
 
     def tensors(self) -> dict[str, StoredTensor]:

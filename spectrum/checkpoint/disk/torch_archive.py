@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from spectrum.checkpoint.disk import torch_zip
 from spectrum.checkpoint.disk.torch_pickle import read_pickle
-from spectrum.checkpoint.disk.torch_pickle_machine import MOST_BYTES
+from spectrum.checkpoint.disk.torch_pickle_machine import MAX_BYTES
 from spectrum.checkpoint.disk.torch_values import ArchiveError, Storage, Tensor, quoted, state_dict_tensors
 from spectrum.dtypes import ITEM_BYTES
 
@@ -82,8 +82,8 @@ def _read_zip(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
         raise ArchiveError("it lacks data.pkl, which says what it holds")
     _refuse_other_byte_order(stream, places.get("byteorder"))
     pickle = places["data.pkl"]
-    if pickle.size > MOST_BYTES:
-        raise ArchiveError(f"its data.pkl is over {MOST_BYTES >> 20} MiB long, which no model's is")
+    if pickle.size > MAX_BYTES:
+        raise ArchiveError(f"its data.pkl is over {MAX_BYTES >> 20} MiB long, which no model's is")
     content = torch_zip.read(stream, pickle.offset, pickle.size)
     pickled = read_pickle(content, 0, ends_with_view=False)
     if pickled.end != len(content):
@@ -129,7 +129,7 @@ def _by_name_in_folder(
 
 
 def _read_older(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
-    content = torch_zip.read(stream, 0, min(size, MOST_BYTES))
+    content = torch_zip.read(stream, 0, min(size, MAX_BYTES))
     at = _skip_magic(content)
     version, at = _read_plain_pickle(content, at)
     if version != _FORMAT_BEFORE_ZIP:

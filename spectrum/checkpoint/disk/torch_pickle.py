@@ -26,10 +26,10 @@ from spectrum.checkpoint.disk.torch_values import (
     refuse_hooks,
 )
 
-_MOST_TENSORS = 300_000
-_MOST_STEPS = 40 * _MOST_TENSORS  # torch writes four bytes a step, so the limit on bytes is met first
-_MOST_CHARACTERS = 1000  # of a tensor's name, and of any other string
-_MOST_INTEGER_BYTES = 16
+_MAX_TENSORS = 300_000
+_MAX_STEPS = 40 * _MAX_TENSORS  # torch writes four bytes a step, so the limit on bytes is met first
+_MAX_CHARACTERS = 1000  # of a tensor's name, and of any other string
+_MAX_INTEGER_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Steps(PickleMachine):
         """Follow the pickle to its end, and return what it builds."""
         if self.byte() != _PROTO or self.byte() not in range(2, 6):
             raise ArchiveError("its pickle is of a protocol that torch does not write")
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             code = self.byte()
             if code == _STOP:
                 return self.finish()
@@ -92,15 +92,15 @@ class _Steps(PickleMachine):
     def text(self, length_bytes: int) -> None:
         length = self.number(length_bytes)
         try:
-            value = self.take(length).decode() if length <= 4 * _MOST_CHARACTERS else None
+            value = self.take(length).decode() if length <= 4 * _MAX_CHARACTERS else None
         except UnicodeDecodeError:
             raise ArchiveError("its pickle has a string that is not text") from None
-        if value is None or len(value) > _MOST_CHARACTERS:
-            raise ArchiveError(f"its pickle has a string of over {_MOST_CHARACTERS} characters")
+        if value is None or len(value) > _MAX_CHARACTERS:
+            raise ArchiveError(f"its pickle has a string of over {_MAX_CHARACTERS} characters")
         self.push(value)
 
     def signed(self, length: int) -> None:
-        if length > _MOST_INTEGER_BYTES:
+        if length > _MAX_INTEGER_BYTES:
             raise ArchiveError("its pickle has a number larger than any that torch writes")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
@@ -131,7 +131,7 @@ class _Steps(PickleMachine):
     # Names, storages and tensors.
 
     def global_on_lines(self) -> None:
-        self.push(lookup_global(self.line(_MOST_CHARACTERS), self.line(_MOST_CHARACTERS)))
+        self.push(lookup_global(self.line(_MAX_CHARACTERS), self.line(_MAX_CHARACTERS)))
 
     def global_on_stack(self) -> None:
         name, module = self.pop(), self.pop()
@@ -168,8 +168,8 @@ class _Steps(PickleMachine):
         if role not in ("tensor", "typed tensor"):
             raise ArchiveError("its pickle makes something else than tensors")
         self._tensors += 1
-        if self._tensors > _MOST_TENSORS:
-            raise ArchiveError(f"it has over {_MOST_TENSORS} tensors")
+        if self._tensors > _MAX_TENSORS:
+            raise ArchiveError(f"it has over {_MAX_TENSORS} tensors")
         usual = 6 if role == "tensor" else 7
         if len(arguments) == usual + 1:
             raise ArchiveError("it has a tensor that is stored negated or conjugated")

@@ -11,11 +11,11 @@ from spectrum.checkpoint.disk.torch_values import ArchiveError
 
 # Enough for 300,000 tensors, the names and values that describe each, and the modules that hold them. A longer pickle
 # is damaged or malicious: what it builds takes many times its size in memory.
-MOST_BYTES = 32 << 20
-_MOST_CONTAINERS = 3_000_000
-_MOST_STACKED = 10_000  # torch's pickler puts a thousand names and values on the stack at a time
-_MOST_MARKS = 100
-_CUT = f"its pickle ends too early, or is over {MOST_BYTES >> 20} MiB long"
+MAX_BYTES = 32 << 20
+_MAX_CONTAINERS = 3_000_000
+_MAX_STACKED = 10_000  # torch's pickler puts a thousand names and values on the stack at a time
+_MAX_MARKS = 100
+_CUT = f"its pickle ends too early, or is over {MAX_BYTES >> 20} MiB long"
 
 
 class PickleMachine:
@@ -86,14 +86,14 @@ class PickleMachine:
 
     def push(self, value: object) -> None:
         """Put a value on the stack."""
-        if len(self._stack) >= _MOST_STACKED:
+        if len(self._stack) >= _MAX_STACKED:
             raise ArchiveError("its pickle piles up more than torch does")
         self._stack.append(value)
 
     def push_new(self, container: object) -> None:
         """Put a new container or tensor on the stack. They are counted, since a few bytes make one."""
         self._containers += 1
-        if self._containers > _MOST_CONTAINERS:
+        if self._containers > _MAX_CONTAINERS:
             raise ArchiveError("its pickle makes more than any model needs")
         self.push(container)
 
@@ -114,7 +114,7 @@ class PickleMachine:
 
     def mark(self) -> None:
         """Mark the current height of the stack."""
-        if len(self._marks) >= _MOST_MARKS:
+        if len(self._marks) >= _MAX_MARKS:
             raise ArchiveError("its pickle nests more than torch does")
         self._marks.append(len(self._stack))
 

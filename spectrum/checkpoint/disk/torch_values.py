@@ -13,7 +13,7 @@ from typing import Literal
 
 from spectrum.dtypes import ITEM_BYTES
 
-_MOST_DIMENSIONS = 64  # torch's own limit
+_MAX_DIMENSIONS = 64  # torch's own limit
 _SIZES = 2**63  # every size and every offset is less
 _LARGEST_ITEM = max(ITEM_BYTES.values())
 
@@ -184,7 +184,7 @@ def parse_tensor(arguments: Sequence[object], dtype: str | None) -> Tensor:
 
 
 def _parse_sizes(value: object) -> tuple[int, ...]:
-    if type(value) is not tuple or len(value) > _MOST_DIMENSIONS or not all(map(_is_size, value)):
+    if type(value) is not tuple or len(value) > _MAX_DIMENSIONS or not all(map(_is_size, value)):
         raise ArchiveError("it has a tensor whose sizes make no sense")
     return value
 

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from spectrum.checkpoint.disk.torch_values import ArchiveError, quoted
 
-_MOST_DIRECTORY_BYTES = 16 << 20
-_MOST_RECORDS = 200_000
+_MAX_DIRECTORY_BYTES = 16 << 20
+_MAX_RECORDS = 200_000
 
 # The parts of a zip file, as its specification (APPNOTE.TXT) lays them out.
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -70,7 +70,7 @@ def read_directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
         size: of the file, in bytes.
     """
     count, length, offset = _directory_place(stream, size)
-    if count > _MOST_RECORDS or length > _MOST_DIRECTORY_BYTES:
+    if count > _MAX_RECORDS or length > _MAX_DIRECTORY_BYTES:
         raise ArchiveError(f"its directory lists {count} records in {length} bytes, which no model's does")
     if not count:
         raise ArchiveError("it is an empty zip file")

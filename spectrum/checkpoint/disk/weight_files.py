@@ -16,7 +16,7 @@ from spectrum.errors import CheckpointError
 from spectrum.files import opened, parse_json, read
 
 MAX_INDEX_BYTES = 64 << 20
-MOST_FILES = 2_000
+MAX_FILES = 2_000
 
 # In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -121,7 +121,7 @@ def _read_weight_map(index: Path) -> Mapping[str, str]:
 
 def _check_shards(index: Path, names: Collection[str]) -> None:
     """Raises CheckpointError unless these are the names of as many different files in the index's directory."""
-    if len(names) > MOST_FILES:
+    if len(names) > MAX_FILES:
         raise CheckpointError(f"{index} names {len(names)} files, more than any model has; {DOWNLOAD_AGAIN}")
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:

@@ -603,17 +603,17 @@ def test_what_follows_the_pickle_is_refused() -> None:
 
 
 LIMITS = {
-    "MOST_BYTES": "MiB long",
-    "_MOST_DIRECTORY_BYTES": "no model's does",
-    "_MOST_RECORDS": "no model's does",
-    "_MOST_TENSORS": "over",
-    "_MOST_CONTAINERS": "makes more",
-    "_MOST_STEPS": "more steps",
-    "_MOST_STACKED": "piles up",
-    "_MOST_MARKS": "nests more",
-    "_MOST_CHARACTERS": "pickle",
-    "_MOST_DIMENSIONS": "sizes",
-    "_MOST_INTEGER_BYTES": "number larger",
+    "MAX_BYTES": "MiB long",
+    "_MAX_DIRECTORY_BYTES": "no model's does",
+    "_MAX_RECORDS": "no model's does",
+    "_MAX_TENSORS": "over",
+    "_MAX_CONTAINERS": "makes more",
+    "_MAX_STEPS": "more steps",
+    "_MAX_STACKED": "piles up",
+    "_MAX_MARKS": "nests more",
+    "_MAX_CHARACTERS": "pickle",
+    "_MAX_DIMENSIONS": "sizes",
+    "_MAX_INTEGER_BYTES": "number larger",
 }
 
 
