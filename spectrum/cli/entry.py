@@ -1,4 +1,4 @@
-"""START here. How does the command begin and end? Arguments, signals and exit statuses."""
+"""START HERE. How does the command begin and end? Arguments, signals and exit statuses."""
 
 from __future__ import annotations
 

@@ -65,9 +65,7 @@ def plan(
     groups: dict[tuple[tuple[int, int], str], list[tuple[LayerWeight, int]]] = {}
     for weight in distinct.values():
         members = groups.setdefault((weight.matrix_shape, weight.dtype), [])
-        members.extend(
-            (weight, index) for index in range(weight.num_matrices) if (weight.parameter, index) not in scored
-        )
+        members.extend((weight, index) for parameter, index in weight.matrices() if (parameter, index) not in scored)
     batches = []
     for (shape, dtype), members in groups.items():
         size = batch_size or _largest_batch(budget, shape, dtype)

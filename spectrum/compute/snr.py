@@ -1,4 +1,4 @@
-"""START here: the signal-to-noise ratio (SNR) of weight matrices (arXiv:2406.06623).
+"""START HERE: the signal-to-noise ratio (SNR) of weight matrices (arXiv:2406.06623).
 
 Singular values above the bulk edge of the Marchenko-Pastur law are signal, all others noise. The rules are in
 `noise_scale`, `bulk_edge` and `signal_to_noise_ratio`.

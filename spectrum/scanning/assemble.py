@@ -39,7 +39,7 @@ def layer_scores(weights: Iterable[LayerWeight], scores: Mapping[Matrix, MatrixS
     """The scores of layers. The SNR of a stack is the median of its matrices."""
     layers = []
     for weight in weights:
-        matrices = [scores[weight.parameter, index] for index in range(weight.num_matrices)]
+        matrices = [scores[matrix] for matrix in weight.matrices()]
         if weight.num_matrices == 1:
             layers.append(LayerSnr(weight.name, weight.layer_type, matrices[0].snr, None, matrices[0].edge))
         else:

@@ -189,7 +189,7 @@ def _resume(
 
     try:
         if checked := distributed.broadcast(_sample(kept, weights)):
-            all_matrices = {(weight.parameter, index) for weight in weights for index in range(weight.num_matrices)}
+            all_matrices = {matrix for weight in weights for matrix in weight.matrices()}
             recomputed = dict(distributed.gather(compute(plan_without(all_matrices.difference(checked)), None)))
             wrong = [matrix for matrix in checked if not _agree(kept[matrix], recomputed[matrix])]
             if wrong:
@@ -245,9 +245,7 @@ def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) 
 
     Single rows are left out: all of them score 1.
     """
-    wanted = [
-        (weight.parameter, i) for weight in weights if min(weight.matrix_shape) > 1 for i in range(weight.num_matrices)
-    ]
+    wanted = [matrix for weight in weights if min(weight.matrix_shape) > 1 for matrix in weight.matrices()]
     held = [matrix for matrix in dict.fromkeys(wanted) if matrix in kept]
     return random.SystemRandom().sample(held, min(_NUM_CHECKED, len(held)))
 

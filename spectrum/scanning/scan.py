@@ -1,4 +1,4 @@
-"""Start here: a model's scan, from the cache or computed and saved.
+"""START HERE: a model's scan, from the cache or computed and saved.
 
 The steps are: use the cached scan if it has everything; else open the checkpoint, let the caller choose what to scan,
 lock the cache, score what is missing (`job`), save the result (`store`).
