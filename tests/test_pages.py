@@ -81,6 +81,7 @@ def test_the_command_does_what_the_page_shows(command: Command, here: Path, caps
         assert (here / picture).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", LAUNCHED, ids=str)
 def test_the_launcher_starts_processes_that_scan_together(command: Command, here: Path) -> None:
     # With two processes, and a port of their own because other tests may run at the same time.
