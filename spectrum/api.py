@@ -134,7 +134,7 @@ def _decimal(percent: float | str) -> str:
         exact = f"{Decimal(str(percent)):f}"
     except InvalidOperation:
         return str(percent)  # the selection refuses it
-    if len(exact) <= selection.LONGEST_PERCENT or not isinstance(percent, float):
+    if len(exact) <= selection.MAX_PERCENT_LENGTH or not isinstance(percent, float):
         return exact
     return f"{percent:.17f}".rstrip("0")
 

@@ -28,7 +28,7 @@ _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ModeOutcome:
     """The result of a mode.
 
     text: for stdout, safe to print on a terminal. problem: makes the command fail after the text is printed.
@@ -40,7 +40,7 @@ class Outcome:
 
 def select(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
-) -> Outcome:
+) -> ModeOutcome:
     """Scan a model, select layers, and write the list and whatever else the options ask for.
 
     Args:
@@ -56,20 +56,20 @@ def select(
     if other is not None:
         compared, problem = _compared(chosen, other if options.layer_types is None else other.only(scan.result.scanned))
     if quiet:
-        return Outcome(in_line(str(list_file)), problem)
+        return ModeOutcome(in_line(str(list_file)), problem)
     parts = [
         in_line(scan.origin),
-        "" if options.top_params is None else report.share(options.top_params, chosen.percent),
+        "" if options.top_params is None else report.equivalent_percent(options.top_params, chosen.percent),
         report.summary(chosen, columns),  # the only part that may hold escape sequences: colours
         visible("\n".join(margins.notes(chosen.types))),
-        "" if options.format == "peft" else report.plan_of(chosen, options.training_gpus),
+        "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus),
         visible(compared),
         report.written(files),
     ]
-    return Outcome("\n\n".join(filter(None, parts)), problem)
+    return ModeOutcome("\n\n".join(filter(None, parts)), problem)
 
 
-def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> Outcome:
+def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> ModeOutcome:
     """Compare a list with the names in the model that is to be trained."""
     from spectrum.checkpoint.reader import describe_model
     from spectrum.trainers import lists, matching
@@ -87,21 +87,21 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     found = check_list(entry_list, info)
     count = plural(len(entry_list.entries), "entry", "entries")
     title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
-    parts = [report.checked(found, title)]
+    parts = [report.check_summary(found, title)]
     if trained := found.trained[matching.AXOLOTL]:
-        parts.append(report.plan(trained, info, options.training_gpus))
+        parts.append(report.training_plan(trained, info, options.training_gpus))
     problem = None
     if found.problems:
         more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         problem = f"{options.check}: {found.problems[0]}{more}"
-    return Outcome("" if quiet else visible("\n\n".join(parts)), problem)
+    return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 
-def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
+def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutcome:
     """Draw the singular values of one layer."""
     layer, file = options.plot_spectrum
     path = Path(file)
-    figure.check(path)
+    figure.check_can_draw(path)
     check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
@@ -110,7 +110,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
     request = _request(model, SelectOptions(device=options.device), ())
     index = None if named[2] is None else int(named[2])
     spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
-    return Outcome(in_line(str(path)))
+    return ModeOutcome(in_line(str(path)))
 
 
 def _scans(
@@ -120,7 +120,7 @@ def _scans(
     request = _request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
         if options.plot is not None:
-            figure.check(options.plot)
+            figure.check_can_draw(options.plot)
         if options.compare is None:
             return run_scan(request, callbacks), None
         if options.compare.endswith(".json"):  # the file of a scan, read first: it may be missing

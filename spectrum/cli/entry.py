@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # checked here, because some libraries exit the process in this case
         return fail(f"the working directory is gone: {error.strerror}; change to one that exists")
     try:
-        with distributed.long_waits_told(note):
+        with distributed.report_long_waits(note):
             outcome = _run(options)
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -133,7 +133,7 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where"
 
 
-def _run(options: Options) -> commands.Outcome:
+def _run(options: Options) -> commands.ModeOutcome:
     """Run the mode that the options ask for. Of several processes, all but the main one help it to scan."""
     model, mode, quiet = options.model, options.mode, options.quiet
     callbacks = ScanCallbacks(
@@ -141,7 +141,7 @@ def _run(options: Options) -> commands.Outcome:
     )
     if distributed.rank() > 0:
         follow(callbacks)
-        return commands.Outcome("")
+        return commands.ModeOutcome("")
     if isinstance(mode, SelectOptions):
         return commands.select(model, mode, callbacks, quiet=quiet, columns=coloured_columns())
     with lead():  # the other processes wait until this ends

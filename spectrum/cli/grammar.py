@@ -29,7 +29,7 @@ examples:
 
 _FORMATS = tuple(formats.FORMATS)
 _MAX_GPUS = 1_000_000
-_WIDEST_OPTION = 30  # columns of --help, so that all but the longest have their text beside them
+_MAX_OPTION_COLUMNS = 30  # columns of --help, so that all but the longest have their text beside them
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s --model-name NAME_OR_PATH [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_WIDEST_OPTION),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_MAX_OPTION_COLUMNS),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,

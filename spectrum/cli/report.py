@@ -15,7 +15,7 @@ from spectrum.trainers import memory
 from spectrum.trainers.check import CheckReport
 
 _BARS = "▁▂▃▄▅▆▇█"
-_NARROWEST, _WIDEST = 8, 40  # columns of a bar chart
+_MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 8, 40  # columns of a bar chart
 _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
@@ -28,27 +28,30 @@ def summary(selection: Selection, columns: int | None) -> str:
     table = aligned(selection.rows())
     lines = table.splitlines()
     width = max(map(len, lines)) + 2
-    if columns is None or columns - width < _NARROWEST:
+    if columns is None or columns - width < _MIN_BAR_COLUMNS:
         return table
     position = {layer.name: i for i, layer in enumerate(selection.result.layers)}
-    bars = ["by depth", *(_bars(ranked, position, min(columns - width, _WIDEST)) for ranked in selection.types)]
+    bars = [
+        "by depth",
+        *(_bars(ranked, position, min(columns - width, _MAX_BAR_COLUMNS)) for ranked in selection.types),
+    ]
     return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
 
 
-def share(top_params: str, top_percent: str) -> str:
+def equivalent_percent(top_params: str, top_percent: str) -> str:
     """Which --top-percent selects what --top-params asked for."""
     return f"At most {top_params} percent of all parameters: --top-percent {top_percent}."
 
 
-def plan_of(selection: Selection, gpus: int) -> str:
+def training_plan_of(selection: Selection, gpus: int) -> str:
     """The plan for training a selection, or why there is none."""
     info = selection.result.info
     if info is None or not info.knows_modules():
         return "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
-    return plan(selection.trained(), info, gpus)
+    return training_plan(selection.trained(), info, gpus)
 
 
-def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
+def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     """How many parameters train, with and without embeddings, and how much memory training takes.
 
     Args:
@@ -71,10 +74,10 @@ def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     return f"{text}\n\n{_memory(sizes, everything, gpus)}"
 
 
-def checked(found: CheckReport, title: str) -> str:
+def check_summary(found: CheckReport, title: str) -> str:
     """The problems of a list, notes on it, and a table of what each trainer's rule matches."""
     header = ("rule", "entries that match", "parameters that train")
-    rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
+    rows = [(rule, str(found.num_matching[rule]), str(len(names))) for rule, names in found.trained.items()]
     findings = [f"problem: {in_line(text)}" for text in found.problems] or ["ok: every entry does what it says"]
     findings += [f"note: {in_line(text)}" for text in found.notes]
     return "\n\n".join([in_line(title), "\n".join(findings), aligned([header, *rows])])
@@ -101,7 +104,7 @@ def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory
     }
     unit, scale = ("GiB", 30) if max(max(pair) for row in sizes.values() for pair in row) >= 1 << 30 else ("MiB", 20)
     rows = [
-        (optimizer, *(f"{_figure(own / 2**scale)} of {_figure(full / 2**scale)}" for own, full in row))
+        (optimizer, *(f"{_three_digits(own / 2**scale)} of {_three_digits(full / 2**scale)}" for own, full in row))
         for optimizer, row in sizes.items()
     ]
     return (
@@ -110,7 +113,7 @@ def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory
     )
 
 
-def _figure(number: float) -> str:
+def _three_digits(number: float) -> str:
     return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 

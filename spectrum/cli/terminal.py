@@ -18,7 +18,7 @@ from spectrum.scanning import distributed
 from spectrum.scanning.request import ProgressBar
 from spectrum.text import in_line
 
-_LONGEST_NOTE = 4_000  # characters
+_MAX_NOTE_LENGTH = 4_000  # characters
 
 
 def prepare_streams() -> None:
@@ -102,8 +102,8 @@ def note(message: str) -> None:
         return
     process = f" (process {distributed.rank()})" if distributed.rank() else ""
     text = in_line(message)
-    if len(text) > _LONGEST_NOTE:  # a stranger's file may hold endless names
-        text = f"{text[: _LONGEST_NOTE // 2]} ... {text[-_LONGEST_NOTE // 2 :]}"
+    if len(text) > _MAX_NOTE_LENGTH:  # a stranger's file may hold endless names
+        text = f"{text[: _MAX_NOTE_LENGTH // 2]} ... {text[-_MAX_NOTE_LENGTH // 2 :]}"
     with tqdm.external_write_mode(file=sys.stderr):  # clears a progress bar, and draws it again below
         print(f"spectrum{process}: {text}", file=sys.stderr, flush=True)
 

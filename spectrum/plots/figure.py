@@ -21,7 +21,7 @@ DPI = 160  # of a PNG
 _MAX_PIXELS = 16_000  # of a PNG's longer side; a larger figure gets a lower resolution
 
 
-def check(path: str | Path) -> None:
+def check_can_draw(path: str | Path) -> None:
     """Check, before a long scan, that a picture can be drawn after it.
 
     Raises SpectrumError if matplotlib is not installed, or if the path does not end in .png, .svg or .pdf.
@@ -34,7 +34,7 @@ def check(path: str | Path) -> None:
         raise SpectrumError("pictures need matplotlib: pip install matplotlib") from error
 
 
-def shown(name: str, longest: int = 48) -> str:
+def shown(name: str, max_length: int = 48) -> str:
     """A name in characters that the font has, cut to a length.
 
     The cut takes away the middle, since the ends tell towers and layers apart.
@@ -43,8 +43,8 @@ def shown(name: str, longest: int = 48) -> str:
 
     available = get_font(findfont("DejaVu Sans")).get_charmap()  # this font comes with matplotlib
     text = "".join(c if ord(c) in available else "?" for c in name)
-    head = longest * 2 // 5
-    return text if len(text) <= longest else f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - longest :]}"
+    head = max_length * 2 // 5
+    return text if len(text) <= max_length else f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - max_length :]}"
 
 
 def text_width(text: str, size: float = 7) -> float:

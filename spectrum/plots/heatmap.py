@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spectrum.errors import SpectrumError
-from spectrum.plots.figure import DPI, check, own_settings, save, shown, text_width
+from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown, text_width
 from spectrum.selection.selection import Selection
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ _COLOURS = "viridis"  # its lightness rises throughout, so colour-blind readers 
 def heatmap(selection: Selection, path: str | Path) -> None:
     """Draw the SNR of every layer, by layer type and layer index, with an outline around the selected ones.
 
-    Raises as `check` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
+    Raises as `check_can_draw` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
     """
-    check(path)
+    check_can_draw(path)
     with own_settings():
         save(_heatmap_figure(selection), Path(path))
 
@@ -57,7 +57,7 @@ def _heatmap_figure(selection: Selection) -> Figure:
     )
     place = _layout(text, columns, has_colours=not all(cell.sign for cell in cells))
     figure = Figure(figsize=(place.width, place.height), dpi=DPI)
-    axes = figure.add_axes(place.share(place.left, 0.55, place.table_width, place.table_height))
+    axes = figure.add_axes(place.figure_box(place.left, 0.55, place.table_width, place.table_height))
     axes.set(xlim=(0, place.x[-1] + 1), ylim=(len(rows), 0), xlabel="layer")
     axes.spines[:].set_visible(False)
     _draw_scores(figure, axes, cells, place)
@@ -156,7 +156,7 @@ class _Layout:
     bar: float
     x: list[float]
 
-    def share(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+    def figure_box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
         """A box as matplotlib takes it: from the bottom, in shares of the picture."""
         bottom = 1 - (top + height) / self.height
         return left / self.width, bottom, width / self.width, height / self.height
@@ -201,7 +201,7 @@ def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Lay
         axes, scored, place, 0, cmap=_COLOURS, norm=norm, edgecolor="white", linewidth=0.5, gid="scores"
     )
     boxes.set_array([cell.snr for cell in scored])
-    bar_axes = figure.add_axes(place.share(place.left + place.table_width + 0.2, 0.55, 0.13, place.bar))
+    bar_axes = figure.add_axes(place.figure_box(place.left + place.table_width + 0.2, 0.55, 0.13, place.bar))
     bar = figure.colorbar(boxes, cax=bar_axes, label="SNR")
     bar.set_ticks(ticks := _log_ticks(low, high), labels=[f"{float(f'{tick:.4g}'):.15g}" for tick in ticks])
     bar.minorticks_off()

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from spectrum.plots.figure import DPI, check, own_settings, save, shown
+from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown
 from spectrum.records import LayerSpectrum
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ _NOTE = "sigma = (q75 - q25) / 1.349, as the\nmethod has it: the law of another\
 def spectrum_histogram(spectrum: LayerSpectrum, model: str, path: str | Path) -> None:
     """Draw the singular values of one matrix, its bulk edge, and the law of the noise that the edge belongs to.
 
-    Raises as `check` does, and ResultsError if the file cannot be written.
+    Raises as `check_can_draw` does, and ResultsError if the file cannot be written.
     """
-    check(path)
+    check_can_draw(path)
     with own_settings():
         save(_histogram_figure(spectrum, model), Path(path))
 

@@ -24,7 +24,7 @@ from spectrum.errors import ProcessError, UnmetError, first_line
 _TIMEOUT = timedelta(days=30)
 
 # After as many seconds of waiting it says so, since the others may never come.
-SILENCE = 30.0
+SECONDS_BEFORE_NOTICE = 30.0
 
 _T = TypeVar("_T")
 
@@ -47,7 +47,7 @@ def single_process() -> Iterator[None]:
 
 
 @contextmanager
-def long_waits_told(info: Callable[[str], None]) -> Iterator[None]:
+def report_long_waits(info: Callable[[str], None]) -> Iterator[None]:
     """Call `info` with a line when a wait for other processes takes long."""
     token = _info.set(info)
     try:
@@ -156,7 +156,7 @@ def _run_interruptibly(call: Callable[[], Any], waiting: str | None = None) -> A
     info, started = _info.get(), time.monotonic()
     while not result.done():
         wait([result], timeout=0.5)
-        if waiting and info and time.monotonic() - started > SILENCE and not result.done():
+        if waiting and info and time.monotonic() - started > SECONDS_BEFORE_NOTICE and not result.done():
             info(waiting)
             waiting = None
     thread.join()

@@ -53,14 +53,14 @@ class Job:
     Args:
         request: what the user asked for.
         identity: what scores depend on; see `identity_of`.
-        precedes: the digest of the results that are there as the scan begins; None if there are none.
+        replaced_digest: the digest of the results that are there as the scan begins; None if there are none.
         layer_types: the types to scan.
         batch_size: matrices in a kernel call; None to fit a memory budget.
     """
 
     request: ScanRequest
     identity: dict[str, Any]
-    precedes: str | None
+    replaced_digest: str | None
     layer_types: tuple[str, ...]
     batch_size: int | None
 
@@ -111,7 +111,7 @@ def score_job(checkpoint: Checkpoint, job: Job, callbacks: ScanCallbacks) -> tup
 
     num_processes = distributed.count()
     devices = devices_for(job.request.device, callbacks.warn, distributed.local_rank() if num_processes > 1 else None)
-    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.precedes)
+    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.replaced_digest)
     try:
         scores = _resume(checkpoint, job, devices, journal, callbacks)
     finally:
@@ -176,7 +176,7 @@ def _resume(
     if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
         kept, rest = {}, everything
     total, num_kept = num_matrices(everything), num_matrices(everything) - num_matrices(rest)
-    if is_main and journal.foreign and not kept:
+    if is_main and journal.is_foreign and not kept:
         callbacks.info(
             f"{journal.path} is of other weights, another class, other versions or another user; beginning anew"
         )
@@ -191,10 +191,10 @@ def _resume(
         if checked := distributed.broadcast(_sample(kept, weights)):
             all_matrices = {matrix for weight in weights for matrix in weight.matrices()}
             recomputed = dict(distributed.gather(compute(plan_without(all_matrices.difference(checked)), None)))
-            wrong = [matrix for matrix in checked if not _agree(kept[matrix], recomputed[matrix])]
+            wrong = [matrix for matrix in checked if not _same_score(kept[matrix], recomputed[matrix])]
             if wrong:
                 kept, rest = {}, everything
-                journal.begin_anew()
+                journal.start_over()
                 remove_journals(job.store)
                 if is_main:
                     callbacks.warn(
@@ -230,9 +230,11 @@ def _compute(
     def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
         nonlocal warned
         journal.append(scored)
-        if journal.problem is not None and not warned:
+        if journal.write_error is not None and not warned:
             warned = True
-            callbacks.warn(f"cannot write {journal.path}: {journal.problem}; what is scored from now on is not kept")
+            callbacks.warn(
+                f"cannot write {journal.path}: {journal.write_error}; what is scored from now on is not kept"
+            )
         progress.advance(batch)
 
     with callbacks.progress(batches) as progress:
@@ -250,7 +252,7 @@ def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) 
     return random.SystemRandom().sample(held, min(_NUM_CHECKED, len(held)))
 
 
-def _agree(kept: MatrixScore, recomputed: MatrixScore) -> bool:
+def _same_score(kept: MatrixScore, recomputed: MatrixScore) -> bool:
     """Whether two scores, perhaps of different devices, can be of the same matrix."""
     both_nan = math.isnan(kept.snr) and math.isnan(recomputed.snr)
     at_the_edge = recomputed.edge.nearest < _AT_THE_EDGE

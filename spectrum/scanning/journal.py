@@ -34,7 +34,7 @@ _MAX_LINE_BYTES = 2 << 20
 _MAX_BYTES = 32 << 20
 _SCORES_PER_LINE = 1_000
 
-_PRECEDES = "precedes"
+_REPLACED_DIGEST = "precedes"
 
 
 class Journal:
@@ -43,7 +43,7 @@ class Journal:
     Args:
         path: need not exist.
         identity: what scores depend on, as JSON values. A journal of another identity is not resumed.
-        precedes: the digest of the results that are there as the scan begins; None if there are none.
+        replaced_digest: the digest of the results that are there as the scan begins; None if there are none.
 
     Attributes:
         scores: those that the journal held when it was opened.
@@ -51,26 +51,26 @@ class Journal:
         foreign: whether the file that has its name is not a journal of this scan.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], replaced_digest: str | None = None) -> None:
         self.path = path
-        self.problem: str | None = None
+        self.write_error: str | None = None
         self.scores: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._head = _to_line(identity)
-        self._precedes = precedes
+        self._replaced_digest = replaced_digest
         try:
             self._end, self.scores = _read_intact(path, self._head)
         except OSError as error:
             self._end = 0
             self._give_up(error)
-        self.foreign = not self._end and os.path.lexists(path)
-        if self._end and is_outdated(path, precedes):
-            self._end = 0  # begin a new journal with the same scores, which says what it precedes
+        self.is_foreign = not self._end and os.path.lexists(path)
+        if self._end and is_outdated(path, replaced_digest):
+            self._end = 0  # begin a new journal with the same scores, which says what it replaced_digest
 
     def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
         """Add scores. If that fails, `problem` says why."""
-        if self.problem is not None:
+        if self.write_error is not None:
             return
         try:
             if self._file is None:
@@ -81,7 +81,7 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Forget what the journal held. The next score replaces the file."""
         self._end, self.scores = 0, {}
 
@@ -111,8 +111,8 @@ class Journal:
         self._file = FileIO(files.create(new), "r+")
         try:
             self._write(self._head)
-            if self._precedes is not None:
-                self._write(_to_line({_PRECEDES: self._precedes}))
+            if self._replaced_digest is not None:
+                self._write(_to_line({_REPLACED_DIGEST: self._replaced_digest}))
             self._write_scores(list(self.scores.items()))
             new.replace(self.path)
         except BaseException:
@@ -139,7 +139,7 @@ class Journal:
         self._synced = time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
-        self.problem = error.strerror or str(error)
+        self.write_error = error.strerror or str(error)
         self.close()
 
 
@@ -167,7 +167,7 @@ def is_outdated(path: Path, results: str | None) -> bool:
             second = _parse(file.readline(_MAX_LINE_BYTES))
     except OSError:
         return False
-    return (second.get(_PRECEDES) if isinstance(second, dict) else None) != results
+    return (second.get(_REPLACED_DIGEST) if isinstance(second, dict) else None) != results
 
 
 def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
@@ -183,7 +183,7 @@ def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore
             end = len(head)
             while end < _MAX_BYTES and (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
                 content = _parse(line)
-                is_second = end == len(head) and isinstance(content, dict) and content.keys() == {_PRECEDES}
+                is_second = end == len(head) and isinstance(content, dict) and content.keys() == {_REPLACED_DIGEST}
                 if not is_second:
                     try:
                         scores |= {(str(name), int(index)): _to_score(*score) for name, index, *score in content}

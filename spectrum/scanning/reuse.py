@@ -47,7 +47,7 @@ def load_usable(
     return None
 
 
-def serve(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:
+def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:
     """The answer to a request from the cached scan; None if it lacks a layer type that is asked for."""
     wanted, missing = wanted_and_missing(cached, request.layer_types)
     if missing:
@@ -91,7 +91,9 @@ def request_missing(request: ScanRequest, cached: ScanResult) -> ScanRequest:
     )
 
 
-def add(cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, warn: Callable[[str], None]) -> ScanOutcome:
+def add_to_cached(
+    cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, warn: Callable[[str], None]
+) -> ScanOutcome:
     """The outcome of a scan of missing layer types, together with the cached scan."""
     result = merge(cached, scanned.result)
     _warn_of_other_names(cached, result, warn)

@@ -19,12 +19,12 @@ from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_sc
 from spectrum.scanning.job import Job, identity_of, open_checkpoint_of, remove_journals, score_job
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
 from spectrum.scanning.reuse import (
-    add,
+    add_to_cached,
     find_local,
     load_usable,
+    outcome_from_cache,
     request_missing,
     same_weights,
-    serve,
     wanted_and_missing,
 )
 from spectrum.text import duration, plural
@@ -46,7 +46,7 @@ def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _PreparedScan:
     """An open checkpoint, and what of it to scan.
 
     Args:
@@ -65,8 +65,8 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     written_at = store.written_at()
     local = find_local(request)
     cached = None if request.rescan else load_usable(request, local, callbacks.info)
-    if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
-        store.tidy()
+    if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
+        store.remove_leftover_journals()
         return outcome
     prepared = _prepare(request if cached is None else request_missing(request, cached), local, callbacks)
     if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
@@ -77,14 +77,14 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
         if not request.rescan and store.written_at() != written_at:
             request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
             cached = load_usable(request, find_local(request), callbacks.info)
-            if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
+            if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
                 store.remove_outdated_journals()
                 return outcome
-            cached, prepared = _without_cached(prepared, cached, request)
+            cached, prepared = _skip_cached_types(prepared, cached, request)
         try:
             outcome = _compute(prepared, callbacks)
             if cached is not None:
-                outcome = add(cached, outcome, request, callbacks.warn)
+                outcome = add_to_cached(cached, outcome, request, callbacks.warn)
             store.save(outcome.result.whole)
             remove_journals(store)
         except BaseException:
@@ -93,7 +93,7 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     return outcome
 
 
-def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanCallbacks) -> _Prepared:
+def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanCallbacks) -> _PreparedScan:
     """Open the checkpoint, and let the caller choose what to scan."""
     started = time.monotonic()
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
@@ -105,12 +105,12 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     asked = time.monotonic()
     batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
-    return _Prepared(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
+    return _PreparedScan(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
 
 
-def _without_cached(
-    prepared: _Prepared, cached: ScanResult | None, request: ScanRequest
-) -> tuple[ScanResult | None, _Prepared]:
+def _skip_cached_types(
+    prepared: _PreparedScan, cached: ScanResult | None, request: ScanRequest
+) -> tuple[ScanResult | None, _PreparedScan]:
     """The cached scan that another run has just written, and the rest that remains to be scanned.
 
     A cached scan of other weights is dropped.
@@ -125,10 +125,10 @@ def _without_cached(
     return cached, replace(prepared, job=job)
 
 
-def _compute(prepared: _Prepared, callbacks: ScanCallbacks) -> ScanOutcome:
+def _compute(prepared: _PreparedScan, callbacks: ScanCallbacks) -> ScanOutcome:
     """Score what was prepared, in all processes."""
     checkpoint, provenance, store = prepared.checkpoint, prepared.checkpoint.provenance, prepared.job.store
-    job = replace(prepared.job, precedes=store.digest())
+    job = replace(prepared.job, replaced_digest=store.digest())
     distributed.broadcast(job)
     scores, where = score_job(checkpoint, job, callbacks)
     weights = job.weights(checkpoint)

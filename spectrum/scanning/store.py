@@ -113,7 +113,7 @@ class ScanStore:
         finally:
             lock.release()
 
-    def tidy(self) -> None:
+    def remove_leftover_journals(self) -> None:
         """Remove journals that a scan left when it ended after it had written its results.
 
         Nothing is removed while another run scans.

@@ -18,7 +18,7 @@ class TypeComparison:
 
     Args:
         layer_type: their type.
-        layers: how many they are.
+        num_layers: how many there are.
         correlation: Spearman's rank correlation of their scores. None if there are fewer than two layers, or if one
             scan gives them all the same score.
         enter: layers that the second scan selects and the first does not.
@@ -26,7 +26,7 @@ class TypeComparison:
     """
 
     layer_type: str
-    layers: int
+    num_layers: int
     correlation: float | None
     enter: tuple[str, ...]
     leave: tuple[str, ...]
@@ -68,7 +68,7 @@ def compare(first: Selection, second: Selection) -> Comparison:
         compared.append(
             TypeComparison(
                 layer_type=layer_type,
-                layers=len(common),
+                num_layers=len(common),
                 correlation=rank_correlation(
                     [scores[name] for name in common], [scores_of_second[name] for name in common]
                 ),
@@ -131,7 +131,7 @@ def _row(compared: TypeComparison) -> tuple[str, ...]:
     correlation = compared.correlation
     return (
         compared.layer_type,
-        str(compared.layers),
+        str(compared.num_layers),
         "" if correlation is None else f"{round(correlation, 3) + 0.0:.3f}",  # + 0.0 turns -0.0 into 0.0
         str(len(compared.enter)),
         str(len(compared.leave)),

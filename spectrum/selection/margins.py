@@ -10,7 +10,7 @@ from spectrum.text import listed
 
 # The score of a layer depends on where exactly the bulk edge lies if it varies by more than this, relative to itself,
 # while the edge moves by 1 percent either way.
-CROWDED = 0.25
+CROWDED_SENSITIVITY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,9 @@ def notes(types: Sequence[RankedType]) -> list[str]:
             "no noise, since no singular value is below the bulk edge; these scores do not compare with others",
         ),
         (
-            [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED],
+            [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED_SENSITIVITY],
             "singular values crowd the bulk edge; moving the edge by 1 percent either way changes the score by more "
-            f"than {100 * CROWDED:.0f} percent",
+            f"than {100 * CROWDED_SENSITIVITY:.0f} percent",
         ),
     )
     return [f"{listed(names, 3)}: {text}" for names, text in findings if names]

@@ -19,7 +19,7 @@ from spectrum.selection.margins import RankedType
 from spectrum.text import aligned, html, in_line
 
 DEFAULT_PERCENT = "50"
-LONGEST_PERCENT = 24  # characters: the percentage becomes part of a file's name
+MAX_PERCENT_LENGTH = 24  # characters: the percentage becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
@@ -104,7 +104,7 @@ def _row(ranked: RankedType) -> tuple[str, ...]:
 
 def parse_percent(text: str) -> str:
     """Check a percentage, and return it as typed, as it stands in file names. Raises ValueError outside (0, 100]."""
-    if len(text) > LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
+    if len(text) > MAX_PERCENT_LENGTH or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
         raise ValueError(f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}")
     return text
 

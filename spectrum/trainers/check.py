@@ -29,40 +29,40 @@ class CheckReport:
 
     Args:
         trained: by rule, the parameters that train. Of tied parameters, the one that trainers see.
-        matching: by rule, how many entries match a parameter.
+        num_matching: by rule, how many entries match a parameter.
         problems: what keeps the list from doing what it says.
         notes: what else a user should know.
     """
 
     trained: Mapping[str, frozenset[str]]
-    matching: Mapping[str, int]
+    num_matching: Mapping[str, int]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def check_list(read: EntryList, model: ModelInfo) -> CheckReport:
+def check_list(entry_list: EntryList, model: ModelInfo) -> CheckReport:
     """Compare a list with a model's parameters, under the rule of each program that reads lists."""
     # Trainers go through `named_parameters()`, which yields tied parameters once.
     seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
-    matches = {rule: matching.matched(rule, read.entries, seen) for rule in RULES}
+    matches = {rule: matching.matched(rule, entry_list.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*matches[rule].values()) for rule in RULES}
     unmatched = _owners([entry for entry, names in matches[AXOLOTL].items() if not names], model)
     problems = [
-        *_unmatched(unmatched, trained[AXOLOTL], model),
+        *_unmatched_problems(unmatched, trained[AXOLOTL], model),
         *_wrong_matches(matches[AXOLOTL], model),
     ]
-    notes = [*_tied(unmatched, trained[AXOLOTL]), *_prefixes(matches[AXOLOTL], model)]
+    notes = [*_tied_notes(unmatched, trained[AXOLOTL]), *_prefix_notes(matches[AXOLOTL], model)]
     if not trained[AXOLOTL]:
         problems.append("nothing trains")
     elif len(trained[AXOLOTL]) == len(seen):
         notes.append("every parameter trains")
-    differences = _differences(matches, trained)
-    if read.settings:  # a trainer's config, which no other program reads
-        problems += axolotl_config.problems(read, sorted(trained[AXOLOTL]))
+    differences = _rule_differences(matches, trained)
+    if entry_list.settings:  # a trainer's config, which no other program reads
+        problems += axolotl_config.problems(entry_list, sorted(trained[AXOLOTL]))
         notes += differences
     else:
-        problems += [*differences, *_lines(read)]
-    notes += _patterns(matches[AXOLOTL])
+        problems += [*differences, *_line_differences(entry_list)]
+    notes += _pattern_notes(matches[AXOLOTL])
     num_matching = {rule: sum(map(bool, matches[rule].values())) for rule in RULES}
     return CheckReport(trained, num_matching, tuple(problems), tuple(notes))
 
@@ -77,7 +77,7 @@ def _owners(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
     return {entry: next((tied[name] for name in tied if name in matches[entry]), None) for entry in entries}
 
 
-def _unmatched(owners: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
+def _unmatched_problems(owners: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
     """Problems of entries that match nothing that trainers see.
 
     In a list for another model, all entries are such, so only a few are reported one by one.
@@ -100,7 +100,7 @@ def _nearest(entry: str, model: ModelInfo) -> str | None:
     return next(iter(difflib.get_close_matches(entry.strip("^$"), [*names, *sorted(modules)], 1, 0.8)), None)
 
 
-def _tied(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator[str]:
+def _tied_notes(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator[str]:
     for entry, owner in owners.items():
         if owner in trained:
             yield f"{entry} is tied to {owner}, and trains through it"
@@ -112,12 +112,12 @@ def _tied(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator
 def _wrong_matches(matches: Matches, model: ModelInfo) -> Iterator[str]:
     named = {*model.parameters, *model.modules}
     for entry, names in matches.items():
-        yield from _beyond(entry, names, model, named)
+        yield from _matches_outside(entry, names, model, named)
     for entry, names in matches.items():
-        yield from _rows(entry, names, model)
+        yield from _missing_rows(entry, names, model)
 
 
-def _beyond(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
+def _matches_outside(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
     """What an entry matches outside the module or parameter that it names. A pattern may match anything.
 
     named: all names of modules and parameters.
@@ -138,7 +138,7 @@ def _beyond(entry: str, names: Iterable[str], model: ModelInfo, named: Container
         yield f"{entry} also matches {listed(beyond, 2)}; {advice}"
 
 
-def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
+def _missing_rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
     """Rows that a parameter does not have."""
     rows = matching.rows(entry)
     if rows is None:
@@ -153,7 +153,7 @@ def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
         yield f"{entry} selects rows that {listed(short, 2)} does not have, which Axolotl refuses"
 
 
-def _prefixes(matches: Matches, model: ModelInfo) -> Iterator[str]:
+def _prefix_notes(matches: Matches, model: ModelInfo) -> Iterator[str]:
     named = {*model.parameters, *model.modules}
     for entry, names in matches.items():
         if names and _PLAIN.fullmatch(entry) and entry not in named:
@@ -163,7 +163,7 @@ def _prefixes(matches: Matches, model: ModelInfo) -> Iterator[str]:
 # Programs that read the list otherwise.
 
 
-def _differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset[str]]) -> Iterator[str]:
+def _rule_differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset[str]]) -> Iterator[str]:
     """Where another rule trains other parameters than Axolotl's. As substrings, only entries that are names count."""
     for rule in (REGULAR_EXPRESSION, SUBSTRING):
         expected = trained[AXOLOTL]
@@ -175,17 +175,17 @@ def _differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset
                 yield f"{rule}: {verb} {listed(sorted(names), 2)}, unlike Axolotl"
 
 
-def _lines(read: EntryList) -> Iterator[str]:
+def _line_differences(entry_list: EntryList) -> Iterator[str]:
     """Where a program that reads lines sees other entries than one that reads YAML."""
     advice = "write each entry on a line of its own, not indented, without quotes and comments"
-    if len(read.lines) != len(read.entries):
-        entries = plural(len(read.lines), "entry", "entries")
-        yield f"programs that read lines that begin with '- ' see {entries}, not {len(read.entries)}: {advice}"
-    elif read.lines != read.entries:
+    if len(entry_list.lines) != len(entry_list.entries):
+        entries = plural(len(entry_list.lines), "entry", "entries")
+        yield f"programs that read lines that begin with '- ' see {entries}, not {len(entry_list.entries)}: {advice}"
+    elif entry_list.lines != entry_list.entries:
         yield f"programs that read lines that begin with '- ' see other entries: {advice}"
 
 
-def _patterns(matches: Matches) -> Iterator[str]:
+def _pattern_notes(matches: Matches) -> Iterator[str]:
     patterns = [entry for entry, names in matches.items() if names and not _PLAIN.fullmatch(entry)]
     if patterns:
         yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns)}"

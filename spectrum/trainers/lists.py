@@ -49,7 +49,7 @@ def read_list(path: Path) -> EntryList:
     if not isinstance(content, dict) or KEY not in content:
         hint = f"; put its list under `{KEY}:`" if isinstance(content, list) else ""
         raise SelectionError(f"{path} has no {KEY} at its top level{hint}")
-    entries = _checked(path, content[KEY])
+    entries = _valid_entries(path, content[KEY])
     lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
     return EntryList(entries, lines, {key: value for key, value in content.items() if key != KEY})
 
@@ -96,7 +96,7 @@ def _loader() -> type[yaml.SafeLoader]:
     return Loader
 
 
-def _checked(path: Path, entries: Any) -> tuple[str, ...]:
+def _valid_entries(path: Path, entries: Any) -> tuple[str, ...]:
     """The entries. Raises SelectionError if they are not a list of names and patterns."""
     if not isinstance(entries, list):
         raise SelectionError(f"{KEY} in {path} is not a list of names")

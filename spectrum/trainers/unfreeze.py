@@ -49,7 +49,7 @@ class Unfrozen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _NamedParameter:
     """A parameter of the model.
 
     Args:
@@ -95,7 +95,7 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
     return _summarize(model)
 
 
-def _check_gradients(parameters: Iterable[_Named]) -> None:
+def _check_gradients(parameters: Iterable[_NamedParameter]) -> None:
     for parameter in parameters:
         if not parameter.value.is_floating_point():
             raise SelectionError(
@@ -111,7 +111,7 @@ def _summarize(model: torch.nn.Module) -> Unfrozen:
     return Unfrozen(names, sum(sizes[name] for name in names), sum(sizes.values()))
 
 
-def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_Named], set[str]]:
+def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_NamedParameter], set[str]]:
     """The parameters of a model, and the names of the selected ones.
 
     A prefix that every name starts with may be a wrapper's, or a module of the model's own. So the names are tried with
@@ -171,7 +171,7 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_Named]:
+def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_NamedParameter]:
     """The parameters, under the names that they have without PEFT.
 
     PEFT replaces a module that it adapts, and keeps the module itself as `base_layer`. A module that PEFT trains as a
@@ -187,9 +187,9 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_Nam
             copy, _, rest = name[len(copied_module) + 1 :].partition(".")
             if copy == "modules_to_save":
                 # After `modules_to_save` comes the adapter's name, then the parameter's.
-                yield _Named(f"{copied_module}.{rest.partition('.')[2]}", value, is_adapter=True)
+                yield _NamedParameter(f"{copied_module}.{rest.partition('.')[2]}", value, is_adapter=True)
         elif all(name[len(path) + 1 :].startswith("base_layer.") for path in _above(name) if path in adapted):
-            yield _Named(_BASE.sub("", name), value, is_adapter=False)
+            yield _NamedParameter(_BASE.sub("", name), value, is_adapter=False)
 
 
 def _above(name: str) -> list[str]:
