@@ -790,7 +790,7 @@ def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch
         "spectrum.scanning.reuse._why_stale", lambda *_: None
     )  # as when weights change between the two looks
     done = run(fresh, *first, "mlp.up_proj")
-    assert "is of other weights than those found now; scanning all anew" in done.err
+    assert "is of other weights than those found now; starting over" in done.err
     assert len(content(fresh / SCAN)) == 16
     assert "from the cached scan" in run(fresh, *first, "mlp.up_proj").out
 
