@@ -501,7 +501,7 @@ def test_the_rival_class_of_a_multimodal_model_is_warned_of(tmp_path: Path) -> N
     ("text", "words"),
     [
         ("adapter: lora\n", "no unfrozen_parameters"),
-        (lines("model.("), "'model.(' is no regular expression"),
+        (lines("model.("), "'model.(' is not a regular expression"),
         ("unfrozen_parameters: []\n", "is empty"),
     ],
 )
