@@ -31,7 +31,9 @@ _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 class ModeOutcome:
     """The result of a mode.
 
-    text: for stdout, safe to print on a terminal. problem: makes the command fail after the text is printed.
+    Args:
+        text: the output for stdout, safe to print on a terminal.
+        problem: an error that makes the command fail after the text is printed; None for success.
     """
 
     text: str
@@ -41,10 +43,14 @@ class ModeOutcome:
 def select(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
 ) -> ModeOutcome:
-    """Scan a model, select layers, and write the list and whatever else the options ask for.
+    """Scan a model, select layers, and write the list and the other files that the options ask for.
 
     Args:
-        columns: width of a terminal with colours; None for plain text.
+        model: the model.
+        options: what to select and to write.
+        callbacks: how the scan reports.
+        quiet: whether the output is only the path of the list.
+        columns: the width of a terminal with colours; None for plain text.
     """
     scan, other = _scans(model, options, callbacks)
     chosen = _chosen(options, scan.result)
@@ -105,7 +111,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutc
     check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
-        raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for matrix 7 of a stack")
+        raise SelectionError(f"{layer!r} is not a layer; write its name, or name[7] for matrix 7 of a stack")
     # Only the model and the device matter: nothing is read from the cache or written to it.
     request = _request(model, SelectOptions(device=options.device), ())
     index = None if named[2] is None else int(named[2])
@@ -116,7 +122,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutc
 def _scans(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks
 ) -> tuple[ScanOutcome, ScanResult | None]:
-    """The scan of the model, and the scan to compare it with, None if there is none."""
+    """The scan of the model, and the scan to compare it with; None if there is none."""
     request = _request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
         if options.plot is not None:
@@ -146,7 +152,7 @@ def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence
 
 
 def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
-    """The files that this run writes beside the scan. Whether it can write them is checked before the scan."""
+    """The files that this run writes besides the scan. Before the scan it is checked that they can be written."""
     paths = [sorted_path(options.output_dir, model.model_name)]
     if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
         _, name, ending = formats.FORMATS[options.format]
@@ -183,7 +189,7 @@ def _write(
     """Write all files of a selection. Return the path of the list, and all paths with their labels.
 
     Args:
-        info: receives what the user has to know about the list's format.
+        info: is called with notes on the list's format; None for no notes.
     """
     render, name, ending = formats.FORMATS[options.format]
     exported = render(chosen)
@@ -203,9 +209,9 @@ def _write(
 
 
 def _compared(chosen: Selection, other: ScanResult) -> tuple[str, str | None]:
-    """The comparison with the same selection from another scan, and the reason if they cannot be compared."""
-    alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
+    """The comparison with the same selection from another scan, or the reason why they cannot be compared."""
+    other_selection = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
     try:
-        return comparison.described(comparison.compare(chosen, alike)), None
+        return comparison.described(comparison.compare(chosen, other_selection)), None
     except SelectionError as error:
         return "", str(error)

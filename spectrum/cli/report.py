@@ -39,12 +39,12 @@ def summary(selection: Selection, columns: int | None) -> str:
 
 
 def equivalent_percent(top_params: str, top_percent: str) -> str:
-    """Which --top-percent selects what --top-params asked for."""
+    """A line that says which --top-percent selects the same layers as a --top-params."""
     return f"At most {top_params} percent of all parameters: --top-percent {top_percent}."
 
 
 def training_plan_of(selection: Selection, gpus: int) -> str:
-    """The plan for training a selection, or why there is none."""
+    """The plan for training a selection, or a line that says why there is none."""
     info = selection.result.info
     if info is None or not info.knows_modules():
         return "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
@@ -52,11 +52,12 @@ def training_plan_of(selection: Selection, gpus: int) -> str:
 
 
 def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
-    """How many parameters train, with and without embeddings, and how much memory training takes.
+    """The plan for training: how many parameters train, with and without embeddings, and how much memory it takes.
 
     Args:
-        trained: names of the parameters that train.
-        gpus: number of GPUs if training is sharded.
+        trained: the names of the parameters that train.
+        info: the model.
+        gpus: the number of GPUs if training is sharded.
     """
     owners = info.owners(name for name in (info.head, info.embedding) if name is not None)
     rest = [name for name in trained if info.owner(name) not in owners]
@@ -74,23 +75,23 @@ def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     return f"{text}\n\n{_memory(sizes, everything, gpus)}"
 
 
-def check_summary(found: CheckReport, title: str) -> str:
-    """The problems of a list, notes on it, and a table of what each trainer's rule matches."""
+def check_summary(check: CheckReport, title: str) -> str:
+    """The result of a check: the problems of a list, notes on it, and a table of what each trainer's rule matches."""
     header = ("rule", "entries that match", "parameters that train")
-    rows = [(rule, str(found.num_matching[rule]), str(len(names))) for rule, names in found.trained.items()]
-    findings = [f"problem: {in_line(text)}" for text in found.problems] or ["ok: every entry does what it says"]
-    findings += [f"note: {in_line(text)}" for text in found.notes]
+    rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
+    findings = [f"problem: {in_line(text)}" for text in check.problems] or ["ok: every entry does what it says"]
+    findings += [f"note: {in_line(text)}" for text in check.notes]
     return "\n\n".join([in_line(title), "\n".join(findings), aligned([header, *rows])])
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:
-    """The paths of the files written, one a line, behind their labels."""
+    """The paths of the files that were written, one per line, after their labels."""
     width = max(len(label) for label, _ in paths)
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
 def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], gpus: int) -> str:
-    """The table of training memory per GPU: for each optimizer and sharding, the selection's and full training's."""
+    """A table of the memory per GPU, by optimizer and sharding: of training the selection, and of full training."""
     sharded = memory.SHARDINGS if gpus > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {gpus}" for sharding in sharded))
     sizes = {
@@ -114,6 +115,7 @@ def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory
 
 
 def _three_digits(number: float) -> str:
+    """A number with three significant digits, or all digits before the point if these are more."""
     return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 
@@ -122,13 +124,14 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _bars(ranked: RankedType, position: Mapping[str, int], width: int) -> str:
-    """The scores of one layer type as bars: in model order, on a logarithmic scale, selected ones in colour.
+    """The scores of one layer type as bars, in model order and on a logarithmic scale. Selected layers are in colour.
 
     If there are more layers than columns, a bar shows the mean of several neighbours.
 
     Args:
+        ranked: the layers.
         position: each layer's place in the model.
-        width: number of columns at most.
+        width: the largest number of columns.
     """
     selected = {layer.name for layer in ranked.selected}
     layers = sorted(ranked.layers, key=lambda layer: position[layer.name])

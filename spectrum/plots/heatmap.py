@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
-_OUTSIDE = "\N{EN DASH}"  # the column of lm_head and other modules that are in no layer
+_OUTSIDE = "\N{EN DASH}"  # the label of the column of lm_head and other modules that are not in a layer
 _INFINITE = "\N{INFINITY}"
 _NOTES = {
     "dashed": "some of the experts are selected; the colour is that of their median",
@@ -68,9 +68,6 @@ def _heatmap_figure(selection: Selection) -> Figure:
     return figure
 
 
-# What is drawn.
-
-
 class _Cell(NamedTuple):
     """The layers at one place of the table.
 
@@ -78,8 +75,8 @@ class _Cell(NamedTuple):
         row: the place's row.
         column: the place's column.
         snr: the median of their scores.
-        sign: what is drawn instead of a colour, if anything.
-        outline: the style of the outline, empty for none.
+        sign: the text that is drawn instead of a colour; empty for none.
+        outline: the style of the outline; empty for none.
     """
 
     row: int
@@ -118,7 +115,7 @@ def _cell(row: int, column: int, layers: Sequence[tuple[float, bool]], is_consta
 
 
 class _Text(NamedTuple):
-    """All text of the picture but that of the colour bar."""
+    """All text of the picture except that of the colour bar."""
 
     title: str
     subtitle: str
@@ -127,12 +124,11 @@ class _Text(NamedTuple):
     columns: list[str]
 
 
-# Where it is drawn. All sizes are in inches, and cells come first, so that text keeps its size and overlaps nothing.
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """The place of everything.
+    """Sizes and places in the picture, in inches unless it says otherwise.
+
+    The size of the picture follows from the sizes of cells and texts, so that texts never overlap.
 
     Args:
         width: of the picture.
@@ -143,7 +139,7 @@ class _Layout:
         cell_width: of one cell.
         cell_height: of one cell.
         bar: the height of the colour bar.
-        x: the left edges of the columns, in cells.
+        x: the left edges of the columns, in widths of a cell.
     """
 
     width: float
@@ -157,14 +153,21 @@ class _Layout:
     x: list[float]
 
     def figure_box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box as matplotlib takes it: from the bottom, in shares of the picture."""
+        """A box in matplotlib's units: left, bottom, width and height, as fractions of the picture.
+
+        Args:
+            left: in inches, from the picture's left edge.
+            top: in inches, from the picture's top edge.
+            width: in inches.
+            height: in inches.
+        """
         bottom = 1 - (top + height) / self.height
         return left / self.width, bottom, width / self.width, height / self.height
 
 
 def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     cell_width, cell_height = min(max(8.5 / len(columns), 0.1), 0.32), 0.2
-    # Half a cell separates the modules that are in no layer.
+    # A gap of half a cell follows the column of modules that are not in a layer.
     gap = 0.5 if columns[0] == _OUTSIDE else 0
     x = [i + gap * (i > 0) for i in range(len(columns))]
     left = 0.22 + max(map(text_width, text.rows))
@@ -182,9 +185,6 @@ def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
         bar=bar,
         x=x,
     )
-
-
-# Drawing.
 
 
 def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
