@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import command
 from tests.helpers.forks import Forks
@@ -28,6 +29,10 @@ from tests.helpers.processes import Spectrum, quiet_environment
 
 if TYPE_CHECKING:
     import torch
+
+# A busy machine makes no example fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

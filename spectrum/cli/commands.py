@@ -98,8 +98,8 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
         parts.append(report.training_plan(trained, info, options.training_gpus))
     problem = None
     if found.problems:
-        more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
-        problem = f"{options.check}: {found.problems[0]}{more}"
+        several = f"{len(found.problems)} problems, the first: " if len(found.problems) > 1 else ""
+        problem = f"{options.check}: {several}{found.problems[0]}"
     return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 

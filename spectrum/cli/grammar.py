@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _add_what_to_select(grammar.add_argument_group("what to select"))
     _add_what_to_write(grammar.add_argument_group("what to write"))
     _add_where_to_run(grammar.add_argument_group("where to run"))
+    _add_how_to_open(grammar.add_argument_group("how the model is opened"))
     _add_other_modes(grammar.add_argument_group("other things to do, in place of a selection"))
     _add_general(grammar.add_argument_group("general"))
     return grammar
@@ -84,13 +85,6 @@ def _add_what_to_scan(group: argparse._ArgumentGroup) -> None:
         help="layer types to scan: exact, patterns ('mlp.*') or all (asked on a terminal; default: all)",
     )
     group.add_argument("--rescan", action="store_true", help="ignore a cached scan")
-    group.add_argument("--revision", metavar="REV", help="Hub branch, tag or commit (default: the repository's own)")
-    group.add_argument(
-        "--model-class",
-        metavar="CLASS",
-        help="transformers class that gives the names (default: from the checkpoint's config)",
-    )
-    group.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
 
 
 def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
@@ -163,6 +157,16 @@ def _add_where_to_run(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_how_to_open(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--revision", metavar="REV", help="Hub branch, tag or commit (default: the repository's own)")
+    group.add_argument(
+        "--model-class",
+        metavar="CLASS",
+        help="transformers class whose parameter names are used (default: from the checkpoint's config)",
+    )
+    group.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
+
+
 def _add_other_modes(group: argparse._ArgumentGroup) -> None:
     modes = group.add_mutually_exclusive_group()
     modes.add_argument(
@@ -177,7 +181,7 @@ def _add_other_modes(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_general(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-y", "--yes", action="store_true", help="ask nothing, take the defaults")
+    group.add_argument("-y", "--yes", action="store_true", help="ask nothing, use the defaults")
     group.add_argument("-q", "--quiet", action="store_true", help="print only the path of the list or picture")
     group.add_argument("--version", action="version", version=f"spectrum {__version__}", help="print the version")
     group.add_argument("-h", "--help", action="help", help="print this help")

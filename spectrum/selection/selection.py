@@ -169,7 +169,7 @@ def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> 
     first_too_large = bisect_right(range(len(steps)), max_trained, key=num_trained)
     if first_too_large == 0:
         least = 100 * num_trained(0) / total
-        hint = "; --no-embeddings leaves input embedding and output head frozen" if embeddings else ""
+        hint = "; input embedding and output head can stay frozen (--no-embeddings)" if embeddings else ""
         raise SelectionError(
             f"the smallest selection trains {least:.3g} percent of all parameters, not {percent}{hint}"
         )

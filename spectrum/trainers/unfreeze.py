@@ -82,7 +82,9 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
             matched by Axolotl's rule.
     """
     if not isinstance(selection, Selection | str | Path):
-        raise ValueError(f"a selection, or the path of a list, is expected, not {selection!r}")
+        raise ValueError(f"what select() returns, or the path of a list, is expected, not {type(selection).__name__}")
+    if not hasattr(model, "named_parameters"):
+        raise ValueError(f"a model is expected, not {model!r}")
     parameters, selected = _resolve(model, selection)
     trained = {id(parameter.value) for parameter in parameters if parameter.name in selected}
     _check_gradients(parameter for parameter in parameters if id(parameter.value) in trained)
