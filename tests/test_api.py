@@ -687,7 +687,7 @@ def test_arguments_in_the_wrong_place_are_value_errors(sample: ScanResult) -> No
     with pytest.raises(ValueError, match="what scan"):
         spectrum.select(wrong)
     wrong = sample
-    with pytest.raises(ValueError, match="what select\(\) returns, or the path of a list"):
+    with pytest.raises(ValueError, match=r"what select\(\) returns, or the path of a list"):
         spectrum.unfreeze(tiny(), wrong)
 
 

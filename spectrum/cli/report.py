@@ -6,13 +6,16 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectrum.records import ModelInfo
 from spectrum.selection.margins import RankedType
 from spectrum.selection.selection import Selection
 from spectrum.text import aligned, in_line
 from spectrum.trainers import memory
-from spectrum.trainers.check import CheckReport
+
+if TYPE_CHECKING:
+    from spectrum.trainers.check import CheckReport
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 8, 40  # columns of a bar chart

@@ -21,8 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 import spectrum.checkpoint.reader
-from spectrum.cli import commands
-from spectrum.plots import heatmap
+from spectrum.plots import heatmap, histogram
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
 from spectrum.trainers import formats
@@ -229,7 +228,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What is given to those who draw, who draw all the same."""
     pytest.importorskip("matplotlib")
     calls: list[tuple[Any, ...]] = []
-    for module, name in ((heatmap, "heatmap"), (commands, "spectrum_histogram")):
+    for module, name in ((heatmap, "heatmap"), (histogram, "spectrum_histogram")):
         monkeypatch.setattr(module, name, partial(_recorded, getattr(module, name), calls))
     return calls
 
