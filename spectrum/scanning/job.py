@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from spectrum.checkpoint.hub import ResolvedModel
     from spectrum.checkpoint.reader import Checkpoint
 
-# Bump when any score changes, or when scores say more. Journals of another version are not resumed.
-SCORE_VERSION = 2
-
 # How many scores of a journal are computed again. A journal that is made up throughout is found out by any of them. A
 # single false score among thousands does no more harm than a false weight.
 _NUM_CHECKED = 3
@@ -134,6 +131,8 @@ def remove_journals(store: ScanStore) -> None:
 
 def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What scores depend on: the weights, the class, the versions. A journal of another identity is not resumed."""
+    from spectrum.compute.snr import SCORE_VERSION
+
     provenance = checkpoint.provenance
     return {
         "weights": provenance.commit or provenance.fingerprint,
@@ -261,10 +260,10 @@ def _num_sharing(device: torch.device) -> int:
     """How many processes of this run use the device of this one."""
     if distributed.count() == 1:
         return 1
-    from spectrum.compute.devices import identity, warm_up
+    from spectrum.compute.devices import unique_name, warm_up
 
     warm_up([device])  # a device that cannot be used cannot be identified
-    own = identity(device)
+    own = unique_name(device)
     return distributed.gather([own]).count(own)
 
 
