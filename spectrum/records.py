@@ -22,8 +22,8 @@ class Parameter:
     Args:
         shape: as the model class declares it.
         dtype: as stored, by torch's name.
-        tied_to: the owner of tied parameters: the first in model order, under whose name trainers see them. None if this
-            parameter is the owner itself, or is not tied.
+        tied_to: the owner of tied parameters: the first in model order, under whose name trainers see them. None if
+            this parameter is the owner itself, or is not tied.
         module: the class of the module that holds it, if torch.nn or transformers (Conv1D) defines that class;
             "grouped Conv2d" and the like for a convolution in groups; None for all other modules.
     """

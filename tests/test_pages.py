@@ -1,4 +1,4 @@
-"""Pages say what is so: their commands and Python run, their output is printed, their links and names exist."""
+"""The pages are correct: their commands and Python run, the output is the one shown, their links and names exist."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MODELS = ("tests/data/tiny-llama", "org/model", "org/model-instruct", "path/to/m
 
 LAUNCHERS = ("torchrun", "accelerate")
 
-# How commands begin that no test runs, and why.
+# The commands that no test runs, by how they begin, and why.
 NOT_RUN = {
     "python3 -m venv": "creates an environment and installs torch; .ci/run runs the README's test command",
     "source .venv/bin/activate": "changes a shell",
     "pip install": "needs a network",
-    "pre-commit install": "pre-commit is no dependency of the tests",
+    "pre-commit install": "pre-commit is not a dependency of the tests",
     "srun": "needs a cluster of several machines",
-    "swift": "ms-swift is no dependency of the tests",
+    "swift": "ms-swift is not a dependency of the tests",
     "ruff": "run by .ci/run",
     "mypy": "run by .ci/run",
     ".ci/run": "runs these tests",
@@ -81,9 +81,10 @@ def test_the_command_does_what_the_page_shows(command: Command, here: Path, caps
         assert (here / picture).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", LAUNCHED, ids=str)
 def test_the_launcher_starts_processes_that_scan_together(command: Command, here: Path) -> None:
-    # With two processes, and a port of its own, since other tests may run beside this one.
+    # With two processes, and a port of their own because other tests may run at the same time.
     launcher, *arguments = re.sub(r"(--nproc-per-node|--num_processes) \d+", r"\1 2", command.text).split()
     if launcher == "torchrun":
         arguments.insert(0, "--standalone")
@@ -106,7 +107,7 @@ def test_the_launcher_starts_processes_that_scan_together(command: Command, here
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Python on the pages finds in the working directory: a model's scan, and its lists."""
+    """A directory with what the Python on the pages reads: a model, its scan and its lists."""
     directory = tmp_path_factory.mktemp("lists")
     shutil.copytree(TINY_LLAMA, directory / "org/model")
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +117,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# peft asks transformers for what it calls by another name now.
+# peft uses an old name from transformers.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}: line {block.line}")
 def test_the_python_runs_and_trains_what_was_selected(
@@ -144,7 +145,7 @@ def test_each_list_shown_is_the_one_that_is_written(lists: Path) -> None:
         assert shown_within(lines, written), f"{block.page}: line {block.line}"
 
 
-def test_every_command_is_run_or_said_not_to_be() -> None:
+def test_every_command_is_run_or_listed_with_a_reason() -> None:
     rest = [command for command in COMMANDS if command not in (*OURS, *LAUNCHED, *MODULES)]
     used = {start for start in NOT_RUN for command in rest if command.text.startswith(start)}
     unknown = [str(command) for command in rest if not command.text.startswith(tuple(NOT_RUN))]
@@ -157,6 +158,10 @@ def test_the_module_that_a_command_runs_has_these_options(command: Command) -> N
     words = command.words()
     name, arguments = words[2], words[3:]
     if name == "pytest":
+        if "-m" in arguments:
+            marker = arguments.pop(arguments.index("-m") + 1).removeprefix("not ")
+            arguments.remove("-m")
+            assert f'markers = ["{marker}: ' in (ROOT / "pyproject.toml").read_text()
         assert [argument for argument in arguments if not (ROOT / argument).exists()] == []
         return
     source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text()
@@ -185,9 +190,9 @@ def test_the_readme_lists_every_option_with_its_default() -> None:
     assert defaults.keys() == {name for action in shown for name in action.option_strings}
     for action in shown:
         listed = defaults[action.option_strings[0]]
-        told = re.search(r"default: (.*?)\)", action.help or "")
-        if told:
-            assert listed in (told[1], f"asked; {told[1]}"), action.option_strings
+        in_help = re.search(r"default: (.*?)\)", action.help or "")
+        if in_help:
+            assert listed in (in_help[1], f"asks on a terminal, else {in_help[1]}"), action.option_strings
         else:
             assert listed in ("off", "required", ""), action.option_strings
 
@@ -205,7 +210,7 @@ def test_every_long_option_exists(page: str) -> None:
     ours = {name for action in parser()._actions for name in action.option_strings}
     of_modules = {word for command in MODULES for word in command.words() if word.startswith("--")}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", read(page)))
-    assert named - FOREIGN - of_modules - {"--top_percent"} <= ours  # --top_percent: said to work, too
+    assert named - FOREIGN - of_modules - {"--top_percent"} <= ours  # --top_percent: an underscore works too
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-"""The pages of the project, taken apart: blocks of code, commands, links, headings."""
+"""The parts of the project's pages: blocks of code, commands, links and headings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = sorted({path.relative_to(ROOT).as_posix() for place in PLACES for path i
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code on a page. language: of a fenced block; None of an indented one."""
+    """A block of code on a page. language: that of a fenced block; None for an indented block."""
 
     page: str
     line: int
@@ -26,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command on a page. shown: the lines of output under it. config: the YAML block that comes last before it."""
+    """A command on a page. shown: the lines of output under it. config: the last YAML block before it."""
 
     page: str
     text: str
@@ -91,11 +91,11 @@ def anchors(page: str) -> set[str]:
 
 
 def shown_within(shown: Sequence[str], actual: Sequence[str]) -> bool:
-    """Whether lines are those of a text, in their order, where `...` stands for any number of them."""
+    """Whether the shown lines equal the actual ones. A shown line `...` stands for any number of lines."""
     pattern = "".join(r"(?:.*\n)*?" if line == "..." else f"{re.escape(line)}\n" for line in shown)
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in actual)) is not None
 
 
 def timeless(lines: Sequence[str]) -> list[str]:
-    """Output without what differs between two runs: the device and the seconds."""
+    """The output without the parts that differ between two runs: the device and the seconds."""
     return [re.sub(r" on \S+ in [\d.]+ s\.$", "", line) for line in lines]
