@@ -366,11 +366,14 @@ TOO_MUCH: Mapping[str, tuple[Change, tuple[str, ...]]] = {
     "offset-past-2-63": (with_entry("U8", [64], [2**64, 2**64 + 64]), (DAMAGED, UP_PROJ)),
     "of-an-unknown-dtype": (with_entry("F4", [2**62, 2**62], [0, 64]), (DAMAGED, UP_PROJ)),
     "length-of-2-63": (weights((2**63).to_bytes(8, "little") + b"{}"), ("truncated, or not a safetensors file",)),
-    "length-of-a-terabyte": (sparse("model.safetensors", (1 << 40).to_bytes(8, "little"), 8 + (1 << 40)), ("no safe",)),
+    "length-of-a-terabyte": (
+        sparse("model.safetensors", (1 << 40).to_bytes(8, "little"), 8 + (1 << 40)),
+        ("not a safe",),
+    ),
     "header-too-deep": (weights(len(DEEP).to_bytes(8, "little") + DEEP.encode()), ("header is not valid JSON",)),
     "archive-that-unpacks-to-much": (archive_of_zeros, ("pytorch_model.bin",)),
     "archive-of-a-terabyte": (only_index(sparse("pytorch_model.bin", b"PK", 1 << 40)), ("pytorch_model.bin",)),
-    "archive-with-a-key-that-hashes-for-ever": (bin_of(_tuples_in_tuples(100)), ("pytorch_model.bin",)),
+    "archive-with-a-key-that-hashes-forever": (bin_of(_tuples_in_tuples(100)), ("pytorch_model.bin",)),
     "archive-with-3-gb-of-zeros": (
         bin_of(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x7f\x85R."),
         ("pytorch_model.bin", "builtins.bytearray"),
