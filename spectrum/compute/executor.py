@@ -128,11 +128,7 @@ class _Scorer:
             self._workers.append(worker)
 
     def stop(self, *, wait: bool) -> None:
-        """End all threads.
-
-        Args:
-            wait: whether to return only when they have ended.
-        """
+        """End all threads. If `wait` is true, return only when they have ended."""
         self._state.stopped.set()
         for lanes in self._devices:
             lanes.memory.close()
@@ -216,13 +212,10 @@ def _score_batch(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes) -
 
 
 def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes, problem: str) -> list[MatrixScore]:
-    """The score of a single matrix that the device failed to score.
+    """The score of a single matrix that the device failed to score because of this problem.
 
     If memory ran out, the device tries again when its other lanes are done and have freed theirs. If that fails too,
     the CPU scores the matrix on all cores, for one lane at a time.
-
-    Args:
-        problem: why the device failed.
     """
     name = batch.members[0][0].name
     outcome: _Outcome = problem
