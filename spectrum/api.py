@@ -1,4 +1,4 @@
-"""Scan, select and unfreeze from Python, as in a notebook or a training script. Asks nothing, prints nothing."""
+"""Scan, select and unfreeze from Python, as in a notebook or a training script. Nothing prompts or prints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from spectrum.records import ScanResult
 from spectrum.scanning import distributed, uncached
 from spectrum.scanning import scan as scanning
 from spectrum.scanning.request import ProgressBar, ScanCallbacks, ScanRequest
+from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line
@@ -34,7 +35,7 @@ def scan(
     model: str | Path | torch.nn.Module,
     layer_types: str | Sequence[str] | None = None,
     *,
-    results_dir: str | Path = "model_snr_results",
+    results_dir: str | Path = DEFAULT_RESULTS_DIR,
     batch_size: int | str = "auto",
     device: str = "auto",
     rescan: bool = False,
@@ -45,32 +46,33 @@ def scan(
 ) -> ScanResult:
     """The SNR of every layer of a model, from the cached scan if there is one.
 
-    A UserWarning says what may make the result other than expected. The logger `spectrum` gets lines that are good to
-    know. Of several processes that scan a model by name, as under torchrun, one scans and the others use its cache.
+    Whatever may make the result unexpected is a UserWarning. Informational lines go to the logger `spectrum`. If
+    several processes scan a model by name, as under torchrun, one of them scans, and the others wait and use its cache.
     With `rescan`, or with a model in memory, each process scans by itself.
 
     Args:
         model: a local directory or a repository id, as for the command, which shares the cache; or a model in memory,
             which is scanned as it is now and not cached.
-        layer_types: exact types or shell patterns; None for all types, or for all that the cached scan has.
+        layer_types: exact types or shell patterns; None for the types in the cached scan, or for all types if there is
+            none.
         results_dir: where scans are cached.
-        batch_size: same-shape matrices that are decomposed together: a number, or `auto`.
+        batch_size: how many same-shape matrices are decomposed together: a number, or `auto`.
         device: `auto` (every visible GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
         rescan: whether to ignore a cached scan.
-        revision: of a repository on the Hub.
+        revision: a branch, tag or commit of a repository on the Hub; None for its default.
         model_class: the transformers class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether code from the model's repository may run.
         show_progress: whether to show a progress bar.
 
     Raises:
         SpectrumError: if the model cannot be scanned. The message is one line that says what to do.
-        ValueError: for an argument that makes no sense.
+        ValueError: if an argument is not of the expected form.
     """
     if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
         raise ValueError(f"a name, a path or a model is expected, not {model!r}")
     size = parse_batch_size(str(batch_size))
     patterns = [layer_types] if isinstance(layer_types, str) else layer_types or None
-    _tqdm()  # first: the imports below import tqdm too, and would show its warning
+    _tqdm()  # first: the imports below import tqdm too, and would show its warnings
     callbacks = ScanCallbacks(
         info=lambda message: _logger.info("%s", in_line(message)),
         warn=_warn,
@@ -105,12 +107,13 @@ def select(
 
     Args:
         result: what `scan` returned.
-        top_percent: of each layer type, in (0, 100]; 50 if neither share is given.
-        top_params: instead, the largest selection whose parameters are at most this percentage of all the model's.
-        embeddings: whether input embedding and output head train in any case. Otherwise they never do.
+        top_percent: the percentage of each layer type, in (0, 100]; 50 if neither percentage is given.
+        top_params: instead of `top_percent`: make the largest selection whose parameters are at most this percentage
+            of all the model's parameters.
+        embeddings: whether the input embedding and the output head always train. Otherwise they never do.
 
     Raises:
-        ValueError: for a percentage outside (0, 100], and if both shares are given.
+        ValueError: if a percentage is outside (0, 100], or if both percentages are given.
         SelectionError: if even the smallest selection has more parameters than `top_params` allows.
     """
     if not isinstance(result, ScanResult):
@@ -127,20 +130,20 @@ def select(
 
 
 def _decimal(percent: float | str) -> str:
-    """A percentage as a user would type it. `str` of a float may be in exponent notation, or too long."""
+    """A percentage as a user would type it. The `str` of a float may have an exponent, or be too long."""
     if isinstance(percent, str):
         return percent
     try:
         exact = f"{Decimal(str(percent)):f}"
     except InvalidOperation:
         return str(percent)  # the selection refuses it
-    if len(exact) <= selection.LONGEST_PERCENT or not isinstance(percent, float):
+    if len(exact) <= selection.MAX_PERCENT_LENGTH or not isinstance(percent, float):
         return exact
     return f"{percent:.17f}".rstrip("0")
 
 
 def _warn(message: str) -> None:
-    """Warn at the line of the caller's code that called this package."""
+    """Warn of the line that called this package from outside."""
     frame, depth = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, depth = frame.f_back, depth + 1
@@ -148,6 +151,7 @@ def _warn(message: str) -> None:
 
 
 def _bar(**arguments: Any) -> Any:
+    """A progress bar for a terminal or for a notebook, whichever this is."""
     try:
         return _tqdm()(**arguments)
     except ImportError:  # in a notebook without ipywidgets
@@ -157,7 +161,7 @@ def _bar(**arguments: Any) -> Any:
 
 
 def _tqdm() -> Any:
-    """tqdm's bar for a terminal or for a notebook, whichever this is."""
+    """The class of tqdm's bar for a terminal or for a notebook, whichever this is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that the notebook's bar is new, or that ipywidgets is missing
         from tqdm.auto import tqdm

@@ -35,7 +35,7 @@ def keep_scores(directory: Path) -> None:
     journal = Journal(path, IDENTITY)
     journal.append(SCORES)
     journal.close()
-    assert journal.problem is None
+    assert journal.write_error is None
     assert read(path, IDENTITY) == dict(SCORES)
 
 

@@ -60,7 +60,7 @@ def execute(directory: Path, before: Path | None = None) -> Executed:
 
     before: a directory whose modules are found before the installed ones.
     """
-    shutil.copytree(TINY_LLAMA, directory / "tiny-llama")
+    shutil.copytree(TINY_LLAMA, directory / "data" / "tiny-llama")
     settings = directory.with_name(f"{directory.name}-settings")
     kernel = settings / "kernels" / "this"
     kernel.mkdir(parents=True)
@@ -134,7 +134,7 @@ def rows(html: str) -> dict[str, list[str]]:
 
 def test_the_scan_and_the_selection_are_tables(executed: Executed) -> None:
     scan = executed.shown("spectrum.scan", "text/html")
-    assert scan.startswith("<p>Scan of tiny-llama (LlamaForCausalLM): 75 layers</p>\n<table>")
+    assert scan.startswith("<p>Scan of data/tiny-llama (LlamaForCausalLM): 75 layers</p>\n<table>")
     assert rows(scan)["mlp.down_proj"] == ["8", "0.8164", "1.375", "2.364"]
     selection = executed.shown("spectrum.select", "text/html")
     assert rows(selection)["mlp.down_proj"][:2] == ["8", "2"]

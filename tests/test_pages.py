@@ -162,6 +162,9 @@ def test_the_module_that_a_command_runs_has_these_options(command: Command) -> N
             marker = arguments.pop(arguments.index("-m") + 1).removeprefix("not ")
             arguments.remove("-m")
             assert f'markers = ["{marker}: ' in (ROOT / "pyproject.toml").read_text()
+        for option in {"-n", "-k"} & {*arguments}:  # of pytest-xdist and of pytest
+            at = arguments.index(option)
+            del arguments[at : at + 2]
         assert [argument for argument in arguments if not (ROOT / argument).exists()] == []
         return
     source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text()

@@ -28,10 +28,12 @@ _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ModeOutcome:
     """The result of a mode.
 
-    text: for stdout, safe to print on a terminal. problem: makes the command fail after the text is printed.
+    Args:
+        text: the output for stdout, safe to print on a terminal.
+        problem: an error that makes the command fail after the text is printed; None for success.
     """
 
     text: str
@@ -40,11 +42,15 @@ class Outcome:
 
 def select(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
-) -> Outcome:
-    """Scan a model, select layers, and write the list and whatever else the options ask for.
+) -> ModeOutcome:
+    """Scan a model, select layers, and write the list and the other files that the options ask for.
 
     Args:
-        columns: width of a terminal with colours; None for plain text.
+        model: the model.
+        options: what to select and to write.
+        callbacks: how the scan reports.
+        quiet: whether the output is only the path of the list.
+        columns: the width of a terminal with colours; None for plain text.
     """
     scan, other = _scans(model, options, callbacks)
     chosen = _chosen(options, scan.result)
@@ -56,20 +62,20 @@ def select(
     if other is not None:
         compared, problem = _compared(chosen, other if options.layer_types is None else other.only(scan.result.scanned))
     if quiet:
-        return Outcome(in_line(str(list_file)), problem)
+        return ModeOutcome(in_line(str(list_file)), problem)
     parts = [
         in_line(scan.origin),
-        "" if options.top_params is None else report.share(options.top_params, chosen.percent),
+        "" if options.top_params is None else report.equivalent_percent(options.top_params, chosen.percent),
         report.summary(chosen, columns),  # the only part that may hold escape sequences: colours
         visible("\n".join(margins.notes(chosen.types))),
-        "" if options.format == "peft" else report.plan_of(chosen, options.training_gpus),
+        "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus),
         visible(compared),
         report.written(files),
     ]
-    return Outcome("\n\n".join(filter(None, parts)), problem)
+    return ModeOutcome("\n\n".join(filter(None, parts)), problem)
 
 
-def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> Outcome:
+def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> ModeOutcome:
     """Compare a list with the names in the model that is to be trained."""
     from spectrum.checkpoint.reader import describe_model
     from spectrum.trainers import lists, matching
@@ -87,40 +93,40 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     found = check_list(entry_list, info)
     count = plural(len(entry_list.entries), "entry", "entries")
     title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
-    parts = [report.checked(found, title)]
+    parts = [report.check_summary(found, title)]
     if trained := found.trained[matching.AXOLOTL]:
-        parts.append(report.plan(trained, info, options.training_gpus))
+        parts.append(report.training_plan(trained, info, options.training_gpus))
     problem = None
     if found.problems:
         more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         problem = f"{options.check}: {found.problems[0]}{more}"
-    return Outcome("" if quiet else visible("\n\n".join(parts)), problem)
+    return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 
-def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> Outcome:
+def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutcome:
     """Draw the singular values of one layer."""
     layer, file = options.plot_spectrum
     path = Path(file)
-    figure.check(path)
+    figure.check_can_draw(path)
     check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
-        raise SelectionError(f"{layer!r} is no layer; write its name, or name[7] for matrix 7 of a stack")
+        raise SelectionError(f"{layer!r} is not a layer; write its name, or name[7] for matrix 7 of a stack")
     # Only the model and the device matter: nothing is read from the cache or written to it.
     request = _request(model, SelectOptions(device=options.device), ())
     index = None if named[2] is None else int(named[2])
     spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
-    return Outcome(in_line(str(path)))
+    return ModeOutcome(in_line(str(path)))
 
 
 def _scans(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks
 ) -> tuple[ScanOutcome, ScanResult | None]:
-    """The scan of the model, and the scan to compare it with, None if there is none."""
+    """The scan of the model, and the scan to compare it with; None if there is none."""
     request = _request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
         if options.plot is not None:
-            figure.check(options.plot)
+            figure.check_can_draw(options.plot)
         if options.compare is None:
             return run_scan(request, callbacks), None
         if options.compare.endswith(".json"):  # the file of a scan, read first: it may be missing
@@ -146,7 +152,7 @@ def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence
 
 
 def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
-    """The files that this run writes beside the scan. Whether it can write them is checked before the scan."""
+    """The files that this run writes besides the scan. Before the scan it is checked that they can be written."""
     paths = [sorted_path(options.output_dir, model.model_name)]
     if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
         _, name, ending = formats.FORMATS[options.format]
@@ -183,7 +189,7 @@ def _write(
     """Write all files of a selection. Return the path of the list, and all paths with their labels.
 
     Args:
-        info: receives what the user has to know about the list's format.
+        info: is called with notes on the list's format; None for no notes.
     """
     render, name, ending = formats.FORMATS[options.format]
     exported = render(chosen)
@@ -203,9 +209,9 @@ def _write(
 
 
 def _compared(chosen: Selection, other: ScanResult) -> tuple[str, str | None]:
-    """The comparison with the same selection from another scan, and the reason if they cannot be compared."""
-    alike = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
+    """The comparison with the same selection from another scan, or the reason why they cannot be compared."""
+    other_selection = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
     try:
-        return comparison.described(comparison.compare(chosen, alike)), None
+        return comparison.described(comparison.compare(chosen, other_selection)), None
     except SelectionError as error:
         return "", str(error)

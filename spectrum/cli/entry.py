@@ -44,8 +44,8 @@ def command() -> NoReturn:
             raise
         status = _interrupted(interrupt)
     if status in (INTERRUPTED, TERMINATED) or distributed.count() > 1:
-        # A thread may still decompose a matrix or wait for other processes. Python cannot stop such a thread, and may
-        # crash if it exits meanwhile.
+        # A thread may still decompose a matrix or wait for other processes. Python cannot stop it, and may crash if it
+        # exits while the thread runs.
         with suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
             sys.stdout.flush()
@@ -54,7 +54,7 @@ def command() -> NoReturn:
 
 
 def _raise_on_signals() -> None:
-    """Make SIGINT and SIGTERM raise KeyboardInterrupt. During imports, `spectrum.__main__` handles them otherwise."""
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt, in place of the handlers that `spectrum.__main__` sets."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # checked here, because some libraries exit the process in this case
         return fail(f"the working directory is gone: {error.strerror}; change to one that exists")
     try:
-        with distributed.long_waits_told(note):
+        with distributed.report_long_waits(note):
             outcome = _run(options)
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, for example from a job scheduler. Everything ends as after Ctrl-C, but for the exit status."""
+    """SIGTERM was received. The command ends as after Ctrl-C, but with another exit status."""
 
 
 # The interrupts that signals have raised.
@@ -123,7 +123,7 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """The message for an exception that is no SpectrumError."""
+    """The message for an exception that is not a SpectrumError."""
     if isinstance(error, MemoryError) or "bad_alloc" in str(error):  # C++ libraries raise the latter
         return "there is no memory left; free some, or raise the memory limit of this process"
     if isinstance(error, OSError):  # for example a directory without permission, or a path that is too long
@@ -133,15 +133,15 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where"
 
 
-def _run(options: Options) -> commands.Outcome:
-    """Run the mode that the options ask for. Of several processes, all but the main one help it to scan."""
+def _run(options: Options) -> commands.ModeOutcome:
+    """Run the mode that the options ask for. If there are several processes, the others help the main one to scan."""
     model, mode, quiet = options.model, options.mode, options.quiet
     callbacks = ScanCallbacks(
         info=note, warn=warn, choose=partial(_choose, options), progress=partial(progress_bar, quiet=quiet)
     )
     if distributed.rank() > 0:
         follow(callbacks)
-        return commands.Outcome("")
+        return commands.ModeOutcome("")
     if isinstance(mode, SelectOptions):
         return commands.select(model, mode, callbacks, quiet=quiet, columns=coloured_columns())
     with lead():  # the other processes wait until this ends
@@ -151,9 +151,13 @@ def _run(options: Options) -> commands.Outcome:
 
 
 def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[int | None, list[str]]:
-    """Batch size (None for `auto`) and layer types: from options, from dialogs on a terminal, else the defaults.
+    """The batch size (None for `auto`) and the layer types.
+
+    Each comes from an option if that is given, otherwise from a dialog if there is a terminal, otherwise it is the
+    default.
 
     Args:
+        options: the options of the command.
         layer_counts: the layer types that --layer-types allows, each with its number of layers.
     """
     layer_types = [layer_type for layer_type, _ in layer_counts]

@@ -1,4 +1,4 @@
-"""Which options does the command have, and what do they mean? The grammar, in the groups that --help shows."""
+"""Which options does the command have, and what do they mean? The argument parser, in the groups that --help shows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from spectrum.compute.batches import parse_batch_size
+from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.text import in_line
 from spectrum.trainers import formats
@@ -27,19 +28,21 @@ examples:
   spectrum --model-name path/to/model --layer-types 'mlp.*' --format peft
   spectrum --model-name org/model --check config.yaml"""
 
+DEFAULT_TRAINING_GPUS = 8
+
 _FORMATS = tuple(formats.FORMATS)
 _MAX_GPUS = 1_000_000
-_WIDEST_OPTION = 30  # columns of --help, so that all but the longest have their text beside them
+_MAX_OPTION_COLUMNS = 30  # of an option in --help; the help text of a longer one begins on the next line
 
 
 def parser() -> argparse.ArgumentParser:
-    """The grammar of the command line. Parsed arguments hold only options that were given: no defaults."""
+    """The parser of the command line. Its result holds only the options that were given, without defaults."""
     grammar = _Parser(
         prog="spectrum",
         usage="%(prog)s --model-name NAME_OR_PATH [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_WIDEST_OPTION),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_MAX_OPTION_COLUMNS),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
@@ -54,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def hyphenated(argv: Sequence[str]) -> list[str]:
-    """Arguments with hyphens for underscores in the names of long options; values stay as they are."""
+    """The arguments, with hyphens in place of underscores in the names of long options. Values stay as they are."""
     tokens = []
     for token in argv:
         name, equals, value = token.partition("=")
@@ -132,7 +135,7 @@ def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
         help="where the list and the sorted JSON go (default: the working directory)",
     )
     group.add_argument(
-        "--results-dir", type=Path, metavar="DIR", help="where scans are cached (default: model_snr_results)"
+        "--results-dir", type=Path, metavar="DIR", help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})"
     )
     group.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
@@ -141,7 +144,7 @@ def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
         "--training-gpus",
         type=_gpus,
         metavar="N",
-        help="GPUs in the estimate of training memory (default: 8)",
+        help=f"GPUs in the estimate of training memory (default: {DEFAULT_TRAINING_GPUS})",
     )
     group.add_argument("--gpus", dest="training_gpus", type=_gpus, help=argparse.SUPPRESS)  # the former spelling
 

@@ -1,7 +1,7 @@
 """What does the user ask for? The command line as typed options.
 
-A run selects layers, checks a list, or draws one layer. Each of these modes has a record that holds exactly the options
-that it uses. So a mode cannot read an option that it refuses, and `parse` finds what to refuse in the records.
+A run selects layers, checks a list, or draws one layer. Each of these modes has a record of exactly the options that it
+uses. `parse` refuses an option that is not in the record of the mode.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from spectrum.cli.grammar import hyphenated, parser
+from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS, hyphenated, parser
+from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is opened. Every mode uses these."""
+    """The options that name the model and say how it is opened. Every mode uses them."""
 
     model_name: str
     revision: str | None = None
@@ -28,10 +29,15 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class SelectOptions:
-    """Scan a model, select layers and write the list.
+    """The options of the mode that scans a model, selects layers and writes the list.
 
-    layer_types and batch_size: None if not given, which asks on a terminal.
-    top_params: replaces top_percent if given. compare: a model, or the JSON file of a scan.
+    Those that need more than the text of `spectrum --help`:
+
+    Args:
+        layer_types: None if not given: the user is asked on a terminal.
+        top_params: replaces `top_percent` if it is given.
+        compare: a model, or the JSON file of a scan.
+        batch_size: None if not given: the user is asked on a terminal.
     """
 
     layer_types: Sequence[str] | None = None
@@ -42,24 +48,24 @@ class SelectOptions:
     compare: str | None = None
     format: str = "axolotl"
     output_dir: Path = Path()
-    results_dir: Path = Path("model_snr_results")
+    results_dir: Path = Path(DEFAULT_RESULTS_DIR)
     plot: Path | None = None
-    training_gpus: int = 8
+    training_gpus: int = DEFAULT_TRAINING_GPUS
     device: str = "auto"
     batch_size: int | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """Check the list in a YAML file."""
+    """The options of the mode that checks the list in a YAML file."""
 
     check: Path
-    training_gpus: int = 8
+    training_gpus: int = DEFAULT_TRAINING_GPUS
 
 
 @dataclass(frozen=True, slots=True)
 class PlotSpectrumOptions:
-    """Draw the singular values of one layer. plot_spectrum: the layer and the file."""
+    """The options of the mode that draws the singular values of one layer. plot_spectrum: the layer and the file."""
 
     plot_spectrum: tuple[str, str]
     device: str = "auto"
@@ -67,7 +73,7 @@ class PlotSpectrumOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asks for."""
+    """All options of a command line."""
 
     model: ModelOptions
     mode: SelectOptions | CheckOptions | PlotSpectrumOptions
@@ -105,7 +111,7 @@ _Record = TypeVar("_Record", ModelOptions, SelectOptions | CheckOptions | PlotSp
 
 
 def _record(of: type[_Record], given: dict[str, Any]) -> _Record:
-    """The given options that a record holds, and the defaults of all others."""
+    """A record with the given options; the rest have their defaults."""
     return of(**{field.name: given[field.name] for field in fields(of) if field.name in given})
 
 

@@ -15,7 +15,7 @@ from spectrum.trainers import memory
 from spectrum.trainers.check import CheckReport
 
 _BARS = "▁▂▃▄▅▆▇█"
-_NARROWEST, _WIDEST = 8, 40  # columns of a bar chart
+_MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 8, 40  # columns of a bar chart
 _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
@@ -28,32 +28,36 @@ def summary(selection: Selection, columns: int | None) -> str:
     table = aligned(selection.rows())
     lines = table.splitlines()
     width = max(map(len, lines)) + 2
-    if columns is None or columns - width < _NARROWEST:
+    if columns is None or columns - width < _MIN_BAR_COLUMNS:
         return table
     position = {layer.name: i for i, layer in enumerate(selection.result.layers)}
-    bars = ["by depth", *(_bars(ranked, position, min(columns - width, _WIDEST)) for ranked in selection.types)]
+    bars = [
+        "by depth",
+        *(_bars(ranked, position, min(columns - width, _MAX_BAR_COLUMNS)) for ranked in selection.types),
+    ]
     return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
 
 
-def share(top_params: str, top_percent: str) -> str:
-    """Which --top-percent selects what --top-params asked for."""
+def equivalent_percent(top_params: str, top_percent: str) -> str:
+    """A line that says which --top-percent selects the same layers as a --top-params."""
     return f"At most {top_params} percent of all parameters: --top-percent {top_percent}."
 
 
-def plan_of(selection: Selection, gpus: int) -> str:
-    """The plan for training a selection, or why there is none."""
+def training_plan_of(selection: Selection, gpus: int) -> str:
+    """The plan for training a selection, or a line that says why there is none."""
     info = selection.result.info
     if info is None or not info.knows_modules():
         return "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
-    return plan(selection.trained(), info, gpus)
+    return training_plan(selection.trained(), info, gpus)
 
 
-def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
-    """How many parameters train, with and without embeddings, and how much memory training takes.
+def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
+    """The plan for training: how many parameters train, with and without embeddings, and how much memory it takes.
 
     Args:
-        trained: names of the parameters that train.
-        gpus: number of GPUs if training is sharded.
+        trained: the names of the parameters that train.
+        info: the model.
+        gpus: the number of GPUs if training is sharded.
     """
     owners = info.owners(name for name in (info.head, info.embedding) if name is not None)
     rest = [name for name in trained if info.owner(name) not in owners]
@@ -71,23 +75,23 @@ def plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
     return f"{text}\n\n{_memory(sizes, everything, gpus)}"
 
 
-def checked(found: CheckReport, title: str) -> str:
-    """The problems of a list, notes on it, and a table of what each trainer's rule matches."""
+def check_summary(check: CheckReport, title: str) -> str:
+    """The result of a check: the problems of a list, notes on it, and a table of what each trainer's rule matches."""
     header = ("rule", "entries that match", "parameters that train")
-    rows = [(rule, str(found.matching[rule]), str(len(names))) for rule, names in found.trained.items()]
-    findings = [f"problem: {in_line(text)}" for text in found.problems] or ["ok: every entry does what it says"]
-    findings += [f"note: {in_line(text)}" for text in found.notes]
+    rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
+    findings = [f"problem: {in_line(text)}" for text in check.problems] or ["ok: every entry does what it says"]
+    findings += [f"note: {in_line(text)}" for text in check.notes]
     return "\n\n".join([in_line(title), "\n".join(findings), aligned([header, *rows])])
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:
-    """The paths of the files written, one a line, behind their labels."""
+    """The paths of the files that were written, one per line, after their labels."""
     width = max(len(label) for label, _ in paths)
     return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
 
 
 def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], gpus: int) -> str:
-    """The table of training memory per GPU: for each optimizer and sharding, the selection's and full training's."""
+    """A table of the memory per GPU, by optimizer and sharding: of training the selection, and of full training."""
     sharded = memory.SHARDINGS if gpus > 1 else ()
     header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {gpus}" for sharding in sharded))
     sizes = {
@@ -101,7 +105,7 @@ def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory
     }
     unit, scale = ("GiB", 30) if max(max(pair) for row in sizes.values() for pair in row) >= 1 << 30 else ("MiB", 20)
     rows = [
-        (optimizer, *(f"{_figure(own / 2**scale)} of {_figure(full / 2**scale)}" for own, full in row))
+        (optimizer, *(f"{_three_digits(own / 2**scale)} of {_three_digits(full / 2**scale)}" for own, full in row))
         for optimizer, row in sizes.items()
     ]
     return (
@@ -110,7 +114,8 @@ def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory
     )
 
 
-def _figure(number: float) -> str:
+def _three_digits(number: float) -> str:
+    """A number with three significant digits, or all digits before the point if these are more."""
     return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 
@@ -119,13 +124,14 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _bars(ranked: RankedType, position: Mapping[str, int], width: int) -> str:
-    """The scores of one layer type as bars: in model order, on a logarithmic scale, selected ones in colour.
+    """The scores of one layer type as bars, in model order and on a logarithmic scale. Selected layers are in colour.
 
     If there are more layers than columns, a bar shows the mean of several neighbours.
 
     Args:
+        ranked: the layers.
         position: each layer's place in the model.
-        width: number of columns at most.
+        width: the largest number of columns.
     """
     selected = {layer.name for layer in ranked.selected}
     layers = sorted(ranked.layers, key=lambda layer: position[layer.name])

@@ -18,13 +18,13 @@ from spectrum.scanning import distributed
 from spectrum.scanning.request import ProgressBar
 from spectrum.text import in_line
 
-_LONGEST_NOTE = 4_000  # characters
+_MAX_NOTE_LENGTH = 4_000  # characters
 
 
 def prepare_streams() -> None:
-    """Make stderr never fail, and stdout escape characters that its encoding lacks."""
-    # If a standard stream was closed before the start, the next file opened would take its number, and C libraries
-    # would write their messages into that file. So /dev/null takes the number.
+    """Make writing to stderr never fail, and stdout escape characters that its encoding lacks."""
+    # If a standard stream was closed before the start, the next file that is opened would get its number. C libraries
+    # would write their messages into that file. So /dev/null takes the number first.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     if sys.stderr is None:
@@ -43,9 +43,9 @@ def _lossy_stream(descriptor: int, encoding: str) -> io.TextIOWrapper:
 
 
 class _LossyFile(io.FileIO):
-    """A file that drops what it cannot write, so that a full disk or a closed pipe behind stderr does not end the job.
+    """A file that drops what it cannot write, so that a full disk or a closed pipe behind stderr does not end the run.
 
-    Everything on stderr goes through here: our messages, progress bars of libraries, and Python's own at exit.
+    Everything on stderr goes through it: our messages, the progress bars of libraries, and what Python writes at exit.
     """
 
     def write(self, data: Any, /) -> int:
@@ -55,7 +55,7 @@ class _LossyFile(io.FileIO):
 
 
 def print_result(text: str) -> int:
-    """Print a result; return the exit status: 1 if stdout cannot be written."""
+    """Print a result, and return the exit status: 1 if stdout cannot be written."""
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -102,18 +102,18 @@ def note(message: str) -> None:
         return
     process = f" (process {distributed.rank()})" if distributed.rank() else ""
     text = in_line(message)
-    if len(text) > _LONGEST_NOTE:  # a stranger's file may hold endless names
-        text = f"{text[: _LONGEST_NOTE // 2]} ... {text[-_LONGEST_NOTE // 2 :]}"
+    if len(text) > _MAX_NOTE_LENGTH:  # an untrusted file may hold endless names
+        text = f"{text[: _MAX_NOTE_LENGTH // 2]} ... {text[-_MAX_NOTE_LENGTH // 2 :]}"
     with tqdm.external_write_mode(file=sys.stderr):  # clears a progress bar, and draws it again below
         print(f"spectrum{process}: {text}", file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
-    """Print one line on stderr about something that may make the result other than expected."""
+    """Print one line on stderr about something that may make the result unexpected."""
     note(f"warning: {message}")
 
 
 def fail(message: str) -> int:
-    """Print one line on stderr about an error; return the exit status for it."""
+    """Print one line on stderr about an error, and return the exit status for it."""
     note(f"error: {' '.join(message.split())}")
     return 1

@@ -1,7 +1,7 @@
 """What all pictures share: the check before a scan, names, settings, and writing the file. No display is needed.
 
-matplotlib is an optional dependency, so only functions import it. They use its objects and never pyplot, which keeps
-global state. Colours differ in lightness too, so that a print in grey says the same.
+matplotlib is an optional dependency, so only functions import it. They do not use pyplot, which keeps global state. All
+colours differ in lightness, so that a picture can also be read when it is printed in grey.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ DPI = 160  # of a PNG
 _MAX_PIXELS = 16_000  # of a PNG's longer side; a larger figure gets a lower resolution
 
 
-def check(path: str | Path) -> None:
-    """Check, before a long scan, that a picture can be drawn after it.
+def check_can_draw(path: str | Path) -> None:
+    """Check that a picture can be drawn. It is called before a long scan, not after it.
 
     Raises SpectrumError if matplotlib is not installed, or if the path does not end in .png, .svg or .pdf.
     """
@@ -34,28 +34,28 @@ def check(path: str | Path) -> None:
         raise SpectrumError("pictures need matplotlib: pip install matplotlib") from error
 
 
-def shown(name: str, longest: int = 48) -> str:
-    """A name in characters that the font has, cut to a length.
+def shown(name: str, max_length: int = 48) -> str:
+    """A name in characters that the font has, at most this long.
 
-    The cut takes away the middle, since the ends tell towers and layers apart.
+    A longer name loses its middle, since towers and layers differ at its ends.
     """
     from matplotlib.font_manager import findfont, get_font
 
     available = get_font(findfont("DejaVu Sans")).get_charmap()  # this font comes with matplotlib
     text = "".join(c if ord(c) in available else "?" for c in name)
-    head = longest * 2 // 5
-    return text if len(text) <= longest else f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - longest :]}"
+    head = max_length * 2 // 5
+    return text if len(text) <= max_length else f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - max_length :]}"
 
 
 def text_width(text: str, size: float = 7) -> float:
-    """Width of a line of text, in inches. size: of the font, in points."""
+    """The width of a line of text, in inches. size: of the font, in points."""
     from matplotlib.textpath import TextPath
 
     return float(TextPath((0, 0), text, size=size).get_extents().x1) / 72
 
 
 def own_settings() -> AbstractContextManager[None]:
-    """Settings that do not depend on the user's, and identifiers in SVG that do not change from run to run."""
+    """A context with our own settings instead of the user's. Identifiers in SVG are the same in each run."""
     import matplotlib.style
 
     text = {"font.size": 7, "text.parse_math": False, "legend.frameon": False, "svg.hashsalt": "spectrum"}

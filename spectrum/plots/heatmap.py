@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spectrum.errors import SpectrumError
-from spectrum.plots.figure import DPI, check, own_settings, save, shown, text_width
+from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown, text_width
 from spectrum.selection.selection import Selection
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
-_OUTSIDE = "\N{EN DASH}"  # the column of lm_head and other modules that are in no layer
+_OUTSIDE = "\N{EN DASH}"  # the label of the column of lm_head and other modules that are not in a layer
 _INFINITE = "\N{INFINITY}"
 _NOTES = {
     "dashed": "some of the experts are selected; the colour is that of their median",
@@ -34,9 +34,9 @@ _COLOURS = "viridis"  # its lightness rises throughout, so colour-blind readers 
 def heatmap(selection: Selection, path: str | Path) -> None:
     """Draw the SNR of every layer, by layer type and layer index, with an outline around the selected ones.
 
-    Raises as `check` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
+    Raises as `check_can_draw` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
     """
-    check(path)
+    check_can_draw(path)
     with own_settings():
         save(_heatmap_figure(selection), Path(path))
 
@@ -57,7 +57,7 @@ def _heatmap_figure(selection: Selection) -> Figure:
     )
     place = _layout(text, columns, has_colours=not all(cell.sign for cell in cells))
     figure = Figure(figsize=(place.width, place.height), dpi=DPI)
-    axes = figure.add_axes(place.share(place.left, 0.55, place.table_width, place.table_height))
+    axes = figure.add_axes(place.figure_box(place.left, 0.55, place.table_width, place.table_height))
     axes.set(xlim=(0, place.x[-1] + 1), ylim=(len(rows), 0), xlabel="layer")
     axes.spines[:].set_visible(False)
     _draw_scores(figure, axes, cells, place)
@@ -68,9 +68,6 @@ def _heatmap_figure(selection: Selection) -> Figure:
     return figure
 
 
-# What is drawn.
-
-
 class _Cell(NamedTuple):
     """The layers at one place of the table.
 
@@ -78,8 +75,8 @@ class _Cell(NamedTuple):
         row: the place's row.
         column: the place's column.
         snr: the median of their scores.
-        sign: what is drawn instead of a colour, if anything.
-        outline: the style of the outline, empty for none.
+        sign: the text that is drawn instead of a colour; empty for none.
+        outline: the style of the outline; empty for none.
     """
 
     row: int
@@ -118,7 +115,7 @@ def _cell(row: int, column: int, layers: Sequence[tuple[float, bool]], is_consta
 
 
 class _Text(NamedTuple):
-    """All text of the picture but that of the colour bar."""
+    """All text of the picture except that of the colour bar."""
 
     title: str
     subtitle: str
@@ -127,12 +124,11 @@ class _Text(NamedTuple):
     columns: list[str]
 
 
-# Where it is drawn. All sizes are in inches, and cells come first, so that text keeps its size and overlaps nothing.
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """The place of everything.
+    """Sizes and places in the picture, in inches unless it says otherwise.
+
+    The size of the picture follows from the sizes of cells and texts, so that texts never overlap.
 
     Args:
         width: of the picture.
@@ -143,7 +139,7 @@ class _Layout:
         cell_width: of one cell.
         cell_height: of one cell.
         bar: the height of the colour bar.
-        x: the left edges of the columns, in cells.
+        x: the left edges of the columns, in widths of a cell.
     """
 
     width: float
@@ -156,15 +152,22 @@ class _Layout:
     bar: float
     x: list[float]
 
-    def share(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box as matplotlib takes it: from the bottom, in shares of the picture."""
+    def figure_box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """A box in matplotlib's units: left, bottom, width and height, as fractions of the picture.
+
+        Args:
+            left: in inches, from the picture's left edge.
+            top: in inches, from the picture's top edge.
+            width: in inches.
+            height: in inches.
+        """
         bottom = 1 - (top + height) / self.height
         return left / self.width, bottom, width / self.width, height / self.height
 
 
 def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     cell_width, cell_height = min(max(8.5 / len(columns), 0.1), 0.32), 0.2
-    # Half a cell separates the modules that are in no layer.
+    # A gap of half a cell follows the column of modules that are not in a layer.
     gap = 0.5 if columns[0] == _OUTSIDE else 0
     x = [i + gap * (i > 0) for i in range(len(columns))]
     left = 0.22 + max(map(text_width, text.rows))
@@ -184,9 +187,6 @@ def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     )
 
 
-# Drawing.
-
-
 def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
     from matplotlib import colors
 
@@ -201,7 +201,7 @@ def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Lay
         axes, scored, place, 0, cmap=_COLOURS, norm=norm, edgecolor="white", linewidth=0.5, gid="scores"
     )
     boxes.set_array([cell.snr for cell in scored])
-    bar_axes = figure.add_axes(place.share(place.left + place.table_width + 0.2, 0.55, 0.13, place.bar))
+    bar_axes = figure.add_axes(place.figure_box(place.left + place.table_width + 0.2, 0.55, 0.13, place.bar))
     bar = figure.colorbar(boxes, cax=bar_axes, label="SNR")
     bar.set_ticks(ticks := _log_ticks(low, high), labels=[f"{float(f'{tick:.4g}'):.15g}" for tick in ticks])
     bar.minorticks_off()

@@ -1,4 +1,4 @@
-"""How do the singular values of one matrix lie about its bulk edge? A histogram. It computes no score of its own."""
+"""How do the singular values of one matrix lie about its bulk edge? A histogram of a spectrum that is given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from spectrum.plots.figure import DPI, check, own_settings, save, shown
+from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown
 from spectrum.records import LayerSpectrum
 
 if TYPE_CHECKING:
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SIGNAL = "#17406d"
-_BULK = 0.98  # the share of all singular values that keeps its width if the largest lie far beyond
+_BULK = 0.98  # the fraction of all singular values that the first panel shows at least, if there are two panels
 _NOTE = "sigma = (q75 - q25) / 1.349, as the\nmethod has it: the law of another\nsigma may fit better"
 
 
 def spectrum_histogram(spectrum: LayerSpectrum, model: str, path: str | Path) -> None:
-    """Draw the singular values of one matrix, its bulk edge, and the law of the noise that the edge belongs to.
+    """Draw the singular values of one matrix, its bulk edge, and the law of noise with this edge.
 
-    Raises as `check` does, and ResultsError if the file cannot be written.
+    Raises as `check_can_draw` does, and ResultsError if the file cannot be written.
     """
-    check(path)
+    check_can_draw(path)
     with own_settings():
         save(_histogram_figure(spectrum, model), Path(path))
 
@@ -62,9 +62,10 @@ class _Bins(NamedTuple):
     """The bins of the histogram.
 
     Args:
-        edges: where bins begin and end, ascending.
-        width: of a bin of the bulk.
-        panels: the range of the bulk, and that of the values far beyond it, if there are such.
+        edges: the limits of the bins, ascending.
+        width: the width of a bin in the first panel.
+        panels: the range of singular values in each panel: in the first one the bulk, in the second one, if there is
+            one, the values far beyond it.
     """
 
     edges: NDArray[np.float64]
@@ -73,7 +74,7 @@ class _Bins(NamedTuple):
 
 
 def _bins(spectrum: LayerSpectrum, values: NDArray[np.float64]) -> _Bins:
-    """Bins such that the bulk edge ends one. Values far beyond the bulk have a panel of their own, with wider bins."""
+    """Bins, one of which ends at the bulk edge. Values far beyond the bulk get a second panel with wider bins."""
     import numpy as np
 
     edge, largest = spectrum.edge, spectrum.values[-1]
@@ -98,8 +99,14 @@ def _noise_law(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The Marchenko-Pastur law as counts per bin: 400 singular values, and the count at each; zeros if sigma is 0.
 
-    The density of s / sigma is sqrt((b^2 - s^2) (s^2 - a^2)) / (pi beta s), with a, b = 1 -+ sqrt(beta). Its products
-    are multiplied out here. The points never reach 0, and are densest at a and b, where the density is steepest.
+    The density of s = value / sigma is sqrt((b^2 - s^2) (s^2 - a^2)) / (pi beta s), with a = 1 - sqrt(beta) and
+    b = 1 + sqrt(beta). The code has the product multiplied out: 4 beta - (s^2 - 1 - beta)^2. The points lie between a
+    and b, most densely near them, where the density is steepest. None is 0.
+
+    Args:
+        spectrum: the matrix.
+        num_noise: how many singular values are noise.
+        width: the width of a bin.
     """
     import numpy as np
 
@@ -120,7 +127,7 @@ def _panels(figure: Figure, bins: _Bins) -> list[Axes]:
 def _draw_bars(
     panel: Axes, edges: NDArray[np.float64], num_noise: NDArray[np.int64], num_signal: NDArray[np.int64]
 ) -> None:
-    """Draw the signal on top of the noise: how many values of each are in each bin."""
+    """Draw the counts of signal on top of those of noise, in each bin."""
     label = f"noise: {num_noise.sum()} values"
     bars = panel.stairs(num_noise, edges, fill=True, hatch="/////", label=label, gid="noise")
     bars.set(facecolor="#c6d5e3", edgecolor="#5b7a96")
@@ -129,7 +136,7 @@ def _draw_bars(
 
 
 def _mark_break(figure: Figure, panels: list[Axes]) -> None:
-    """Show that the axis breaks before a second panel."""
+    """Mark the break of the axis before a second panel."""
     for panel in panels[1:]:
         panel.tick_params(axis="y", length=0, labelleft=False)
         panel.spines["left"].set_visible(False)

@@ -1,4 +1,4 @@
-"""Scores of matrices become scores of layers, and these become a result."""
+"""Turn scores of matrices into scores of layers, and these into a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def score_batches(
     stream: Generator[tuple[WeightBatch, list[MatrixScore]], None, None],
     done: Callable[[WeightBatch, list[tuple[Matrix, MatrixScore]]], None],
 ) -> list[tuple[Matrix, MatrixScore]]:
-    """The scores of a stream of batches, by matrix. `done` is called after each batch."""
+    """The scores of a stream of batches, each with its matrix. `done` is called after each batch."""
     scores: list[tuple[Matrix, MatrixScore]] = []
     try:
         for batch, values in stream:
@@ -75,7 +75,7 @@ def assemble(
 
 
 def merge(old: ScanResult, new: ScanResult) -> ScanResult:
-    """One result of both: the types that `new` has scanned replace those of `old`."""
+    """Both results in one: the types that `new` has scanned replace those of `old`."""
     rescanned = {layer.name for layer in new.layers}
     kept = [layer for layer in old.layers if layer.layer_type not in new.scanned and layer.name not in rescanned]
     scanned = display_order([*old.scanned, *new.scanned])
@@ -103,7 +103,10 @@ def warn_of_left_out(result: ScanResult, warn: Callable[[str], None]) -> None:
 
 
 def _combined(edges: Sequence[BulkEdge]) -> BulkEdge:
-    """What is known of the bulk edges of a stack's matrices, taken together."""
+    """One record for a stack: how the singular values of all its matrices lie about their bulk edges.
+
+    Counts are summed, the nearest distance is the least one, and the sensitivity is the median.
+    """
     return BulkEdge(
         num_above=sum(edge.num_above for edge in edges),
         num_below=sum(edge.num_below for edge in edges),

@@ -1,8 +1,8 @@
 """Several processes that scan one model, on one machine or many, as torchrun and accelerate launch start them.
 
-The main process decides what is scanned; each process scores its share and sends the scores to the others. These are a
-few megabytes of Python objects, so they go through main memory (gloo) on machines with GPUs too. gloo notices at once
-when a process ends; nccl would wait for its timeout.
+The main process decides what is scanned. Each process scores its share and sends the scores to the other processes. All
+scores together take a few megabytes, so gloo sends them through main memory, on machines with GPUs too. gloo notices at
+once when a process ends; nccl would wait for its timeout.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from spectrum.errors import ProcessError, UnmetError, first_line
 # A process waits for the others as long as needed: while the user is asked, while the slowest one finishes.
 _TIMEOUT = timedelta(days=30)
 
-# After as many seconds of waiting it says so, since the others may never come.
-SILENCE = 30.0
+# A process that has waited this long says so, since the other processes may never come.
+SECONDS_BEFORE_NOTICE = 30.0
 
 _T = TypeVar("_T")
 
@@ -47,8 +47,8 @@ def single_process() -> Iterator[None]:
 
 
 @contextmanager
-def long_waits_told(info: Callable[[str], None]) -> Iterator[None]:
-    """Call `info` with a line when a wait for other processes takes long."""
+def report_long_waits(info: Callable[[str], None]) -> Iterator[None]:
+    """Within the context, call `info` with a line when a wait for other processes takes long."""
     token = _info.set(info)
     try:
         yield
@@ -57,7 +57,7 @@ def long_waits_told(info: Callable[[str], None]) -> Iterator[None]:
 
 
 def count() -> int:
-    """How many processes scan together, as the launcher's variables say."""
+    """How many processes scan together, by the launcher's environment variables."""
     return max(1, _environment("WORLD_SIZE", 1)) if "RANK" in os.environ and not _is_single.get() else 1
 
 
@@ -72,7 +72,7 @@ def local_rank() -> int:
 
 
 def join() -> None:
-    """Meet the other processes, if there are any. Raises UnmetError if they cannot be reached."""
+    """Connect to the other processes, if there are any. Raises UnmetError if they cannot be reached."""
     if count() == 1:
         return
     from accelerate import PartialState
@@ -91,7 +91,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes. A process that waits for this one learns of it. A second call does nothing."""
+    """Leave the other processes. One that waits for this process gets an error. A second call does nothing."""
     if _has_joined():
         import torch.distributed
 
@@ -137,11 +137,13 @@ def _environment(name: str, default: int) -> int:
 
 
 def _run_interruptibly(call: Callable[[], Any], waiting: str | None = None) -> Any:
-    """Run a blocking collective in a thread, so that Ctrl-C works meanwhile; return what it returns.
+    """Run a blocking collective in a thread, so that Ctrl-C works meanwhile; return its result.
+
+    Raises ProcessError if another process has ended.
 
     Args:
         call: the collective.
-        waiting: the line to tell the user if it takes long.
+        waiting: the line to tell the user if it takes long; None for no line.
     """
     result: Future[Any] = Future()
 
@@ -156,7 +158,7 @@ def _run_interruptibly(call: Callable[[], Any], waiting: str | None = None) -> A
     info, started = _info.get(), time.monotonic()
     while not result.done():
         wait([result], timeout=0.5)
-        if waiting and info and time.monotonic() - started > SILENCE and not result.done():
+        if waiting and info and time.monotonic() - started > SECONDS_BEFORE_NOTICE and not result.done():
             info(waiting)
             waiting = None
     thread.join()

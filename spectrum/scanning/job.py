@@ -5,59 +5,55 @@ An interrupted scan resumes here: scores that a journal holds are not computed a
 
 from __future__ import annotations
 
-import ctypes
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.compute.batches import WeightBatch, num_matrices, plan, share
+from spectrum.compute.batches import BatchBudget, WeightBatch, num_matrices, plan, share
 from spectrum.errors import CheckpointError, ProcessError
 from spectrum.records import LayerWeight, MatrixScore
 from spectrum.scanning import distributed
 from spectrum.scanning.assemble import score_batches
 from spectrum.scanning.journal import Journal, Matrix, read
-from spectrum.scanning.request import Interrupted, ScanCallbacks, ScanRequest
+from spectrum.scanning.request import Interrupted, ScanCallbacks, ScanRequest, open_checkpoint_of
 from spectrum.scanning.store import ScanStore
 
 if TYPE_CHECKING:
     import torch
 
-    from spectrum.checkpoint.hub import ResolvedModel
     from spectrum.checkpoint.reader import Checkpoint
 
-# How many scores of a journal are computed again. A journal that is made up throughout is found out by any of them. A
-# single false score among thousands does no more harm than a false weight.
+# How many scores of a journal are computed again. Each of them exposes a journal that is forged throughout. A single
+# false score among thousands does no more harm than a false weight.
 _NUM_CHECKED = 3
 
-# Two devices may put a singular value that is this near to the bulk edge on different sides of it.
+# Two devices may put a singular value that is this near to the bulk edge on different sides of it. The distance is
+# relative to the edge.
 _AT_THE_EDGE = 1e-7
 
-# Otherwise the scores of two devices differ by far less than this.
+# All other scores of two devices differ by far less than this, relative to the score.
 _SAME_SNR = 1e-6
-
-_M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What all processes of a run score together. The main process sends it to the others.
+    """The scan that all processes of a run compute together. The main process sends it to the other processes.
 
     Args:
-        request: what the user asked for.
+        request: the request for the scan.
         identity: what scores depend on; see `identity_of`.
-        precedes: the digest of the results that are there as the scan begins; None if there are none.
+        replaced_digest: the digest of the cached scores when the scan begins; None if there are none.
         layer_types: the types to scan.
         batch_size: matrices in a kernel call; None to fit a memory budget.
     """
 
     request: ScanRequest
     identity: dict[str, Any]
-    precedes: str | None
+    replaced_digest: str | None
     layer_types: tuple[str, ...]
     batch_size: int | None
 
@@ -73,7 +69,7 @@ class Job:
 
 @contextmanager
 def lead() -> Iterator[None]:
-    """In the main process: let the others follow until this ends."""
+    """In the main process: until the context ends, the other processes work on each job that this one sends."""
     distributed.join()
     try:
         yield
@@ -84,7 +80,7 @@ def lead() -> Iterator[None]:
 
 
 def follow(callbacks: ScanCallbacks) -> None:
-    """In all other processes: work on each job that the main process sends, until it stops."""
+    """In every other process: work on each job that the main process sends, until it sends None."""
     distributed.join()
     try:
         stop: Job | None = None
@@ -101,14 +97,14 @@ def follow(callbacks: ScanCallbacks) -> None:
 def score_job(checkpoint: Checkpoint, job: Job, callbacks: ScanCallbacks) -> tuple[dict[Matrix, MatrixScore], str]:
     """The scores of all matrices of a job, and a phrase that says where they were computed.
 
-    Every process computes its share, and returns the scores of all. Raises Interrupted on Ctrl-C and SIGTERM; what is
-    scored by then is kept in the journals.
+    Every process computes its share, and returns the scores of all matrices. Raises Interrupted on Ctrl-C and SIGTERM;
+    the scores so far are kept in the journals.
     """
     from spectrum.compute.devices import devices_for
 
     num_processes = distributed.count()
     devices = devices_for(job.request.device, callbacks.warn, distributed.local_rank() if num_processes > 1 else None)
-    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.precedes)
+    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.replaced_digest)
     try:
         scores = _resume(checkpoint, job, devices, journal, callbacks)
     finally:
@@ -117,10 +113,9 @@ def score_job(checkpoint: Checkpoint, job: Job, callbacks: ScanCallbacks) -> tup
 
 
 def remove_journals(store: ScanStore) -> None:
-    """Remove the journals of all processes.
+    """Remove the journals of all processes. Every process calls this.
 
-    Every process calls this. No journal is removed before all have called it, and no process returns before all
-    journals are removed.
+    No journal is removed before all processes have called it. No process returns before all journals are removed.
     """
     distributed.gather([])
     for path in [store.journal_path(distributed.rank()), *_journals_here(store)]:
@@ -142,21 +137,35 @@ def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def open_checkpoint_of(request: ScanRequest, local: ResolvedModel | None = None) -> Checkpoint:
-    """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The matrices of a job, and what this process needs to score its share of them.
 
-    local: the model's directory, if it has been found already; its headers are then not read again.
+    Args:
+        checkpoint: the weights of the model.
+        weights: those of the job.
+        batch_size: matrices in a kernel call; None to fit the budget.
+        budget: the memory of a kernel call. It is the main process's in all processes, so that they plan the same
+            batches.
+        devices: where this process computes.
+        callbacks: how it reports.
     """
-    _return_freed_memory()
-    from spectrum.checkpoint.reader import open_checkpoint
 
-    return open_checkpoint(
-        request.model,
-        revision=request.revision,
-        model_class=request.model_class,
-        trust_remote_code=request.trust_remote_code,
-        resolved=local,
-    )
+    checkpoint: Checkpoint
+    weights: Sequence[LayerWeight]
+    batch_size: int | None
+    budget: BatchBudget
+    devices: Sequence[torch.device]
+    callbacks: ScanCallbacks
+
+    def batches_without(self, scored: Collection[Matrix]) -> list[WeightBatch]:
+        """The batches of all processes, without the matrices that are scored already."""
+        return plan(self.weights, self.batch_size, self.budget, scored)
+
+    def compute(self, batches: Sequence[WeightBatch], journal: Journal | None) -> list[tuple[Matrix, MatrixScore]]:
+        """The scores of this process's share of the batches. With a journal, they are also written to it."""
+        own_share = share(batches, distributed.count())[distributed.rank()]
+        return _compute(own_share, journal, self.checkpoint, self.devices, self.callbacks)
 
 
 def _resume(
@@ -165,46 +174,46 @@ def _resume(
     """The scores that the journals hold, and those that are computed now."""
     from spectrum.compute.devices import batch_budget
 
-    is_main, num_processes = distributed.rank() == 0, distributed.count()
+    is_main = distributed.rank() == 0
     kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.scores.items()]))
-    # The main process's numbers, so that all processes plan the same batches.
     budget = distributed.broadcast(batch_budget(devices))
-    weights = job.weights(checkpoint)
-    plan_without = partial(plan, weights, job.batch_size, budget)
-    everything, rest = plan_without(), plan_without(kept)
-    if job.request.rescan and not rest:  # the journal is of a scan that was complete; this one is another
+    work = _Work(checkpoint, job.weights(checkpoint), job.batch_size, budget, devices, callbacks)
+    everything, rest = work.batches_without(()), work.batches_without(kept)
+    if job.request.rescan and not rest:  # the journal is of an earlier scan, which was complete
         kept, rest = {}, everything
-    total, num_kept = num_matrices(everything), num_matrices(everything) - num_matrices(rest)
-    if is_main and journal.foreign and not kept:
+    total = num_matrices(everything)
+    if is_main and journal.is_foreign and not kept:
         callbacks.info(
-            f"{journal.path} is of other weights, another class, other versions or another user; beginning anew"
+            f"{journal.path} is of other weights, another class, other versions or another user; starting over"
         )
-    if is_main and num_kept:
+    if is_main and (num_kept := total - num_matrices(rest)):
         callbacks.info(f"resuming an interrupted scan: {num_kept} of {total} matrices are scored")
-
-    def compute(batches: Sequence[WeightBatch], into: Journal | None) -> list[tuple[Matrix, MatrixScore]]:
-        own_share = share(batches, num_processes)[distributed.rank()]
-        return _compute(own_share, into, checkpoint, devices, callbacks)
-
     try:
-        if checked := distributed.broadcast(_sample(kept, weights)):
-            all_matrices = {matrix for weight in weights for matrix in weight.matrices()}
-            recomputed = dict(distributed.gather(compute(plan_without(all_matrices.difference(checked)), None)))
-            wrong = [matrix for matrix in checked if not _agree(kept[matrix], recomputed[matrix])]
-            if wrong:
-                kept, rest = {}, everything
-                journal.begin_anew()
-                remove_journals(job.store)
-                if is_main:
-                    callbacks.warn(
-                        f"the journal of an interrupted scan has another score of {wrong[0][0]} than its weight; "
-                        "beginning anew"
-                    )
-        new = compute(rest, journal)
+        wrong = _first_wrong_score(kept, work)
+        if wrong is not None:
+            kept, rest = {}, everything
+            journal.start_over()
+            remove_journals(job.store)
+            if is_main:
+                callbacks.warn(
+                    f"the journal of an interrupted scan has another score of {wrong[0]} than its weight; starting over"
+                )
+        new = work.compute(rest, journal)
     except KeyboardInterrupt as error:
-        rest = plan_without({**kept, **read(journal.path, job.identity)})
+        rest = work.batches_without({**kept, **read(journal.path, job.identity)})
         raise Interrupted(_what_is_kept(total - num_matrices(rest), total)) from error
     return kept | dict(distributed.gather(new))
+
+
+def _first_wrong_score(kept: Mapping[Matrix, MatrixScore], work: _Work) -> Matrix | None:
+    """Compute a few scores of journals again. The first matrix whose score differs; None if there is none."""
+    checked = distributed.broadcast(_sample(kept, work.weights))
+    if not checked:
+        return None
+    all_matrices = {matrix for weight in work.weights for matrix in weight.matrices()}
+    batches = work.batches_without(all_matrices.difference(checked))
+    recomputed = dict(distributed.gather(work.compute(batches, None)))
+    return next((matrix for matrix in checked if not _same_score(kept[matrix], recomputed[matrix])), None)
 
 
 def _compute(
@@ -214,10 +223,7 @@ def _compute(
     devices: Sequence[torch.device],
     callbacks: ScanCallbacks,
 ) -> list[tuple[Matrix, MatrixScore]]:
-    """The scores of these batches.
-
-    With a journal, each score is written to it at once, and the progress is shown.
-    """
+    """The scores of these batches. With a journal, each score is written to it at once, and the progress is shown."""
     from spectrum.compute.executor import score
 
     num_sharing = _num_sharing(devices[0])
@@ -229,9 +235,11 @@ def _compute(
     def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
         nonlocal warned
         journal.append(scored)
-        if journal.problem is not None and not warned:
+        if journal.write_error is not None and not warned:
             warned = True
-            callbacks.warn(f"cannot write {journal.path}: {journal.problem}; what is scored from now on is not kept")
+            callbacks.warn(
+                f"cannot write {journal.path}: {journal.write_error}; what is scored from now on is not kept"
+            )
         progress.advance(batch)
 
     with callbacks.progress(batches) as progress:
@@ -240,24 +248,24 @@ def _compute(
 
 
 def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:
-    """A few matrices whose scores a journal holds, chosen at random, so that no forger can know which.
+    """A few matrices with kept scores, chosen at random, so that a forger cannot know which.
 
-    Single rows are left out: all of them score 1.
+    Single rows are left out, since each of them scores 1.
     """
     wanted = [matrix for weight in weights if min(weight.matrix_shape) > 1 for matrix in weight.matrices()]
     held = [matrix for matrix in dict.fromkeys(wanted) if matrix in kept]
     return random.SystemRandom().sample(held, min(_NUM_CHECKED, len(held)))
 
 
-def _agree(kept: MatrixScore, recomputed: MatrixScore) -> bool:
-    """Whether two scores, perhaps of different devices, can be of the same matrix."""
+def _same_score(kept: MatrixScore, recomputed: MatrixScore) -> bool:
+    """Whether two scores can be of the same matrix, computed on two devices."""
     both_nan = math.isnan(kept.snr) and math.isnan(recomputed.snr)
     at_the_edge = recomputed.edge.nearest < _AT_THE_EDGE
     return both_nan or at_the_edge or math.isclose(kept.snr, recomputed.snr, rel_tol=_SAME_SNR)
 
 
 def _num_sharing(device: torch.device) -> int:
-    """How many processes of this run use the device of this one."""
+    """How many processes of this run use the device that this process uses."""
     if distributed.count() == 1:
         return 1
     from spectrum.compute.devices import unique_name, warm_up
@@ -275,24 +283,14 @@ def _what_is_kept(num_scored: int, total: int) -> str:
 
 
 def _journals_here(store: ScanStore) -> list[Path]:
-    """The journals on this machine. Of its processes, one reads and removes them."""
+    """The journals on this machine, in the one process of the machine that reads and removes them; none in the rest."""
     return store.journals() if distributed.local_rank() == 0 else []
 
 
 def _other_journals(job: Job, own: Path) -> dict[Matrix, MatrixScore]:
-    """The scores in the journals of an earlier run, which may have had more processes."""
+    """The scores in all journals but this process's own. An earlier run may have had more processes."""
     scores: dict[Matrix, MatrixScore] = {}
     for path in _journals_here(job.store):
         if path != own:
             scores |= read(path, job.identity)
     return scores
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return the memory of large tensors to the system when they are freed.
-
-    By default it keeps blocks of up to 32 MiB in a pool for each thread. Over a long scan that is more than the tensors
-    themselves. Other C libraries do not have the setting.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)

@@ -1,12 +1,12 @@
-"""The scores found so far, on disk line by line, from which an interrupted scan resumes.
+"""The journal: the scores found so far, on disk line by line, from which an interrupted scan resumes.
 
-The first line says what scores depend on: the weights, the class, the versions. If results are there already, which
-this scan will replace, a second line has their digest. Each line after that is a list of `[parameter, index, SNR,
-edge]`, where the edge is a list too. A line is handed to the operating system at once, so a killed process loses
-nothing, and is flushed to disk within seconds, so a power cut loses little.
+The first line says what scores depend on: the weights, the class, the versions. If the scan will replace a cached scan,
+the second line has the digest of that one's scores. Each line after that is a list of `[parameter, index, SNR, edge]`,
+where the edge is a list too. A line is handed to the operating system at once, so a killed process loses nothing. It is
+flushed to disk within seconds, so a power cut loses little.
 
-A results directory may come from a stranger. So a journal is a regular file that this user owns, under one name only.
-Anything else that has a journal's name is not read and not written to, but replaced.
+A results directory may be untrusted. So a file counts as a journal only if it is a regular file that this user owns and
+that has no other hard link. Anything else that has a journal's name is not read and not written to, but replaced.
 """
 
 from __future__ import annotations
@@ -29,48 +29,49 @@ Matrix = tuple[str, int]  # a parameter's name, and the index of a matrix in its
 
 _SYNC_EVERY = 2.0  # seconds
 
-# What is read at most. A scan of a trillion parameters has 1,000 scores in its longest line, and 10 MB in all.
+# The largest line and file that are read. A scan of a trillion parameters has 1,000 scores in its longest line, and
+# 10 MB in all.
 _MAX_LINE_BYTES = 2 << 20
 _MAX_BYTES = 32 << 20
 _SCORES_PER_LINE = 1_000
 
-_PRECEDES = "precedes"
+_REPLACED_KEY = "precedes"  # the key in the second line
 
 
 class Journal:
-    """A journal that one process writes.
+    """The journal that one process writes.
 
     Args:
-        path: need not exist.
+        path: the file, which need not exist.
         identity: what scores depend on, as JSON values. A journal of another identity is not resumed.
-        precedes: the digest of the results that are there as the scan begins; None if there are none.
+        replaced_digest: the digest of the cached scores when the scan began; None if there were none.
 
     Attributes:
-        scores: those that the journal held when it was opened.
-        problem: why it cannot be written any more; None while it can. It then takes no more scores.
-        foreign: whether the file that has its name is not a journal of this scan.
+        scores: the scores that the journal held when it was opened.
+        write_error: why the journal cannot be written; None while it can. After an error it takes no more scores.
+        is_foreign: whether a file has the journal's name, but is not a journal of this scan.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], precedes: str | None = None) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], replaced_digest: str | None = None) -> None:
         self.path = path
-        self.problem: str | None = None
+        self.write_error: str | None = None
         self.scores: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._head = _to_line(identity)
-        self._precedes = precedes
+        self._replaced_digest = replaced_digest
         try:
             self._end, self.scores = _read_intact(path, self._head)
         except OSError as error:
             self._end = 0
             self._give_up(error)
-        self.foreign = not self._end and os.path.lexists(path)
-        if self._end and is_outdated(path, precedes):
-            self._end = 0  # begin a new journal with the same scores, which says what it precedes
+        self.is_foreign = not self._end and os.path.lexists(path)
+        if self._end and is_outdated(path, replaced_digest):
+            self._end = 0  # a new journal will have the same scores, and the digest of the scan that it replaces
 
     def append(self, scores: Sequence[tuple[Matrix, MatrixScore]]) -> None:
-        """Add scores. If that fails, `problem` says why."""
-        if self.problem is not None:
+        """Add scores. If that fails, `write_error` says why."""
+        if self.write_error is not None:
             return
         try:
             if self._file is None:
@@ -81,8 +82,8 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
-    def begin_anew(self) -> None:
-        """Forget what the journal held. The next score replaces the file."""
+    def start_over(self) -> None:
+        """Forget the scores that the journal held. The next score replaces the file."""
         self._end, self.scores = 0, {}
 
     def close(self) -> None:
@@ -98,21 +99,21 @@ class Journal:
         """Open the file for the first score. A scan that finds no score leaves no journal."""
         if self._end:
             self._file = FileIO(_open_owned(self.path, os.O_RDWR), "r+")
-            self._file.truncate(self._end)  # a line that was being written when its run ended
+            self._file.truncate(self._end)  # cuts off a line that was being written when its run ended
             self._file.seek(self._end)
         else:
             files.in_directory(self.path.parent, self._replace)
             files.remove_abandoned(self.path)
 
     def _replace(self) -> None:
-        """Begin a new file in the place of any file or link that has the journal's name."""
+        """Start a new file in place of any file or link that has the journal's name."""
         files.check_place(self.path)
         new = files.beside(self.path)
         self._file = FileIO(files.create(new), "r+")
         try:
             self._write(self._head)
-            if self._precedes is not None:
-                self._write(_to_line({_PRECEDES: self._precedes}))
+            if self._replaced_digest is not None:
+                self._write(_to_line({_REPLACED_KEY: self._replaced_digest}))
             self._write_scores(list(self.scores.items()))
             new.replace(self.path)
         except BaseException:
@@ -139,7 +140,7 @@ class Journal:
         self._synced = time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
-        self.problem = error.strerror or str(error)
+        self.write_error = error.strerror or str(error)
         self.close()
 
 
@@ -151,14 +152,12 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[Matrix, MatrixScore]:
         return {}
 
 
-def is_outdated(path: Path, results: str | None) -> bool:
-    """Whether results were written after a journal began.
-
-    A file that is no journal, or belongs to another user, is never outdated.
+def is_outdated(path: Path, digest: str | None) -> bool:
+    """Whether a scan was cached after a journal began. False for a file that is not a journal of this user.
 
     Args:
         path: the journal.
-        results: the digest of the results that are there now; None if there are none.
+        digest: the digest of the scores that are cached now; None if there are none.
     """
     try:
         with _open_for_reading(path) as file:
@@ -167,13 +166,14 @@ def is_outdated(path: Path, results: str | None) -> bool:
             second = _parse(file.readline(_MAX_LINE_BYTES))
     except OSError:
         return False
-    return (second.get(_PRECEDES) if isinstance(second, dict) else None) != results
+    return (second.get(_REPLACED_KEY) if isinstance(second, dict) else None) != digest
 
 
 def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore]]:
     """The size of a journal's intact part in bytes, and the scores in it.
 
-    The part after it was being written when its run ended. A journal with another first line counts as empty.
+    What follows the intact part was being written when the run ended. A journal with another first line counts as
+    empty.
     """
     scores: dict[Matrix, MatrixScore] = {}
     try:
@@ -183,7 +183,7 @@ def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore
             end = len(head)
             while end < _MAX_BYTES and (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
                 content = _parse(line)
-                is_second = end == len(head) and isinstance(content, dict) and content.keys() == {_PRECEDES}
+                is_second = end == len(head) and isinstance(content, dict) and content.keys() == {_REPLACED_KEY}
                 if not is_second:
                     try:
                         scores |= {(str(name), int(index)): _to_score(*score) for name, index, *score in content}
@@ -196,7 +196,7 @@ def _read_intact(path: Path, head: bytes) -> tuple[int, dict[Matrix, MatrixScore
 
 
 class _NotOwnedError(OSError):
-    """The file that has a journal's name is not a journal of this user."""
+    """The file that has a journal's name does not count as one; see the top of this module."""
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def _open_for_reading(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _open_owned(path: Path, access: int) -> int:
-    """The descriptor of a journal that this user wrote. Raises _NotOwnedError for any other file of that name."""
+    """The descriptor of an open journal. Raises _NotOwnedError for a file that does not count as one."""
     if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, since opening a device may have an effect
         raise _NotOwnedError(errno.EINVAL, "it is not a regular file")
     try:
@@ -218,7 +218,7 @@ def _open_owned(path: Path, access: int) -> int:
     try:
         status = os.fstat(descriptor)
         if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_owned(status, path.parent)):
-            raise _NotOwnedError(errno.EPERM, "it is no journal of this user")
+            raise _NotOwnedError(errno.EPERM, "it is not a journal of this user")
     except BaseException:
         os.close(descriptor)
         raise

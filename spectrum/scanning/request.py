@@ -1,21 +1,30 @@
-"""What a scan is asked for, how it reports, and what it returns.
+"""The request for a scan, the callbacks by which it reports, and its outcome.
 
-A scan neither prints nor prompts: the caller passes callbacks.
+A scan neither prints nor prompts: the caller passes callbacks. `ProgressBar` is what callers pass for progress.
+`open_checkpoint_of` opens the model that a request names.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spectrum.compute.batches import WeightBatch, batch_cost, num_matrices
 from spectrum.records import ScanResult
 from spectrum.scanning.store import ScanStore
 
+if TYPE_CHECKING:
+    from spectrum.checkpoint.hub import ResolvedModel
+    from spectrum.checkpoint.reader import Checkpoint
+
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+
+_M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +34,11 @@ class ScanRequest:
     Args:
         model: a local directory or a repository id.
         results_dir: where the scan is cached.
-        revision: of a repository; None for its default.
+        revision: a repository's branch, tag or commit; None for its default.
         model_class: the transformers class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether code from the model's repository may run.
-        layer_types: exact types and shell patterns; None for what the cache has, or what `choose` returns.
+        layer_types: exact types and shell patterns; None for the types that are cached, else those that `choose`
+            returns.
         device: `auto`, or a device's name as torch writes it.
         rescan: whether to ignore a cached scan.
         also_written: files that the caller writes after the scan. The scan checks first that they can be written.
@@ -51,14 +61,14 @@ class ScanRequest:
 
 
 class Progress(Protocol):
-    """Follows a scan from batch to batch, as a context manager around it."""
+    """Shows how far a scan has come. A scan is run in its context."""
 
     def __enter__(self) -> Progress: ...
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, whether or not all is scored."""
+        """Remove or finish the display. The scan is complete, or has failed with the error."""
         ...
 
     def start(self) -> None:
@@ -76,10 +86,10 @@ class ScanCallbacks:
 
     Args:
         info: takes one line for the user.
-        warn: takes one line about something that may make the result other than expected.
+        warn: takes one line about something that may make the result unexpected.
         choose: takes the layer types that may be scanned, each with its number of layers; returns the batch size
             (None to fit a memory budget) and the types to scan.
-        progress: makes what follows the scan of these batches.
+        progress: takes the batches of a scan; returns the display of its progress.
     """
 
     info: Callable[[str], None]
@@ -104,11 +114,17 @@ class ScanOutcome:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended a scan. The message says how much of it is kept."""
+    """A signal ended a scan. The message says how many of its scores are kept."""
 
 
 class ProgressBar:
-    """A bar that moves by the work done, since weights differ in cost by orders of magnitude."""
+    """A bar that moves by the work done, since weights differ in cost by orders of magnitude.
+
+    Args:
+        batches: the batches of the scan.
+        tqdm: makes the bar, from the arguments of `tqdm.tqdm`.
+        unit: the name of the matrices that the bar counts.
+    """
 
     def __init__(self, batches: Sequence[WeightBatch], tqdm: Callable[..., Any], unit: str = "weights") -> None:
         self._work = sum(map(batch_cost, batches))
@@ -143,3 +159,32 @@ class ProgressBar:
 
     def _describe(self, detail: str = "", *, refresh: bool = True) -> None:
         self._bar.set_description_str(f"{self._done}/{self._total} {self._unit}{detail}", refresh=refresh)
+
+
+def open_checkpoint_of(request: ScanRequest, local: ResolvedModel | None = None) -> Checkpoint:
+    """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does.
+
+    Args:
+        request: the model, and how it is opened.
+        local: the model's directory if it has been found already, so that its headers are not read again.
+    """
+    _return_freed_memory()
+    from spectrum.checkpoint.reader import open_checkpoint
+
+    return open_checkpoint(
+        request.model,
+        revision=request.revision,
+        model_class=request.model_class,
+        trust_remote_code=request.trust_remote_code,
+        resolved=local,
+    )
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return the memory of large tensors to the system when they are freed.
+
+    By default it keeps blocks of up to 32 MiB in a pool for each thread. Over a long scan that is more than the tensors
+    themselves. Other C libraries do not have the setting.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)

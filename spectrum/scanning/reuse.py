@@ -18,7 +18,7 @@ from spectrum.text import listed, plural
 
 
 def find_local(request: ScanRequest) -> hub.ResolvedModel | None:
-    """The local directory that a request names; None if there is none, whether or not a repository has that name."""
+    """The local directory that a request names; None if its model is not the name of an existing local directory."""
     try:
         return hub.resolve_local(request.model)
     except CheckpointError:
@@ -28,12 +28,12 @@ def find_local(request: ScanRequest) -> hub.ResolvedModel | None:
 def load_usable(
     request: ScanRequest, local: hub.ResolvedModel | None, info: Callable[[str], None]
 ) -> ScanResult | None:
-    """The cached scan, if it is of the weights that are asked for; None if a scan is needed.
+    """The cached scan, if it is of the requested weights; None otherwise.
 
     Args:
-        request: what is asked for.
-        local: the model's directory, if it has one.
-        info: told why a cached scan is ignored.
+        request: the request for a scan.
+        local: the model's local directory; None if it has none.
+        info: is called with the reason why a cached scan is ignored.
     """
     cached = request.store.load()
     if cached is None:
@@ -47,8 +47,8 @@ def load_usable(
     return None
 
 
-def serve(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:
-    """The answer to a request from the cached scan; None if it lacks a layer type that is asked for."""
+def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:
+    """The outcome of a request, from the cached scan alone; None if that lacks a requested layer type."""
     wanted, missing = wanted_and_missing(cached, request.layer_types)
     if missing:
         return None
@@ -66,7 +66,7 @@ def serve(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) ->
     if provenance is not None and provenance.class_asked is not None and request.model_class is None:
         callbacks.warn(
             f"the cached scan was made with --model-class {provenance.class_asked}, and its names are those of "
-            f"{provenance.info.model_class}; --rescan makes one of the checkpoint's own class"
+            f"{provenance.info.model_class}; --rescan scans under the checkpoint's own class"
         )
     of_class = f" ({provenance.info.model_class})" if provenance is not None else ""
     origin = f"{plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
@@ -75,9 +75,9 @@ def serve(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) ->
 
 
 def request_missing(request: ScanRequest, cached: ScanResult) -> ScanRequest:
-    """A request for what the cached scan lacks.
+    """A request for the layer types that the cached scan lacks.
 
-    Class and revision are those of the cached scan, unless the request names others.
+    Class and revision are those of the cached scan, unless the request names its own.
     """
     _, missing = wanted_and_missing(cached, request.layer_types)
     provenance = cached.provenance
@@ -91,21 +91,22 @@ def request_missing(request: ScanRequest, cached: ScanResult) -> ScanRequest:
     )
 
 
-def add(cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, warn: Callable[[str], None]) -> ScanOutcome:
+def add_to_cached(
+    cached: ScanResult, scanned: ScanOutcome, request: ScanRequest, warn: Callable[[str], None]
+) -> ScanOutcome:
     """The outcome of a scan of missing layer types, together with the cached scan."""
     result = merge(cached, scanned.result)
     _warn_of_other_names(cached, result, warn)
     if cached.provenance is not None and result.provenance is not None:
         # The user asked for the cached scan's revision and class; `request_missing` only repeated them.
-        first = cached.provenance
-        provenance = replace(result.provenance, revision=first.revision, class_asked=first.class_asked)
-        result = replace(result, provenance=provenance)
+        revision, class_asked = cached.provenance.revision, cached.provenance.class_asked
+        result = replace(result, provenance=replace(result.provenance, revision=revision, class_asked=class_asked))
     wanted = match_types(request.layer_types or (), result.scanned)
     return replace(scanned, result=result.only(wanted))
 
 
 def same_weights(first: Provenance | None, second: Provenance | None) -> bool:
-    """Whether two scans are of the same weights under the same names. A scan that does not say is taken on trust."""
+    """Whether two scans are of the same weights under the same names. True if either has no provenance."""
     if first is None or second is None:
         return True
     identities = [(scan.commit, scan.fingerprint, scan.info.model_class) for scan in (first, second)]
@@ -113,7 +114,10 @@ def same_weights(first: Provenance | None, second: Provenance | None) -> bool:
 
 
 def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
-    """The layer types that patterns name (None for all), and those of them that the cached scan lacks."""
+    """The layer types that patterns name, and those of them that the cached scan lacks.
+
+    Without patterns, all types that are cached are wanted. The first value is then None, and nothing is missing.
+    """
     if patterns is None:
         return None, []
     if cached.info is not None:
@@ -129,7 +133,7 @@ def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tu
 
 
 def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: ScanResult) -> str | None:
-    """Why the cached scan is not of the weights that are asked for; None if it is, as far as can be known."""
+    """Why the cached scan is not of the requested weights; None if nothing speaks against it."""
     provenance = cached.provenance
     if provenance is None:
         return None
@@ -152,14 +156,14 @@ def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: Sc
 
 
 def _encoded(model: str) -> bytes:
-    """A model's name as bytes. The same bytes decode to another string under another locale."""
+    """A model's name as bytes, to be compared. Another locale decodes the same bytes to another string."""
     with suppress(UnicodeEncodeError):
         return os.fsencode(model)
     return model.encode("utf-8", "surrogatepass")
 
 
 def _warn_of_other_names(cached: ScanResult, result: ScanResult, warn: Callable[[str], None]) -> None:
-    """Warn if a scan of another tool has names that this version of transformers does not give the model."""
+    """Warn if the cached scan, made by another tool, has layer names that the model does not have here."""
     if cached.info is not None or result.info is None:
         return
     parameters = result.info.parameters.keys()
@@ -167,5 +171,5 @@ def _warn_of_other_names(cached: ScanResult, result: ScanResult, warn: Callable[
     if strange:
         warn(
             f"the cached scan has layers that {result.info.model_class} does not: {listed(strange, 2)}; "
-            "--rescan makes one of the model as it is loaded now"
+            "--rescan scans the model as it is loaded now"
         )

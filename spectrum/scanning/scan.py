@@ -1,7 +1,7 @@
 """START HERE: a model's scan, from the cache or computed and saved.
 
-The steps are: use the cached scan if it has everything; else open the checkpoint, let the caller choose what to scan,
-lock the cache, score what is missing (`job`), save the result (`store`).
+If the cached scan has every requested layer type, it is used. Otherwise the checkpoint is opened, the caller chooses
+what to scan, the cache is locked, the missing matrices are scored (`job`), and the result is saved (`store`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from spectrum.layer_types import match_types
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed
 from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_scores, warn_of_left_out
-from spectrum.scanning.job import Job, identity_of, open_checkpoint_of, remove_journals, score_job
-from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
+from spectrum.scanning.job import Job, identity_of, remove_journals, score_job
+from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest, open_checkpoint_of
 from spectrum.scanning.reuse import (
-    add,
+    add_to_cached,
     find_local,
     load_usable,
+    outcome_from_cache,
     request_missing,
     same_weights,
-    serve,
     wanted_and_missing,
 )
 from spectrum.text import duration, plural
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
-    """A model's scan, in the main process.
+    """The scan of a model. Only the main process calls this.
 
-    Raises SpectrumError if there can be none, Interrupted if a signal ends it.
+    Raises SpectrumError if the model cannot be scanned, Interrupted if a signal ends the scan.
     """
     check_name(request.model)
     outcome = _cached_or_computed(request, callbacks)
@@ -46,13 +46,13 @@ def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """An open checkpoint, and what of it to scan.
+class _PreparedScan:
+    """A scan that is ready to be computed.
 
     Args:
-        started: when the work began, by the monotonic clock. Time that the user took to choose does not count.
-        checkpoint: the weights.
-        job: what to scan.
+        started: when the scan began, by the monotonic clock, moved on by the time that the user took to choose.
+        checkpoint: the open checkpoint.
+        job: what of it to scan.
     """
 
     started: float
@@ -65,35 +65,35 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     written_at = store.written_at()
     local = find_local(request)
     cached = None if request.rescan else load_usable(request, local, callbacks.info)
-    if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
-        store.tidy()
+    if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
+        store.remove_leftover_journals()
         return outcome
     prepared = _prepare(request if cached is None else request_missing(request, cached), local, callbacks)
     if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
-        callbacks.info(f"the cached scan {store.scan_path} is of other weights than those found now; scanning all anew")
+        callbacks.info(f"the cached scan {store.scan_path} is of other weights than those found now; starting over")
         cached, prepared = None, _prepare(request, local, callbacks)
     with store.locked(callbacks.info, callbacks.warn):
-        # While we waited for the lock, another run may have scanned this, or some of it.
-        if not request.rescan and store.written_at() != written_at:
-            request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
-            cached = load_usable(request, find_local(request), callbacks.info)
-            if cached is not None and (outcome := serve(cached, request, callbacks)) is not None:
-                store.remove_outdated_journals()
-                return outcome
-            cached, prepared = _without_cached(prepared, cached, request)
-        try:
-            outcome = _compute(prepared, callbacks)
-            if cached is not None:
-                outcome = add(cached, outcome, request, callbacks.warn)
-            store.save(outcome.result.whole)
-            remove_journals(store)
-        except BaseException:
-            distributed.leave()  # the other processes are mid-scan, and expect no stop message
-            raise
-    return outcome
+        if request.rescan or store.written_at() == written_at:
+            return _compute_and_save(prepared, cached, request, callbacks)
+        return _after_another_run(prepared, request, callbacks)
 
 
-def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanCallbacks) -> _Prepared:
+def _after_another_run(prepared: _PreparedScan, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
+    """The outcome if another run has cached a scan while this one waited for the lock.
+
+    Only the layer types that the new cached scan lacks are computed. A cached scan of other weights is not used.
+    """
+    request = replace(request, layer_types=request.layer_types or prepared.job.layer_types)
+    cached = load_usable(request, find_local(request), callbacks.info)
+    if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
+        request.store.remove_outdated_journals()
+        return outcome
+    if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
+        cached = None
+    return _compute_and_save(_skip_cached_types(prepared, cached, request), cached, request, callbacks)
+
+
+def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanCallbacks) -> _PreparedScan:
     """Open the checkpoint, and let the caller choose what to scan."""
     started = time.monotonic()
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
@@ -105,30 +105,40 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     asked = time.monotonic()
     batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
-    return _Prepared(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
+    return _PreparedScan(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
 
 
-def _without_cached(
-    prepared: _Prepared, cached: ScanResult | None, request: ScanRequest
-) -> tuple[ScanResult | None, _Prepared]:
-    """The cached scan that another run has just written, and the rest that remains to be scanned.
-
-    A cached scan of other weights is dropped.
-    """
-    provenance = prepared.checkpoint.provenance
-    if cached is not None and not same_weights(cached.provenance, provenance):
-        cached = None
-    rest = request.layer_types or ()
+def _skip_cached_types(prepared: _PreparedScan, cached: ScanResult | None, request: ScanRequest) -> _PreparedScan:
+    """The prepared scan, of those requested layer types that are not cached."""
+    layer_types = request.layer_types or ()
     if cached is not None:
-        _, rest = wanted_and_missing(cached, rest)
-    job = replace(prepared.job, layer_types=tuple(match_types(rest, provenance.info.layer_types)))
-    return cached, replace(prepared, job=job)
+        _, layer_types = wanted_and_missing(cached, layer_types)
+    all_types = prepared.checkpoint.provenance.info.layer_types
+    job = replace(prepared.job, layer_types=tuple(match_types(layer_types, all_types)))
+    return replace(prepared, job=job)
 
 
-def _compute(prepared: _Prepared, callbacks: ScanCallbacks) -> ScanOutcome:
+def _compute_and_save(
+    prepared: _PreparedScan, cached: ScanResult | None, request: ScanRequest, callbacks: ScanCallbacks
+) -> ScanOutcome:
+    """Score what was prepared, add it to the cached scan if there is one, and save the result."""
+    store = request.store
+    try:
+        outcome = _compute(prepared, callbacks)
+        if cached is not None:
+            outcome = add_to_cached(cached, outcome, request, callbacks.warn)
+        store.save(outcome.result.whole)
+        remove_journals(store)
+    except BaseException:
+        distributed.leave()  # the other processes are mid-scan, and expect no stop message
+        raise
+    return outcome
+
+
+def _compute(prepared: _PreparedScan, callbacks: ScanCallbacks) -> ScanOutcome:
     """Score what was prepared, in all processes."""
     checkpoint, provenance, store = prepared.checkpoint, prepared.checkpoint.provenance, prepared.job.store
-    job = replace(prepared.job, precedes=store.digest())
+    job = replace(prepared.job, replaced_digest=store.digest())
     distributed.broadcast(job)
     scores, where = score_job(checkpoint, job, callbacks)
     weights = job.weights(checkpoint)

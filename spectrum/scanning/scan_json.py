@@ -1,8 +1,8 @@
-"""The two JSON files of a scan: their text from a result, and a result from their text.
+"""The two JSON files of a scan: how a result is written to them and read from them.
 
-The scores are flat JSON, as the reference writes them. The sidecar has the rest: which weights were scanned, under
-which names, and how their singular values lie about the bulk edge. Either file may come from a stranger, so every value
-is checked.
+The file of scores is flat JSON, as the reference writes it. The sidecar has the rest: which weights were scanned, under
+which names, and how their singular values lie about the bulk edge. Either file may be untrusted, so every value is
+checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenanc
 MAX_BYTES = 64 << 20
 
 _MAX_LAYERS = 300_000
-_MAX_MODEL_LENGTH = 4_096  # characters: the model may be named by a path
+_MAX_MODEL_LENGTH = 4_096  # characters; the name of a model may be a path
 _MAX_WORD_LENGTH = 200  # characters of a class, a version and the like
 
 _SCAN_AGAIN = "; scan again with --rescan, or remove it"
@@ -37,7 +37,7 @@ class CachedScan:
 
     Args:
         result: the scan.
-        consistent: False if the sidecar belongs to other scores than the file holds.
+        consistent: whether the sidecar belongs to these scores. True without a sidecar.
     """
 
     result: ScanResult
@@ -45,7 +45,7 @@ class CachedScan:
 
 
 def digest_of(scores: bytes) -> str:
-    """The digest by which a sidecar and a journal name scores."""
+    """The digest by which a sidecar and a journal refer to scores."""
     return hashlib.sha256(scores).hexdigest()
 
 
@@ -79,13 +79,13 @@ def sorted_json(result: ScanResult) -> str:
 def read_scan(path: Path, sidecar: Path, model: str) -> CachedScan | None:
     """The scan in a file of scores and its sidecar; None if there is no such file.
 
-    Both published forms are read, the flat one and the one by layer type, and the numbers `Infinity` and `NaN`. Without
-    a sidecar, the scan has no provenance. Raises ResultsError if a file is empty or malformed.
+    Scores may be flat or grouped by layer type: both forms are published. They may be `Infinity` and `NaN`. Without a
+    sidecar, the scan has no provenance. Raises ResultsError if a file is empty or malformed.
 
     Args:
-        path: the scores.
-        sidecar: need not exist.
-        model: the model's name, unless the sidecar says it.
+        path: the file of scores.
+        sidecar: the sidecar, which need not exist.
+        model: the model's name, used if there is no sidecar to say it.
     """
     text = _read(path)
     if text is None:
@@ -118,14 +118,14 @@ def read_scan(path: Path, sidecar: Path, model: str) -> CachedScan | None:
 
 
 def read_published(path: Path) -> ScanResult:
-    """A scan from a file that somebody else may have made, to compare with.
+    """The scan in a file that may come from elsewhere, to compare with.
 
     Raises ResultsError as `read_scan` does, and if there is no such file.
     """
     try:
         found = read_scan(path, path.with_name(f"{path.stem}.meta.json"), path.stem.removeprefix("snr_results_"))
     except ResultsError as error:
-        raise ResultsError(f"{path} is no scan to compare with: {str(error).removesuffix(_SCAN_AGAIN)}") from error
+        raise ResultsError(f"{path} is not a scan to compare with: {str(error).removesuffix(_SCAN_AGAIN)}") from error
     if found is None:
         raise ResultsError(f"there is no scan {path}")
     if not found.consistent:
@@ -141,7 +141,7 @@ def _score_entry(layer: LayerSnr) -> dict[str, Any]:
 
 
 def _provenance_entries(provenance: Provenance) -> dict[str, Any]:
-    """The sidecar's entries about a scan's origin, in their order on disk."""
+    """The sidecar's entries about a scan's provenance, in their order in the file."""
     info = provenance.info
     return {
         "revision": provenance.revision,
@@ -176,7 +176,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         content = parse_json(text)
     except ValueError as error:
-        raise _malformed(path, f"no valid JSON, {error}") from error
+        raise _malformed(path, f"not valid JSON, {error}") from error
     if not isinstance(content, dict):
         raise _malformed(path, f"a JSON object is expected, not {type(content).__name__}")
     if not content:
@@ -202,10 +202,10 @@ def _parse_scores(path: Path, text: bytes) -> list[LayerSnr]:
 def _parse_layer(path: Path, name: str, layer_type: object, snr: object, experts: object = None) -> LayerSnr:
     for text in (name, layer_type):
         if not isinstance(text, str) or not MODULE_PATH.fullmatch(text):
-            raise _malformed(path, f"{text!r}, at {name!r}, is no module path")
+            raise _malformed(path, f"{text!r}, at {name!r}, is not a module path")
     assert isinstance(layer_type, str)
     if not isinstance(experts, list | None):
-        raise _malformed(path, f"the experts of {name!r} are no list")
+        raise _malformed(path, f"the experts of {name!r} are not a list")
     scores = None if experts is None else tuple(_parse_snr(path, name, score) for score in experts)
     return LayerSnr(name, layer_type, _parse_snr(path, name, snr), scores)
 
@@ -255,7 +255,7 @@ def _parse_shape(values: object) -> tuple[int, ...]:
         raise ValueError("a shape is a list of sizes")
     for size in values:
         if not isinstance(size, int) or not 0 <= size < SIZE_LIMIT:
-            raise ValueError(f"{str(size)[:40]} is no size")
+            raise ValueError(f"{str(size)[:40]} is not a size")
     if math.prod(values) >= SIZE_LIMIT:
         raise ValueError("a shape has more elements than a tensor can have")
     return tuple(values)
@@ -263,13 +263,13 @@ def _parse_shape(values: object) -> tuple[int, ...]:
 
 def _parse_paths(values: object) -> tuple[str, ...]:
     if not isinstance(values, list):
-        raise ValueError(f"{values!r} is no list")
+        raise ValueError(f"{values!r} is not a list")
     return tuple(map(_parse_path, values))
 
 
 def _parse_path(value: object) -> str:
     if not isinstance(value, str) or not MODULE_PATH.fullmatch(value):
-        raise ValueError(f"{value!r} is no module path")
+        raise ValueError(f"{value!r} is not a module path")
     return value
 
 
@@ -279,13 +279,13 @@ def _parse_optional_word(value: object) -> str | None:
 
 def _parse_word(value: object) -> str:
     if not isinstance(value, str) or len(value) > _MAX_WORD_LENGTH or not value.isprintable():
-        raise ValueError(f"{str(value)[:40]!r} is no word")
+        raise ValueError(f"{str(value)[:40]!r} is not printable text of at most {_MAX_WORD_LENGTH} characters")
     return value
 
 
 def _parse_model(value: object) -> str:
     if not isinstance(value, str) or len(value) > _MAX_MODEL_LENGTH:
-        raise ValueError(f"{str(value)[:40]!r} is no name of a model")
+        raise ValueError(f"{str(value)[:40]!r} is not the name of a model")
     return value
 
 

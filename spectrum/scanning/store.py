@@ -16,10 +16,17 @@ from spectrum.records import ScanResult
 from spectrum.scanning.journal import is_outdated
 from spectrum.scanning.scan_json import MAX_BYTES, CachedScan, digest_of, read_scan, scores_json, sidecar_json
 
+DEFAULT_RESULTS_DIR = "model_snr_results"
+
 
 @dataclass(frozen=True, slots=True)
 class ScanStore:
-    """Where the scan of a model is cached."""
+    """Where the scan of a model is cached.
+
+    Args:
+        results_dir: the directory of all scans.
+        model: the model's name.
+    """
 
     results_dir: Path
     model: str
@@ -40,7 +47,7 @@ class ScanStore:
         return self.results_dir / f".snr_results_{slug(self.model)}.lock"
 
     def journal_path(self, process: int) -> Path:
-        """The scores that one process of a scan has found so far."""
+        """The journal of the process of this number."""
         return self.results_dir / f"{self._journal_prefix}{process}.jsonl"
 
     def journals(self) -> list[Path]:
@@ -53,21 +60,19 @@ class ScanStore:
         return [self.results_dir / name for name in ours]
 
     def load(self) -> CachedScan | None:
-        """The cached scan, None if there is none. Raises ResultsError if it is empty or malformed."""
+        """The cached scan; None if there is none. Raises ResultsError if it is empty or malformed."""
         return read_scan(self.scan_path, self.sidecar_path, self.model)
 
-    def save(self, result: ScanResult) -> Path:
-        """Write a scan and its sidecar; return the scan's path.
+    def save(self, result: ScanResult) -> None:
+        """Write a scan and its sidecar. Raises ResultsError if a file cannot be written.
 
-        The sidecar is written first, and names the scores by their digest. So after a crash at any moment the files
-        are those of the old scan, or it shows that they do not belong together. Raises ResultsError if a file cannot
-        be written.
+        The sidecar is written first, with the digest of the scores. After a crash, either both files are those of the
+        old scan, or the digest shows that they do not belong together.
         """
         scores = scores_json(result)
         if result.provenance is not None:
             write_atomically(self.sidecar_path, sidecar_json(result, result.provenance, scores))
         write_atomically(self.scan_path, scores)
-        return self.scan_path
 
     def written_at(self) -> int | None:
         """When the cached scan was written, in nanoseconds; None if there is none."""
@@ -85,14 +90,14 @@ class ScanStore:
 
     @contextmanager
     def locked(self, info: Callable[[str], None], warn: Callable[[str], None]) -> Iterator[None]:
-        """Be the only run that scans this model into this directory; wait for another one.
+        """Hold the lock: within the context, no other run scans this model into this directory.
 
-        The operating system holds the lock, so it ends with the process. Raises ResultsError if the directory cannot
-        be made.
+        If another run has the lock, wait for it. The operating system releases the lock when the process ends. Raises
+        ResultsError if the directory cannot be created.
 
         Args:
-            info: told before a wait.
-            warn: told if the file system has no locks.
+            info: is called with a line before a wait.
+            warn: is called with a line if the file system has no locks.
         """
         path = self.lock_path
         try:
@@ -113,10 +118,10 @@ class ScanStore:
         finally:
             lock.release()
 
-    def tidy(self) -> None:
-        """Remove journals that a scan left when it ended after it had written its results.
+    def remove_leftover_journals(self) -> None:
+        """Remove journals of scans that saved their results but ended before they had removed the journals.
 
-        Nothing is removed while another run scans.
+        Do nothing while another run scans.
         """
         if not self.journals():
             return
@@ -124,10 +129,10 @@ class ScanStore:
             self.remove_outdated_journals()
 
     def remove_outdated_journals(self) -> None:
-        """Remove the journals of scans whose results are written. The caller holds the lock."""
-        now = self.digest()
+        """Remove the journals of scans whose results are saved. The caller holds the lock."""
+        digest = self.digest()
         for path in self.journals():
-            if is_outdated(path, now):
+            if is_outdated(path, digest):
                 with suppress(OSError):
                     path.unlink()
 
@@ -137,5 +142,5 @@ class ScanStore:
 
 
 def _lock(path: Path) -> FileLock:
-    # filelock's substitute for flock outlives its process: the next run would wait for ever.
+    # filelock's substitute for flock outlives its process: the next run would wait forever.
     return FileLock(path, fallback_to_soft=False)

@@ -1,4 +1,4 @@
-"""Scores and spectra that are not cached: of a model in memory, of one layer."""
+"""Scan a model in memory, or compute the spectrum of one layer. Neither result is cached."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from spectrum.scanning.assemble import (
     score_batches,
     warn_of_left_out,
 )
-from spectrum.scanning.job import open_checkpoint_of
-from spectrum.scanning.request import ScanCallbacks, ScanRequest
+from spectrum.scanning.request import ScanCallbacks, ScanRequest, open_checkpoint_of
 from spectrum.text import plural
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> LayerSpectrum:
-    """Compute the singular values of one matrix of a layer, and its score.
+    """The singular values of one matrix of a layer, and its score.
 
-    Raises SpectrumError if the model has no such layer, if the layer has no such matrix, or if the matrix is not
-    finite.
+    Raises SpectrumError if the model does not have the layer, if the layer does not have the matrix, or if the matrix
+    holds NaN or infinity.
 
     Args:
         request: the model, and the device to compute on.
@@ -48,7 +47,7 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
         raise LayerTypeError(
             f"{layer} has {plural(weight.num_matrices, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
         )
-    device = devices_for(request.device, _unheard, None)[0]
+    device = devices_for(request.device, _ignore_warning, None)[0]
     warm_up([device])
     try:
         values = singular_values(checkpoint.read(weight, number).to(device)[None])[0].cpu()
@@ -64,7 +63,7 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
 
 
 def describe_spectrum(name: str, shape: tuple[int, int], values: torch.Tensor) -> LayerSpectrum:
-    """The record of a matrix of this shape. values: (k,) ascending float64, finite."""
+    """The spectrum of a matrix of this shape. values: its singular values, (k,) ascending float64, finite."""
     from spectrum.compute.snr import NORMAL_IQR, aspect_ratio, bulk_edge, noise_scale, signal_to_noise_ratio
 
     beta = aspect_ratio(shape)
@@ -87,37 +86,27 @@ def scan_model(
 ) -> ScanResult:
     """The scan of a model that is in memory.
 
-    Raises SpectrumError if there can be none: a model that is sharded or quantized, an unknown layer type.
+    Raises SpectrumError if the model is sharded or quantized, or if a layer type is unknown.
 
     Args:
-        model: may be wrapped by DDP or torch.compile.
+        model: the model, perhaps wrapped by DDP or torch.compile.
         layer_types: exact types and shell patterns.
         batch_size: matrices in a kernel call; None to fit a memory budget.
-        device: `auto` is the GPU that the model is on, else as for the command.
-        callbacks: `choose` is not called.
+        device: `auto` for the GPU that the model is on; otherwise as for the command.
+        callbacks: how the scan reports. `choose` is not called.
     """
-    import torch
-    from accelerate.utils import extract_model_from_parallel
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
     from spectrum.checkpoint.reader import of_model
     from spectrum.compute.batches import plan
-    from spectrum.compute.devices import batch_budget, devices_for
+    from spectrum.compute.devices import batch_budget
     from spectrum.compute.executor import score
 
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        raise CheckpointError("the model is sharded by FSDP; scan it before it is, or by its name or path")
-    unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
-    unwrapped = getattr(unwrapped, "_orig_mod", unwrapped)  # torch.compile's wrapper
+    unwrapped = _unwrapped(model)
     name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
     checkpoint = of_model(unwrapped, name)
     types = match_types(layer_types, checkpoint.provenance.info.layer_types)
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
-    own_device = next(unwrapped.parameters()).device
-    stays = device == "auto" and own_device.type == "cuda"
-    devices = [own_device] if stays else devices_for(device, callbacks.warn, None)
-    for gpu in {parameter.device for parameter in unwrapped.parameters() if parameter.is_cuda}:
-        torch.cuda.synchronize(gpu)  # the streams of the scan do not wait for work that is queued on another
+    devices = _devices(unwrapped, device, callbacks)
+    _finish_queued_work(unwrapped)
     batches = plan(weights, batch_size, batch_budget(devices))
     with callbacks.progress(batches) as progress:
         progress.start()
@@ -129,5 +118,34 @@ def scan_model(
     return result
 
 
-def _unheard(message: str) -> None:
-    """For a picture it does not matter which device makes it."""
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside the wrappers of DDP and torch.compile. Raises CheckpointError if FSDP shards it."""
+    from accelerate.utils import extract_model_from_parallel
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise CheckpointError("the model is sharded by FSDP; scan it before it is, or by its name or path")
+    unwrapped: torch.nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return getattr(unwrapped, "_orig_mod", unwrapped)  # torch.compile's wrapper
+
+
+def _devices(model: torch.nn.Module, device: str, callbacks: ScanCallbacks) -> list[torch.device]:
+    """The devices to scan a model on. A model on a GPU is scanned there, unless another device is named."""
+    from spectrum.compute.devices import devices_for
+
+    own_device = next(model.parameters()).device
+    if device == "auto" and own_device.type == "cuda":
+        return [own_device]
+    return devices_for(device, callbacks.warn, None)
+
+
+def _finish_queued_work(model: torch.nn.Module) -> None:
+    """Wait until the GPUs of a model have written its weights: the streams of a scan do not wait for other streams."""
+    import torch
+
+    for gpu in {parameter.device for parameter in model.parameters() if parameter.is_cuda}:
+        torch.cuda.synchronize(gpu)
+
+
+def _ignore_warning(message: str) -> None:
+    """Drop a warning about the choice of the device: it does not matter for the spectrum of one layer."""

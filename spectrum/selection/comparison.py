@@ -14,11 +14,11 @@ from spectrum.text import aligned, in_line, listed
 
 @dataclass(frozen=True, slots=True)
 class TypeComparison:
-    """The layers of one type that both scans have.
+    """The comparison of the layers of one type that both scans have.
 
     Args:
-        layer_type: their type.
-        layers: how many they are.
+        layer_type: the type.
+        num_layers: the number of these layers.
         correlation: Spearman's rank correlation of their scores. None if there are fewer than two layers, or if one
             scan gives them all the same score.
         enter: layers that the second scan selects and the first does not.
@@ -26,7 +26,7 @@ class TypeComparison:
     """
 
     layer_type: str
-    layers: int
+    num_layers: int
     correlation: float | None
     enter: tuple[str, ...]
     leave: tuple[str, ...]
@@ -37,7 +37,7 @@ class Comparison:
     """Two selections of the same percentage, compared.
 
     Args:
-        first: the selection to compare with.
+        first: the current selection.
         second: the selection that would replace it.
         types: the comparison of each type that both scans have.
         only_first: layer types that only the first scan has.
@@ -68,7 +68,7 @@ def compare(first: Selection, second: Selection) -> Comparison:
         compared.append(
             TypeComparison(
                 layer_type=layer_type,
-                layers=len(common),
+                num_layers=len(common),
                 correlation=rank_correlation(
                     [scores[name] for name in common], [scores_of_second[name] for name in common]
                 ),
@@ -110,7 +110,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def described(comparison: Comparison) -> str:
-    """The comparison as text: a table of the types, the layers that enter and leave, the types of one scan alone."""
+    """The comparison as text: a table of the types, the layers that enter and leave, the types of only one scan."""
     first, second = (in_line(selection.result.model) for selection in (comparison.first, comparison.second))
     title = f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:"
     header = ("layer type", "layers", "rank correlation", "enter", "leave")
@@ -131,7 +131,7 @@ def _row(compared: TypeComparison) -> tuple[str, ...]:
     correlation = compared.correlation
     return (
         compared.layer_type,
-        str(compared.layers),
+        str(compared.num_layers),
         "" if correlation is None else f"{round(correlation, 3) + 0.0:.3f}",  # + 0.0 turns -0.0 into 0.0
         str(len(compared.enter)),
         str(len(compared.leave)),

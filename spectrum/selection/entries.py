@@ -1,6 +1,6 @@
 """Which parameters does a selection train, and what does the list say? Names in, text out.
 
-`unfrozen_entries` makes the entries of the list, `render_axolotl` the text of the YAML file.
+`unfrozen_entries` gives the entries of the list, `render_axolotl` the text of the YAML file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from spectrum.records import ScanResult
 
-# The names that the reference always writes. They also stand in for the names of models that a scan does not describe.
+# The two names that the reference always writes. They are also used if a scan does not name its model's embeddings.
 LLAMA_HEAD = "lm_head.weight"
 LLAMA_EMBEDDING = "model.embed_tokens.weight"
 Layers = Mapping[str, Sequence[str]]  # layer type -> names of layers
@@ -21,32 +21,33 @@ class ParameterIndex:
     """The names of a model's parameters, sorted once, to be looked up for each layer.
 
     Args:
-        names: of all parameters, in any order.
-        tied: the parameters that trainers do not see, each with the one that it is tied to.
-        embeddings: the parameters of the output head and the input embedding.
+        names: the names of all parameters, in any order.
+        tied: each tied parameter that trainers do not see, with its owner, under which they see it.
+        embedding_parameters: the names of the parameters of the output head and the input embedding.
     """
 
     def __init__(
-        self, names: Iterable[str], tied: Mapping[str, str] | None = None, embeddings: Iterable[str] = ()
+        self, names: Iterable[str], tied: Mapping[str, str] | None = None, embedding_parameters: Iterable[str] = ()
     ) -> None:
         self._sorted = sorted(names)
         self._names = frozenset(self._sorted)
         self._tied = tied or {}
-        self.embeddings = tuple(embeddings)
-        self._embedding_owners = frozenset(map(self.owner, self.embeddings))
+        self.embedding_parameters = tuple(embedding_parameters)
+        self._embedding_owners = frozenset(map(self.owner, self.embedding_parameters))
 
     @classmethod
     def of(cls, result: ScanResult) -> ParameterIndex:
         """The index of a scanned model.
 
-        A scan of another tool does not name parameters. Then each layer has a weight, and the embeddings are Llama's.
+        A scan by another tool does not name parameters. Each layer is then taken to have a weight, and the embeddings
+        to have Llama's names.
         """
         info = result.info
         if info is None:
             layers = [*(layer.name for layer in result.whole.layers), *result.left_out]
-            return cls((f"{layer}.weight" for layer in layers), embeddings=(LLAMA_HEAD, LLAMA_EMBEDDING))
-        embeddings = [name for name in (info.head, info.embedding) if name is not None]
-        return cls(info.parameters, info.tied(), embeddings)
+            return cls((f"{layer}.weight" for layer in layers), embedding_parameters=(LLAMA_HEAD, LLAMA_EMBEDDING))
+        names = [name for name in (info.head, info.embedding) if name is not None]
+        return cls(info.parameters, info.tied(), names)
 
     def starting_with(self, prefix: str) -> list[str]:
         """The names that start with a prefix, sorted."""
@@ -61,7 +62,7 @@ class ParameterIndex:
         return [name for name in candidates if name in self._names]
 
     def owner(self, name: str) -> str:
-        """The name under which trainers see a parameter."""
+        """The owner of a tied parameter: the name under which trainers see it. Otherwise the name itself."""
         return self._tied.get(name, name)
 
     def is_embedding(self, layer: str) -> bool:
@@ -69,48 +70,50 @@ class ParameterIndex:
         return any(self.owner(name) in self._embedding_owners for name in (layer, f"{layer}.weight"))
 
 
-def unfrozen_entries(layers: Layers, index: ParameterIndex, embeddings: Iterable[str]) -> dict[str, list[str]]:
+def unfrozen_entries(
+    layers: Layers, index: ParameterIndex, embedding_parameters: Iterable[str]
+) -> dict[str, list[str]]:
     """The entries of each layer type.
 
-    Every trainer reads an entry as a prefix. An entry is the bare name of a layer, unless that is also a prefix of a
-    parameter that is not selected. Then each of the layer's own parameters is an entry.
+    Every trainer reads an entry as a prefix. So the bare name of a layer is an entry only if every parameter whose name
+    starts with it is selected. Otherwise each of the layer's own parameters is an entry.
 
-    A tied parameter is followed by the parameter that it is tied to, unless the list already has that one: trainers
-    see no other name for the two.
+    A tied parameter is followed by its owner, unless the owner is selected already: trainers see only the owner.
 
     Args:
         layers: the selected layers.
-        index: of all the model's parameters.
-        embeddings: parameters that have lines of their own.
+        index: the names of all the model's parameters.
+        embedding_parameters: the embedding parameters that the list has in any case.
     """
     own = {layer: index.own(layer) for group in layers.values() for layer in group}
     selected = {name for names in own.values() for name in names}
-    covered = {*selected, *embeddings}
+    covered = {*selected, *embedding_parameters}
     entries: dict[str, list[str]] = {}
     for layer_type, group in layers.items():
         entries[layer_type] = []
         for layer in group:
             owners = [owner for name in own[layer] if (owner := index.owner(name)) not in covered]
-            entries[layer_type] += [*_entries(layer, index, selected), *owners]
+            entries[layer_type] += [*_layer_entries(layer, index, selected), *owners]
             covered.update(owners)
     return entries
 
 
-def _entries(layer: str, index: ParameterIndex, selected: Collection[str]) -> list[str]:
+def _layer_entries(layer: str, index: ParameterIndex, selected: Collection[str]) -> list[str]:
+    """The entries of one layer. selected: the parameters of all selected layers."""
     if all(name in selected for name in index.starting_with(layer)):
         return [layer]
     return index.own(layer) or [f"{layer}.weight"]
 
 
-def render_axolotl(entries: Layers, embeddings: Iterable[str]) -> str:
+def render_axolotl(entries: Layers, embedding_parameters: Iterable[str]) -> str:
     """The text of the YAML file that Axolotl reads, byte for byte what the reference writes where both are defined.
 
     Args:
-        entries: by layer type. Each type has a comment, even if it has no entry.
-        embeddings: parameters whose lines come first.
+        entries: the entries of each layer type. Each type has a comment, even if it has no entry.
+        embedding_parameters: the embedding parameters, whose lines come first.
     """
     lines = ["unfrozen_parameters:"]
-    lines += [f"- ^{name}$" for name in embeddings]
+    lines += [f"- ^{name}$" for name in embedding_parameters]
     for layer_type, group in entries.items():
         lines.append(f"# {layer_type} layers")
         lines += [f"- {_scalar(entry)}" for entry in group]
@@ -118,7 +121,7 @@ def render_axolotl(entries: Layers, embeddings: Iterable[str]) -> str:
 
 
 def _scalar(name: str) -> str:
-    """A name as YAML text. It is quoted if a YAML reader would take it for a number, a date or a truth value."""
+    """A name as YAML text. It is quoted if YAML readers would read it as a number, a date or a truth value."""
     if "." in name and name[0].isalpha():
         return name
     import yaml

@@ -1,4 +1,8 @@
-"""How sure is a selection? Margins of its cuts, ties, and layers whose score says little. Records in, text out."""
+"""How sure is a selection? Records in, text out.
+
+The cut of a layer type lies between its last selected layer and the next one. This module reports the margins of cuts,
+ties at a cut, and layers whose score says little.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ from dataclasses import dataclass
 from spectrum.records import SNR_ACCURACY, LayerSnr
 from spectrum.text import listed
 
-# The score of a layer depends on where exactly the bulk edge lies if it varies by more than this, relative to itself,
-# while the edge moves by 1 percent either way.
-CROWDED = 0.25
+# Singular values crowd the bulk edge if moving the edge by 1 percent either way changes the score by more than this,
+# relative to itself.
+CROWDED_SENSITIVITY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +22,9 @@ class RankedType:
     """The layers of one type, ranked.
 
     Args:
-        layer_type: their type.
+        layer_type: the type.
         layers: all layers of the type, by descending SNR.
-        num_selected: how many of them are selected, the first ones.
+        num_selected: how many of them are selected, from the first one on.
     """
 
     layer_type: str
@@ -34,16 +38,16 @@ class RankedType:
 
     @property
     def cut(self) -> tuple[LayerSnr, LayerSnr] | None:
-        """The last layer that is selected and the first one that is not; None if all layers are, or none is."""
+        """The last selected layer and the next one; None if all layers are selected, or none is."""
         if not 0 < self.num_selected < len(self.layers):
             return None
         return self.layers[self.num_selected - 1], self.layers[self.num_selected]
 
     @property
     def margin(self) -> float | None:
-        """How far the score after the cut is below the score before it, relative to the latter: 0 for a tie, at most 1.
+        """How much lower the score after the cut is, relative to the score before it, in [0, 1].
 
-        None without a cut.
+        0 for a tie, None without a cut.
         """
         if self.cut is None:
             return None
@@ -93,16 +97,16 @@ def notes(types: Sequence[RankedType]) -> list[str]:
             "no noise, since no singular value is below the bulk edge; these scores do not compare with others",
         ),
         (
-            [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED],
+            [layer.name for layer in layers if layer.edge is not None and layer.edge.sensitivity > CROWDED_SENSITIVITY],
             "singular values crowd the bulk edge; moving the edge by 1 percent either way changes the score by more "
-            f"than {100 * CROWDED:.0f} percent",
+            f"than {100 * CROWDED_SENSITIVITY:.0f} percent",
         ),
     )
     return [f"{listed(names, 3)}: {text}" for names, text in findings if names]
 
 
 def warnings(types: Sequence[RankedType]) -> Iterator[str]:
-    """The cuts that rounding may decide: differences below the accuracy of a score, singular values on the edge."""
+    """Warnings of cuts that rounding may decide, since scores are equal or a singular value is on the bulk edge."""
     for ranked in types:
         if ranked.cut is None or not ranked.margin:
             continue
@@ -124,5 +128,5 @@ def _without_signal(layer: LayerSnr) -> str:
 
 
 def _is_without_noise(layer: LayerSnr) -> bool:
-    """Whether all of several singular values are above the edge. A norm has one singular value, so it never counts."""
+    """Whether a layer has several singular values, all above the edge. A norm has only one, so it does not count."""
     return layer.edge is not None and layer.edge.num_below == 0 and layer.edge.num_above > 1

@@ -1,12 +1,16 @@
-"""Which layers train? The top percent of each layer type, or as many as a share of all parameters allows."""
+"""START HERE: which layers train? The top percent of each layer type.
+
+The percentage is given, or it follows from how many of the model's parameters may train.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -19,7 +23,7 @@ from spectrum.selection.margins import RankedType
 from spectrum.text import aligned, html, in_line
 
 DEFAULT_PERCENT = "50"
-LONGEST_PERCENT = 24  # characters: the percentage becomes part of a file's name
+MAX_PERCENT_LENGTH = 24  # characters, since the percentage becomes part of a file's name
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
@@ -30,7 +34,7 @@ class Selection:
     Args:
         result: the scan.
         types: the layers of each type, in the scan's order.
-        percent: the percentage, as the user typed it.
+        percent: the percentage, as typed.
         embeddings: True if the input embedding and the output head always train, False if they never do.
     """
 
@@ -54,24 +58,27 @@ class Selection:
 
     def embedding_parameters(self) -> tuple[str, ...]:
         """The parameters of the output head and the input embedding, if they always train."""
-        return self._index.embeddings if self.embeddings else ()
+        return self._index.embedding_parameters if self.embeddings else ()
 
     def entries(self) -> dict[str, list[str]]:
         """The list for trainers, by layer type: names of modules or parameters, which trainers read as prefixes."""
         return unfrozen_entries(self.layers(), self._index, self.embedding_parameters())
 
     def parameters(self) -> dict[str, list[str]]:
-        """The parameters that each layer trains. If the scan does not name any, a layer's weight stands for them."""
+        """The names of the parameters of each layer that trains.
+
+        A scan by another tool does not name parameters. Each layer is then taken to have a weight.
+        """
         return {name: self._index.own(name) or [f"{name}.weight"] for names in self.layers().values() for name in names}
 
     def trained(self) -> list[str]:
-        """All parameters that train, embeddings first. After a tied one comes the one under which trainers see it."""
+        """The names of all parameters that train: embeddings, those of layers, and owners of tied ones among them."""
         own = [name for names in self.parameters().values() for name in names]
         names = [*self.embedding_parameters(), *own]
         return list(dict.fromkeys([*names, *map(self._index.owner, names)]))
 
     def to_yaml(self, path: str | Path) -> Path:
-        """Write the list as Axolotl reads it, and return the path. Raises ResultsError if it cannot be written."""
+        """Write the list for Axolotl, and return the path. Raises ResultsError if the file cannot be written."""
         write_atomically(Path(path), render_axolotl(self.entries(), self.embedding_parameters()))
         return Path(path)
 
@@ -103,8 +110,8 @@ def _row(ranked: RankedType) -> tuple[str, ...]:
 
 
 def parse_percent(text: str) -> str:
-    """Check a percentage, and return it as typed, as it stands in file names. Raises ValueError outside (0, 100]."""
-    if len(text) > LONGEST_PERCENT or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
+    """A percentage as typed, checked. Raises ValueError if it is not a decimal number in (0, 100]."""
+    if len(text) > MAX_PERCENT_LENGTH or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
         raise ValueError(f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}")
     return text
 
@@ -116,65 +123,70 @@ def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True) ->
 
     Args:
         result: the scan.
-        percent: a decimal number, as typed. File names carry it, and decimal arithmetic is exact: 12.3 percent of
-            1000 layers are 123, while binary floats may give 122.
+        percent: a decimal number, as typed. File names contain it. Decimal arithmetic is exact: 12.3 percent of 1000
+            layers are 123, while binary floats may give 122.
         embeddings: whether the input embedding and the output head always train, or never.
     """
-    share = Fraction(parse_percent(percent))
+    exact_percent = Fraction(parse_percent(percent))
     types = []
     for layer_type, layers in result.by_type().items():
         ranked = sorted((layer for layer in layers if not math.isnan(layer.snr)), key=lambda layer: -layer.snr)
-        types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * share / 100)))
+        types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * exact_percent / 100)))
     return Selection(result, tuple(types), percent, embeddings)
 
 
 def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
-    """Select as many layers of each type as train at most this share of the model's parameters.
+    """Select the top percent of each type: as much as trains at most this percentage of the model's parameters.
 
-    The result equals that of `top_percent` for some percentage; of all that give it, the shortest one is taken.
-    Raises SelectionError if even the smallest selection is larger, or the scan does not say how large parameters are.
-    Raises ValueError for a percentage outside (0, 100].
+    `Selection.percent` is the number of fewest digits with which `top_percent` selects the same layers.
+
+    Raises SelectionError if even the smallest selection is too large, or if the scan does not say how large parameters
+    are. Raises ValueError for a percentage outside (0, 100].
 
     Args:
         result: the scan.
-        percent: of the elements of all parameters, as typed.
+        percent: at most this percentage of the elements of all parameters trains, as typed.
         embeddings: whether the input embedding and the output head always train, or never.
     """
-    share = Fraction(parse_percent(percent))
+    max_percent = Fraction(parse_percent(percent))
     info = result.info
     if info is None:
         raise SelectionError(
             f"the cached scan of {result.model} does not say how large its parameters are; scan again with --rescan"
         )
     total = info.num_elements(info.parameters)
-    select = partial(top_percent, result, embeddings=embeddings)
-    counts = {len(ranked.layers) for ranked in select("100").types}
-    # The percentages at which a layer is added to some type.
-    steps = sorted({Fraction(100 * selected, layers) for layers in counts for selected in range(1, layers + 1)})
+    steps = _steps(result)
     if not steps:
         raise SelectionError(f"{result.model} has no layer to select")
 
-    def num_trained(step: int) -> int:
-        return info.num_elements(select(_shortest(steps, step)).trained())
+    def selection_at(step: int) -> Selection:
+        return top_percent(result, _shortest(steps, step), embeddings=embeddings)
 
-    low, high = 0, len(steps)  # the first step that trains too much is in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if 100 * num_trained(middle) <= share * total else (low, middle)
-    if low == 0:
+    def num_trained(step: int) -> int:
+        return info.num_elements(selection_at(step).trained())
+
+    max_trained = math.floor(max_percent * total / 100)
+    first_too_large = bisect_right(range(len(steps)), max_trained, key=num_trained)
+    if first_too_large == 0:
         least = 100 * num_trained(0) / total
         hint = "; --no-embeddings leaves input embedding and output head frozen" if embeddings else ""
         raise SelectionError(
             f"the smallest selection trains {least:.3g} percent of all parameters, not {percent}{hint}"
         )
-    return select(_shortest(steps, low - 1))
+    return selection_at(first_too_large - 1)
+
+
+def _steps(result: ScanResult) -> list[Fraction]:
+    """The percentages at which `top_percent` selects one more layer of some type, ascending."""
+    counts = {len(ranked.layers) for ranked in top_percent(result, "100").types}
+    return sorted({Fraction(100 * selected, layers) for layers in counts for selected in range(1, layers + 1)})
 
 
 def _shortest(steps: list[Fraction], step: int) -> str:
-    """The decimal number of fewest digits that is at least a step and less than the next one."""
-    below = steps[step + 1] if step + 1 < len(steps) else Fraction(101)
+    """The decimal number of fewest digits from a step on and below the next step. step: its index in `steps`."""
+    next_step = steps[step + 1] if step + 1 < len(steps) else Fraction(101)
     for digits in count():
         number = Fraction(math.ceil(steps[step] * 10**digits), 10**digits)
-        if number < below:
+        if number < next_step:
             return f"{float(number):.{digits}f}"
     raise AssertionError

@@ -1,4 +1,4 @@
-"""Which settings of an Axolotl config keep its list from doing what it says?"""
+"""Which settings of an Axolotl config contradict its list of unfrozen parameters?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MULTIMODAL = {
 
 
 def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
-    """The settings that defeat the list. trained: the parameters that train by the list."""
+    """What is wrong with the settings, one line for each. trained: the parameters that the list selects."""
     settings = config.settings
     selects_rows = any(matching.without_rows(entry) != entry for entry in config.entries)
     yield from _adapters(settings)
@@ -48,7 +48,7 @@ def _adapters(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fsdp(settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings of FSDP, without the prefix that some configs write; None if FSDP is not used."""
+    """The settings of FSDP, without the prefix `fsdp_` that some configs have; None if FSDP is not used."""
     config = settings.get("fsdp_config")
     if not settings.get("fsdp") and not config:
         return None
@@ -58,7 +58,7 @@ def _fsdp(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_zero3(deepspeed: object) -> bool:
-    """Whether DeepSpeed's settings ask for ZeRO-3. They are in a file whose name says so, or in the config itself."""
+    """Whether DeepSpeed's settings ask for ZeRO-3. deepspeed: the settings, or the name of their file."""
     if isinstance(deepspeed, str):
         return "zero3" in deepspeed
     return _get(_get(deepspeed, "zero_optimization"), "stage") in (3, "3")

@@ -1,9 +1,8 @@
-"""Does a list of unfrozen parameters do what it says, for the model that trains? Compares the names of the two."""
+"""Does a list of unfrozen parameters do what it says, for the model that trains? Their names are compared."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,6 @@ from spectrum.trainers import axolotl_config, matching
 from spectrum.trainers.lists import EntryList
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
 
-# An entry that is a plain name, so that it matches the names that start with it.
-_PLAIN = re.compile(r"[\w.\-/]+", re.ASCII)
-
-# An entry that names one module or parameter, perhaps anchored.
-_NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)
 _MAX_UNMATCHED = 5  # entries without a match that are reported one by one
 
 Matches = Mapping[str, frozenset[str]]  # entry -> the parameters that it matches
@@ -25,44 +19,44 @@ Matches = Mapping[str, frozenset[str]]  # entry -> the parameters that it matche
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What a check found.
+    """The findings of a check.
 
     Args:
-        trained: by rule, the parameters that train. Of tied parameters, the one that trainers see.
-        matching: by rule, how many entries match a parameter.
-        problems: what keeps the list from doing what it says.
-        notes: what else a user should know.
+        trained: for each rule, the parameters that train. Of tied parameters, only the owner is among them.
+        num_matching: for each rule, how many entries match a parameter.
+        problems: why the list does not do what it says, one line for each problem.
+        notes: other lines that inform the user.
     """
 
     trained: Mapping[str, frozenset[str]]
-    matching: Mapping[str, int]
+    num_matching: Mapping[str, int]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def check_list(read: EntryList, model: ModelInfo) -> CheckReport:
+def check_list(entry_list: EntryList, model: ModelInfo) -> CheckReport:
     """Compare a list with a model's parameters, under the rule of each program that reads lists."""
     # Trainers go through `named_parameters()`, which yields tied parameters once.
     seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
-    matches = {rule: matching.matched(rule, read.entries, seen) for rule in RULES}
+    matches = {rule: matching.matched(rule, entry_list.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*matches[rule].values()) for rule in RULES}
-    unmatched = _owners([entry for entry, names in matches[AXOLOTL].items() if not names], model)
-    problems = [
-        *_unmatched(unmatched, trained[AXOLOTL], model),
-        *_wrong_matches(matches[AXOLOTL], model),
-    ]
-    notes = [*_tied(unmatched, trained[AXOLOTL]), *_prefixes(matches[AXOLOTL], model)]
-    if not trained[AXOLOTL]:
+    by_axolotl, trained_by_axolotl = matches[AXOLOTL], trained[AXOLOTL]
+    owners = _owners([entry for entry, names in by_axolotl.items() if not names], model)
+
+    problems = [*_unmatched_problems(owners, trained_by_axolotl, model), *_wrong_matches(by_axolotl, model)]
+    notes = [*_tied_notes(owners, trained_by_axolotl), *_prefix_notes(by_axolotl, model)]
+    if not trained_by_axolotl:
         problems.append("nothing trains")
-    elif len(trained[AXOLOTL]) == len(seen):
+    elif len(trained_by_axolotl) == len(seen):
         notes.append("every parameter trains")
-    differences = _differences(matches, trained)
-    if read.settings:  # a trainer's config, which no other program reads
-        problems += axolotl_config.problems(read, sorted(trained[AXOLOTL]))
+
+    differences = _rule_differences(matches, trained)
+    if entry_list.settings:  # a trainer's config: only Axolotl reads it, so differences are not problems
+        problems += axolotl_config.problems(entry_list, sorted(trained_by_axolotl))
         notes += differences
     else:
-        problems += [*differences, *_lines(read)]
-    notes += _patterns(matches[AXOLOTL])
+        problems += [*differences, *_line_differences(entry_list)]
+    notes += _pattern_notes(by_axolotl)
     num_matching = {rule: sum(map(bool, matches[rule].values())) for rule in RULES}
     return CheckReport(trained, num_matching, tuple(problems), tuple(notes))
 
@@ -71,16 +65,16 @@ def check_list(read: EntryList, model: ModelInfo) -> CheckReport:
 
 
 def _owners(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
-    """For each entry that names a tied parameter, the one that trainers see in its place; None for all others."""
+    """For each entry, the owner of the tied parameter that it matches; None if it matches no tied parameter."""
     tied = model.tied()
     matches = matching.matched(AXOLOTL, entries, list(tied))
     return {entry: next((tied[name] for name in tied if name in matches[entry]), None) for entry in entries}
 
 
-def _unmatched(owners: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
-    """Problems of entries that match nothing that trainers see.
+def _unmatched_problems(owners: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
+    """Problems of entries that match no parameter that trainers see.
 
-    In a list for another model, all entries are such, so only a few are reported one by one.
+    In a list for another model, that is every entry, so only a few are reported one by one. owners: as of `_owners`.
     """
     for entry, owner in owners.items():
         if owner is not None and owner not in trained:
@@ -100,7 +94,8 @@ def _nearest(entry: str, model: ModelInfo) -> str | None:
     return next(iter(difflib.get_close_matches(entry.strip("^$"), [*names, *sorted(modules)], 1, 0.8)), None)
 
 
-def _tied(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator[str]:
+def _tied_notes(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator[str]:
+    """Notes on entries that match a tied parameter whose owner trains."""
     for entry, owner in owners.items():
         if owner in trained:
             yield f"{entry} is tied to {owner}, and trains through it"
@@ -110,22 +105,22 @@ def _tied(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator
 
 
 def _wrong_matches(matches: Matches, model: ModelInfo) -> Iterator[str]:
+    """Problems of entries that match more than the module that they name, or select rows that do not exist."""
     named = {*model.parameters, *model.modules}
     for entry, names in matches.items():
-        yield from _beyond(entry, names, model, named)
+        yield from _matches_outside(entry, names, model, named)
     for entry, names in matches.items():
-        yield from _rows(entry, names, model)
+        yield from _missing_rows(entry, names, model)
 
 
-def _beyond(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
-    """What an entry matches outside the module or parameter that it names. A pattern may match anything.
+def _matches_outside(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
+    """The problem of an entry that also matches parameters outside the module or parameter that it names.
 
-    named: all names of modules and parameters.
+    A pattern may match anything. named: all names of modules and parameters.
     """
-    plain = _NAME.fullmatch(matching.without_rows(entry))
-    if plain is None or plain[1] not in named:
+    name = matching.name_in(entry)
+    if name is None or name not in named:
         return
-    name = plain[1]
     # The bias beside a bare parameter belongs to it.
     beyond = sorted(n for n in names if n not in (name, f"{name}_bias") and not n.startswith(f"{name}."))
     if beyond:
@@ -138,8 +133,8 @@ def _beyond(entry: str, names: Iterable[str], model: ModelInfo, named: Container
         yield f"{entry} also matches {listed(beyond, 2)}; {advice}"
 
 
-def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
-    """Rows that a parameter does not have."""
+def _missing_rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
+    """The problem of an entry that selects no rows, or rows that a parameter does not have."""
     rows = matching.rows(entry)
     if rows is None:
         return
@@ -153,40 +148,45 @@ def _rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:
         yield f"{entry} selects rows that {listed(short, 2)} does not have, which Axolotl refuses"
 
 
-def _prefixes(matches: Matches, model: ModelInfo) -> Iterator[str]:
+def _prefix_notes(matches: Matches, model: ModelInfo) -> Iterator[str]:
+    """Notes on entries that are not the name of a module or parameter, but the beginning of names."""
     named = {*model.parameters, *model.modules}
     for entry, names in matches.items():
-        if names and _PLAIN.fullmatch(entry) and entry not in named:
+        if names and matching.is_plain_name(entry) and entry not in named:
             yield f"{entry} is not the name of a module; it matches all names that start so: {listed(sorted(names), 2)}"
 
 
-# Programs that read the list otherwise.
+# Programs that read the list in another way than Axolotl.
 
 
-def _differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """Where another rule trains other parameters than Axolotl's. As substrings, only entries that are names count."""
+def _rule_differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    """Where another rule trains other parameters than Axolotl's rule does.
+
+    By the substring rule, patterns cannot match, so only plain names are expected to.
+    """
     for rule in (REGULAR_EXPRESSION, SUBSTRING):
         expected = trained[AXOLOTL]
         if rule == SUBSTRING:
-            of_names = [names for entry, names in matches[AXOLOTL].items() if _PLAIN.fullmatch(entry)]
+            of_names = [names for entry, names in matches[AXOLOTL].items() if matching.is_plain_name(entry)]
             expected = frozenset().union(*of_names)
         for names, verb in ((trained[rule] - expected, "trains"), (expected - trained[rule], "does not train")):
             if names:
                 yield f"{rule}: {verb} {listed(sorted(names), 2)}, unlike Axolotl"
 
 
-def _lines(read: EntryList) -> Iterator[str]:
-    """Where a program that reads lines sees other entries than one that reads YAML."""
+def _line_differences(entry_list: EntryList) -> Iterator[str]:
+    """How the entries differ for a program that reads lines instead of YAML."""
     advice = "write each entry on a line of its own, not indented, without quotes and comments"
-    if len(read.lines) != len(read.entries):
-        entries = plural(len(read.lines), "entry", "entries")
-        yield f"programs that read lines that begin with '- ' see {entries}, not {len(read.entries)}: {advice}"
-    elif read.lines != read.entries:
+    if len(entry_list.lines) != len(entry_list.entries):
+        entries = plural(len(entry_list.lines), "entry", "entries")
+        yield f"programs that read lines that begin with '- ' see {entries}, not {len(entry_list.entries)}: {advice}"
+    elif entry_list.lines != entry_list.entries:
         yield f"programs that read lines that begin with '- ' see other entries: {advice}"
 
 
-def _patterns(matches: Matches) -> Iterator[str]:
-    patterns = [entry for entry, names in matches.items() if names and not _PLAIN.fullmatch(entry)]
+def _pattern_notes(matches: Matches) -> Iterator[str]:
+    """Notes on entries that are patterns, or select rows."""
+    patterns = [entry for entry, names in matches.items() if names and not matching.is_plain_name(entry)]
     if patterns:
         yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns)}"
     if any(matching.without_rows(entry) != entry for entry in matches):

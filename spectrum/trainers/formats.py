@@ -15,28 +15,28 @@ from spectrum.selection.entries import render_axolotl
 from spectrum.selection.selection import Selection
 from spectrum.text import listed
 
-# Classes of modules that PEFT's LoRA adapts. It does not adapt norms and routers of other classes.
+# Classes of modules that PEFT's LoRA adapts. Norms and routers of other classes take no adapter.
 _ADAPTED = frozenset({"Linear", "Embedding", "Conv1D", "Conv1d", "Conv2d", "Conv3d"})
 
-# State-space models compute with the weights of these modules and never call them, so an adapter would have no effect.
+# State-space models use the weights of these modules but never call the modules, so an adapter would have no effect.
 _STATE_SPACES = ("Mamba", "FalconMamba", "FalconH1", "NemotronH")
 _UNCALLED_IN_STATE_SPACES = ("conv1d", "out_proj")
 
-# Names of the experts' matrices in models of transformers 4. In a model with fused experts, PEFT takes a module of such
-# a name for the experts of all layers, but a parameter for what it is.
+# Names that the experts' matrices have in transformers 4. In a model with fused experts, PEFT reads a target module of
+# such a name as the fused experts of all layers. It takes a target parameter of such a name literally.
 _EXPERT_MATRICES = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate"})
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The text of a file, and what the user should know besides."""
+    """The content of a file, and notes for the user."""
 
     text: str
     notes: tuple[str, ...] = ()
 
 
 def axolotl(selection: Selection) -> Export:
-    """Axolotl's `unfrozen_parameters`, as the reference writes them."""
+    """The `unfrozen_parameters` of Axolotl, as the reference writes them."""
     return Export(render_axolotl(selection.entries(), selection.embedding_parameters()))
 
 
@@ -46,7 +46,7 @@ def names(selection: Selection) -> Export:
 
 
 def swift(selection: Selection) -> Export:
-    """Arguments for ms-swift with `--tuner_type full`: parameters whose names start with one of these train."""
+    """Arguments for ms-swift with `--tuner_type full`: parameters whose names start with a listed prefix train."""
     entries = [entry for group in selection.entries().values() for entry in group]
     prefixes = dict.fromkeys([*selection.embedding_parameters(), *entries])
     return Export(f"--freeze_parameters_ratio 1\n--trainable_parameters {' '.join(prefixes)}\n")
@@ -55,9 +55,9 @@ def swift(selection: Selection) -> Export:
 def peft(selection: Selection) -> Export:
     """Arguments for PEFT's `LoraConfig` that adapt the selected layers and nothing else.
 
-    A matrix that belongs to no module that LoRA adapts, such as a stack of experts, becomes one of the
-    `target_parameters`. All other matrices become `target_modules`: a list of names, or one regular expression if a
-    name is also the end of another module's, since PEFT would adapt both.
+    Modules that LoRA adapts become `target_modules`: a list of names, or one regular expression if a name is also the
+    end of another module's name, since PEFT would adapt both. A parameter outside such modules, such as a stack of
+    experts, becomes one of the `target_parameters`.
 
     Raises SelectionError if no selected layer can take an adapter, if PEFT cannot tell a parameter from another one, or
     if the scan does not describe the layers.
@@ -89,7 +89,7 @@ def peft(selection: Selection) -> Export:
 
 
 def _target(layer: str, weight: str, info: ModelInfo, has_fused_experts: bool) -> str | None:
-    """How PEFT adapts a layer: as a `module`, as a `parameter`, or not at all (None). weight: its first parameter."""
+    """How PEFT adapts a layer: "module", "parameter", or None for not at all. weight: the layer's first parameter."""
     parameter, (parent, _, name) = info.parameters.get(weight), layer.rpartition(".")
     if parameter is None:  # the layer comes from another tool's scan
         return None
@@ -103,6 +103,7 @@ def _target(layer: str, weight: str, info: ModelInfo, has_fused_experts: bool) -
 
 
 def _has_fused_experts(info: ModelInfo) -> bool:
+    """Whether a model has experts whose matrices are stacked in one three-dimensional parameter."""
     return any(
         parameter.module is None and len(parameter.shape) == 3 and "expert" in name
         for name, parameter in info.parameters.items()
@@ -110,7 +111,7 @@ def _has_fused_experts(info: ModelInfo) -> bool:
 
 
 def _check_unambiguous(targets: list[str], info: ModelInfo) -> None:
-    """Raises SelectionError if a target parameter's name is the end of another one's: PEFT would adapt both."""
+    """Raise SelectionError if a target's name is the end of another parameter's name: PEFT would adapt both."""
     for target in _ends(info.parameters).intersection(targets):
         for name in info.parameters:
             if name.endswith(f".{target}") and name not in targets:
@@ -118,12 +119,13 @@ def _check_unambiguous(targets: list[str], info: ModelInfo) -> None:
 
 
 def _target_modules(modules: list[str], info: ModelInfo) -> list[str] | str:
+    """The `target_modules` that adapt exactly these modules."""
     paths = {name.rpartition(".")[0] for name in info.parameters}
     return modules if _ends(paths).isdisjoint(modules) else "|".join(map(re.escape, modules))
 
 
 def _ends(names: Iterable[str]) -> set[str]:
-    """What follows any of the dots in any of the names."""
+    """For each dot in each name, the rest of the name after it."""
     return {name[i + 1 :] for name in names for i, letter in enumerate(name) if letter == "."}
 
 
@@ -144,20 +146,22 @@ def selected_json(selection: Selection) -> Export:
         "model_class": info.model_class if info else None,
         "versions": dict(provenance.versions) if provenance else None,
         "top_percent": float(selection.percent),
-        "embeddings": _described(selection.embedding_parameters(), parameters),
+        "embeddings": _parameter_entries(selection.embedding_parameters(), parameters),
         "layers": [
-            {**_scored(scores[layer]), "parameters": _described(own, parameters)}
+            {**_layer_entry(scores[layer]), "parameters": _parameter_entries(own, parameters)}
             for layer, own in selection.parameters().items()
         ],
     }
     return Export(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _scored(layer: LayerSnr) -> dict[str, Any]:
+def _layer_entry(layer: LayerSnr) -> dict[str, Any]:
+    """The JSON entry of a layer, without its parameters."""
     return {"name": layer.name, "type": layer.layer_type, "snr": layer.snr if math.isfinite(layer.snr) else None}
 
 
-def _described(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+def _parameter_entries(names: Iterable[str], parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+    """The JSON entries of parameters. One that the scan does not describe has only its name."""
     return [
         {"name": name, "shape": list(parameters[name].shape), "dtype": parameters[name].dtype}
         if name in parameters
@@ -167,12 +171,12 @@ def _described(names: Iterable[str], parameters: Mapping[str, Parameter]) -> lis
 
 
 class Format(NamedTuple):
-    """A format that a selection is written in.
+    """A format of the list.
 
     Args:
-        render: makes the text.
-        name: what the file's name calls it.
-        ending: of the file's name, without the dot.
+        render: turns a selection into the content of the file.
+        name: the word for the format in the file's name.
+        ending: the ending of the file's name, without the dot.
     """
 
     render: Callable[[Selection], Export]

@@ -1,4 +1,4 @@
-"""Read a list of entries from a YAML file of unknown origin. A malformed or hostile file is refused with one line."""
+"""Read a list of entries from an untrusted YAML file. A malformed or hostile file is refused with one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KEY = "unfrozen_parameters"
 
-# A list of all weights of a mixture of experts, whose experts are modules of their own, has 30,000 entries.
+# The list of all weights of a large mixture of experts, with a module for each expert, has 30,000 entries.
 _MAX_BYTES = 4 << 20
 _MAX_ENTRIES = 50_000
 _MAX_ENTRY_LENGTH = 2_000  # characters
@@ -32,9 +32,9 @@ class EntryList:
     """The content of a YAML file with `unfrozen_parameters`.
 
     Args:
-        entries: of the list, as YAML reads them.
-        lines: the entries as scripts see them that take the text after each `- ` at the start of a line.
-        settings: the rest of the file. A trainer's whole config has such; a list alone has none.
+        entries: the entries of the list, as YAML reads them.
+        lines: the entries as other scripts read them: the text after `- ` in each line that starts so.
+        settings: the rest of the file: the settings of a trainer's config. It is empty in a file with only a list.
     """
 
     entries: tuple[str, ...]
@@ -43,13 +43,13 @@ class EntryList:
 
 
 def read_list(path: Path) -> EntryList:
-    """Read the list in a file. Raises SelectionError if there is none, or if an entry is not a valid pattern."""
+    """The list in a file. Raises SelectionError if there is none, or if an entry is not a valid pattern."""
     text = _read_text(path)
     content = _parse(path, text)
     if not isinstance(content, dict) or KEY not in content:
         hint = f"; put its list under `{KEY}:`" if isinstance(content, list) else ""
         raise SelectionError(f"{path} has no {KEY} at its top level{hint}")
-    entries = _checked(path, content[KEY])
+    entries = _valid_entries(path, content[KEY])
     lines = tuple(line[2:].strip() for line in text.splitlines() if line.startswith("- "))
     return EntryList(entries, lines, {key: value for key, value in content.items() if key != KEY})
 
@@ -96,8 +96,8 @@ def _loader() -> type[yaml.SafeLoader]:
     return Loader
 
 
-def _checked(path: Path, entries: Any) -> tuple[str, ...]:
-    """The entries. Raises SelectionError if they are not a list of names and patterns."""
+def _valid_entries(path: Path, entries: Any) -> tuple[str, ...]:
+    """The entries, checked. Raises SelectionError if they are not a list of names and patterns."""
     if not isinstance(entries, list):
         raise SelectionError(f"{KEY} in {path} is not a list of names")
     if not entries:
@@ -119,4 +119,4 @@ def _checked(path: Path, entries: Any) -> tuple[str, ...]:
 
 
 def _invalid(path: Path, error: Exception) -> SelectionError:
-    return SelectionError(f"{path} is no valid YAML: {' '.join(str(error).split())}")
+    return SelectionError(f"{path} is not valid YAML: {' '.join(str(error).split())}")

@@ -1,9 +1,4 @@
-"""Which parameters does an entry of the list match? Each program that reads lists has its own rule.
-
-`axolotl` is Axolotl's rule: an entry is a regular expression that is matched from the start of a parameter's name, in
-which a dot is a dot unless a plus follows, and which may end in a range of rows. `regular_expression` is the rule of
-scripts on TRL, `substring` that of DistillKit.
-"""
+"""Which parameters does an entry of the list match? Each program that reads lists has its own rule: see `RULES`."""
 
 from __future__ import annotations
 
@@ -17,25 +12,31 @@ from spectrum.trainers import patterns
 
 Rule = Callable[[str], Callable[[str], bool]]  # an entry -> whether it matches a parameter's name
 
-# An entry that is a plain name. As a pattern of Axolotl's, it matches the names that start with it.
-_NAME = re.compile(r"[\w.\-/]*", re.ASCII)
+# An entry that is a plain name. By Axolotl's rule, it matches the names that start with it.
+_PLAIN_NAME = re.compile(r"[\w.\-/]+", re.ASCII)
 
-# An entry that takes any reader of patterns no time: a name, anchored or not.
-_ANCHORED = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
+# An entry that is the name of a module or parameter, perhaps anchored.
+_ANCHORED_NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)
+
+# An entry that is quickly matched by any rule: any part of a name, perhaps anchored, perhaps with escaped dots.
+_QUICK = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
 
 # A range of rows at the end of an entry for Axolotl: [7], [:10], [4:], [4:10].
 _ROWS = re.compile(r"^(.+)\[([0-9]{0,18})(?::([0-9]{0,18}))?\]$")
 
 
 def axolotl(entry: str) -> Callable[[str], bool]:
-    """Axolotl's rule: a regular expression, from the start of the name. A dot is a dot unless a plus follows."""
-    if _NAME.fullmatch(entry):
+    """Axolotl's rule: a regular expression, matched from the start of the name.
+
+    Dots are literal, except before +. A range of rows may follow, which does not change what matches.
+    """
+    if is_plain_name(entry):
         return lambda name: name.startswith(entry)
     return regular_expression(_axolotl_pattern(entry))
 
 
 def regular_expression(entry: str) -> Callable[[str], bool]:
-    """The rule of scripts on TRL: a regular expression, from the start of the name."""
+    """The rule of scripts on TRL: a regular expression, matched from the start of the name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about syntax that a later Python will read differently
         pattern = re.compile(entry)
@@ -53,6 +54,17 @@ SUBSTRING = "substring, as DistillKit"
 RULES: Mapping[str, Rule] = {AXOLOTL: axolotl, REGULAR_EXPRESSION: regular_expression, SUBSTRING: substring}
 
 
+def is_plain_name(entry: str) -> bool:
+    """Whether an entry is a plain name: neither anchored, nor a pattern, nor with a range of rows."""
+    return _PLAIN_NAME.fullmatch(entry) is not None
+
+
+def name_in(entry: str) -> str | None:
+    """The name that an entry for Axolotl consists of, without anchors and rows; None if the entry is a pattern."""
+    anchored = _ANCHORED_NAME.fullmatch(without_rows(entry))
+    return anchored[1] if anchored else None
+
+
 def without_rows(entry: str) -> str:
     """An entry for Axolotl without the range of rows at its end, if it has one."""
     ranged = _ROWS.match(entry)
@@ -60,9 +72,9 @@ def without_rows(entry: str) -> str:
 
 
 def rows(entry: str) -> tuple[int, int | None] | None:
-    """The rows that an entry for Axolotl selects: the first, and the one after the last.
+    """The rows that an entry for Axolotl selects: the first, and the one after the last. None if it selects all rows.
 
-    The second is None if the rows go to the end of the parameter. The result is None if all rows are selected.
+    The second number is None if the rows go to the end of the parameter.
     """
     ranged = _ROWS.match(entry)
     if ranged is None or not (ranged[2] or ranged[3]):
@@ -81,7 +93,7 @@ def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str
     Args:
         rule: a key of `RULES`.
         entries: the entries of a list.
-        names: of a model's parameters.
+        names: the names of a model's parameters.
     """
     found = _matched_patterns(rule, entries, names)
     deadline = time.monotonic() + patterns.SECONDS
@@ -96,21 +108,25 @@ def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str
 
 
 def _matched_patterns(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """The same for the entries that are more than names: these may be slow, so a process of their own matches them."""
-    slow = [entry for entry in entries if rule != SUBSTRING and not _ANCHORED.fullmatch(entry)]
+    """For each entry that is more than a name, the names that it matches.
+
+    Such patterns may be slow, so a process of their own matches them.
+    """
+    slow = [entry for entry in entries if rule != SUBSTRING and not _QUICK.fullmatch(entry)]
     written = [_axolotl_pattern(entry) if rule == AXOLOTL else entry for entry in slow]
     try:
         found = patterns.matching(written, names)
     except patterns.PatternError as error:
         entry = slow[error.place]
         if error.reason is not None:
-            raise SelectionError(f"{entry!r} is no regular expression: {error.reason}") from error
+            raise SelectionError(f"{entry!r} is not a regular expression: {error.reason}") from error
         raise SelectionError(
             f"{entry!r} takes over {patterns.SECONDS:.0f} seconds to match; "
-            "a repetition inside a repetition can take for ever, so write it without one"
+            "a repetition inside a repetition can take forever, so write it without one"
         ) from error
     return {entry: frozenset(matches) for entry, matches in zip(slow, found, strict=True)}
 
 
 def _axolotl_pattern(entry: str) -> str:
+    """An entry for Axolotl as a regular expression of Python's."""
     return re.sub(r"\.(?!\+)", r"\\.", without_rows(entry))

@@ -1,6 +1,6 @@
-"""How much memory does training take? That of weights, gradients and optimizer states.
+"""How much memory do weights, gradients and optimizer states take in training?
 
-Activations, and what a framework keeps for itself, come on top.
+The memory of activations, and the memory that a framework takes for itself, are not counted.
 """
 
 from __future__ import annotations
@@ -12,70 +12,73 @@ from typing import NamedTuple
 
 from spectrum.records import ModelInfo
 
-# bitsandbytes keeps 8-bit states with one float32 scale per block, except for small parameters.
-_BLOCK = 256  # elements
-_SMALLEST_8BIT = 4096  # elements
+# bitsandbytes keeps 8-bit states with one float32 scale per block. States of small parameters are not in 8 bits.
+_BLOCK_ELEMENTS = 256  # elements
+_MIN_8BIT_ELEMENTS = 4096  # elements
 
 
 class ParameterSize(NamedTuple):
-    """How many elements a parameter has, and whether it is an embedding's."""
+    """The size of a parameter. is_embedding: whether it is the weight of an embedding module."""
 
     elements: int
     is_embedding: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What an optimizer and its precision take, in bytes per element.
+class BytesPerElement:
+    """The memory that training with an optimizer takes, in bytes per element of a parameter.
 
     Args:
-        weight: of each weight, trained or not.
-        gradient: of the gradient of a trained weight.
-        state: of the optimizer's states of a trained weight.
-        copy: of the float32 copy of a trained weight, if there is one.
-        eight_bit: whether bitsandbytes keeps the states, in one byte each. Small parameters and embeddings are
-            excepted: their states take `state` bytes, since the Trainer of transformers, and trainers built on it,
-            keep them in float32.
+        weight: for the weight, whether or not it trains.
+        gradient: for the gradient, if the weight trains.
+        state: for all states that the optimizer keeps, if the weight trains.
+        copy: for the float32 copy, if the weight trains and there is a copy.
+        has_8bit_states: whether bitsandbytes keeps each state in one byte. States of small parameters and of embeddings
+            take `state` bytes all the same: the Trainer of transformers, and trainers built on it, keep these in
+            float32.
     """
 
     weight: int
     gradient: int
     state: int
     copy: int = 0
-    eight_bit: bool = False
+    has_8bit_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """What is divided among the devices. Each device holds all the rest.
+    """What is divided among the devices. Each device holds a full copy of everything else.
 
     Args:
-        name: as a table shows it.
-        weights: whether weights are divided.
-        rest: whether gradients, optimizer states and copies are divided.
-        deepspeed: whether DeepSpeed shards.
+        name: the name in tables.
+        divides_weights: whether weights are divided.
+        divides_training_state: whether gradients, optimizer states and float32 copies are divided.
+        is_deepspeed: whether DeepSpeed does it.
     """
 
     name: str
-    weights: bool
-    rest: bool
-    deepspeed: bool = False
+    divides_weights: bool
+    divides_training_state: bool
+    is_deepspeed: bool = False
 
 
-UNSHARDED = Sharding("one device", weights=False, rest=False)
+UNSHARDED = Sharding("one device", divides_weights=False, divides_training_state=False)
 SHARDINGS = (
-    Sharding("ZeRO-2", weights=False, rest=True, deepspeed=True),
-    Sharding("ZeRO-3", weights=True, rest=True, deepspeed=True),
-    Sharding("FSDP", weights=True, rest=True),
+    Sharding("ZeRO-2", divides_weights=False, divides_training_state=True, is_deepspeed=True),
+    Sharding("ZeRO-3", divides_weights=True, divides_training_state=True, is_deepspeed=True),
+    Sharding("FSDP", divides_weights=True, divides_training_state=True),
 )
 
-# Each optimizer's recipe under torch and FSDP, then under DeepSpeed (arXiv:1910.02054, section 3.1). DeepSpeed keeps a
-# float32 copy of each trained weight, and float32 states, whatever the weights are. Under torch and FSDP, mixed
+# For each optimizer, first under torch and FSDP, then under DeepSpeed (arXiv:1910.02054, section 3.1). DeepSpeed keeps
+# a float32 copy of each trained weight, and float32 states, whatever the weights' dtype is. Under torch and FSDP, mixed
 # precision means float32 weights under autocast, and pure bfloat16 means states of the weights' dtype.
-OPTIMIZERS: Mapping[str, tuple[Recipe, Recipe]] = {
-    "AdamW, mixed precision": (Recipe(4, 4, 8), Recipe(2, 2, 8, copy=4)),
-    "AdamW, pure bf16": (Recipe(2, 2, 4), Recipe(2, 2, 8, copy=4)),
-    "8-bit AdamW, bf16": (Recipe(2, 2, 8, eight_bit=True), Recipe(2, 2, 8, copy=4, eight_bit=True)),
+OPTIMIZERS: Mapping[str, tuple[BytesPerElement, BytesPerElement]] = {
+    "AdamW, mixed precision": (BytesPerElement(4, 4, 8), BytesPerElement(2, 2, 8, copy=4)),
+    "AdamW, pure bf16": (BytesPerElement(2, 2, 4), BytesPerElement(2, 2, 8, copy=4)),
+    "8-bit AdamW, bf16": (
+        BytesPerElement(2, 2, 8, has_8bit_states=True),
+        BytesPerElement(2, 2, 8, copy=4, has_8bit_states=True),
+    ),
 }
 
 
@@ -92,23 +95,27 @@ def bytes_per_device(
     sharding: Sharding,
     devices: int,
 ) -> int:
-    """Bytes on each device for all weights, and for gradients and optimizer states of the trained ones.
+    """The bytes on each device for all weights, and for the gradients and optimizer states of those that train.
 
     Args:
         trained: the parameters that train.
         everything: all parameters of the model.
         optimizer: a key of `OPTIMIZERS`.
         sharding: what is divided.
-        devices: among how many devices.
+        devices: the number of devices.
     """
-    recipe = OPTIMIZERS[optimizer][sharding.deepspeed]
-    weights = recipe.weight * sum(size.elements for size in everything)
-    rest = sum((recipe.gradient + recipe.copy) * size.elements + _state_bytes(size, recipe) for size in trained)
-    return math.ceil(weights / (devices if sharding.weights else 1) + rest / (devices if sharding.rest else 1))
+    per_element = OPTIMIZERS[optimizer][sharding.is_deepspeed]
+    weights: float = per_element.weight * sum(size.elements for size in everything)
+    training_state: float = sum(
+        (per_element.gradient + per_element.copy) * size.elements + _state_bytes(size, per_element) for size in trained
+    )
+    weights /= devices if sharding.divides_weights else 1
+    training_state /= devices if sharding.divides_training_state else 1
+    return math.ceil(weights + training_state)
 
 
-def _state_bytes(size: ParameterSize, recipe: Recipe) -> int:
-    """Bytes of the optimizer's states of a parameter. AdamW keeps two states."""
-    if recipe.eight_bit and size.elements >= _SMALLEST_8BIT and not size.is_embedding:
-        return 2 * (size.elements + 4 * math.ceil(size.elements / _BLOCK))
-    return recipe.state * size.elements
+def _state_bytes(size: ParameterSize, per_element: BytesPerElement) -> int:
+    """The bytes of the optimizer's states for one parameter. AdamW keeps two states."""
+    if per_element.has_8bit_states and size.elements >= _MIN_8BIT_ELEMENTS and not size.is_embedding:
+        return 2 * (size.elements + 4 * math.ceil(size.elements / _BLOCK_ELEMENTS))
+    return per_element.state * size.elements

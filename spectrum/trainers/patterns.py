@@ -1,7 +1,7 @@
-"""Match regular expressions of unknown origin in bounded time. Standard library only.
+"""Match untrusted regular expressions in bounded time.
 
-A short pattern can take for ever on a short name, and Python cannot stop a match inside its own process. So another
-process matches, and is killed when its time is up.
+A short pattern can take forever on a short name, and Python cannot stop a match that has begun. So another process
+matches, and is killed when its time is up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-SECONDS = 30.0  # for all patterns together; those of real lists take about a thousandth of it
+SECONDS = 30.0  # for all patterns together; the patterns of real lists take about a thousandth of this
 
 # The process also limits its own CPU time, in case its parent is killed.
 _MATCHER = """
@@ -39,8 +39,8 @@ class PatternError(Exception):
     """A pattern is invalid, or takes too long.
 
     Args:
-        place: the pattern's place among those given.
-        reason: what is wrong with it; None if it takes too long.
+        place: the pattern's place among all patterns, from 0.
+        reason: what is wrong with the pattern; None if it takes too long.
     """
 
     def __init__(self, place: int, reason: str | None) -> None:

@@ -18,23 +18,23 @@ from spectrum.trainers import lists, matching
 if TYPE_CHECKING:
     import torch
 
-# DDP and DeepSpeed, and PEFT, put these before the name of every parameter.
+# DDP and DeepSpeed put the first before the name of every parameter, PEFT the second.
 _PREFIXES = ("module.", "base_model.model.")
 
-# These look at `requires_grad` once, when they wrap the model.
+# These wrappers read `requires_grad` only once, when they wrap the model.
 _READ_ONCE = ("DistributedDataParallel", "DeepSpeedEngine")
 
-# PEFT puts these before the last part of a parameter's name.
+# PEFT inserts these into the name of a parameter of a module that it adapts.
 _BASE = re.compile(r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.)")
 _ADVICE = "the model must be of the class that was scanned, and must not be sharded yet"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Unfrozen:
-    """What trains in a model.
+    """The parameters of a model that train.
 
     Args:
-        names: the parameters that train, as the model names them. Tied ones count once.
+        names: their names in the model. Tied parameters count once.
         trained: how many elements they have.
         total: how many elements all parameters of the model have.
     """
@@ -49,13 +49,13 @@ class Unfrozen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _NamedParameter:
     """A parameter of the model.
 
     Args:
-        name: the name that it has in the model without wrappers and adapters.
+        name: its name in the model without wrappers and adapters.
         value: the parameter.
-        is_adapter: whether it is PEFT's own, whose setting stays.
+        is_adapter: whether PEFT added it. The `requires_grad` of such a parameter stays as it is.
     """
 
     name: str
@@ -66,11 +66,12 @@ class _Named:
 def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfrozen:
     """Let exactly the selected parameters of a model train, freeze all others, and return what trains.
 
-    Names are understood through the wrappers of PEFT, DDP, FSDP, DeepSpeed, torch.compile and activation checkpointing.
-    Parameters that PEFT added keep their setting. A tied parameter trains if any of its names is selected.
+    The model may be wrapped by PEFT, DDP, FSDP, DeepSpeed, torch.compile and activation checkpointing: what they add to
+    names is ignored. Parameters that PEFT added keep their setting. A tied parameter trains if any of its names is
+    selected.
 
-    Call this before you make an optimizer, and before DDP or DeepSpeed wraps the model: they look only once at what
-    trains.
+    Call this before you create an optimizer, and before DDP or DeepSpeed wraps the model: they read only once which
+    parameters train.
 
     Raises SelectionError, and leaves the model as it was, if an entry matches nothing, if a parameter cannot have
     gradients, or if a wrapper has already looked at what trains.
@@ -95,7 +96,7 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
     return _summarize(model)
 
 
-def _check_gradients(parameters: Iterable[_Named]) -> None:
+def _check_gradients(parameters: Iterable[_NamedParameter]) -> None:
     for parameter in parameters:
         if not parameter.value.is_floating_point():
             raise SelectionError(
@@ -111,11 +112,11 @@ def _summarize(model: torch.nn.Module) -> Unfrozen:
     return Unfrozen(names, sum(sizes[name] for name in names), sum(sizes.values()))
 
 
-def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_Named], set[str]]:
+def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_NamedParameter], set[str]]:
     """The parameters of a model, and the names of the selected ones.
 
-    A prefix that every name starts with may be a wrapper's, or a module of the model's own. So the names are tried with
-    the prefix first, and without it if they do not fit the selection.
+    If all names start with one of `_PREFIXES`, it may come from a wrapper, or be the name of a module. So the names are
+    first tried with the prefix. If they do not fit the selection, they are tried without it.
     """
     values = {_unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
     while True:
@@ -133,18 +134,18 @@ def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple
 
 
 def _selected(model: torch.nn.Module, selection: Selection, names: Sequence[str]) -> set[str]:
-    """The names that a selection selects. Raises SelectionError if the model lacks one of its layers."""
+    """The names of the parameters in a selection. Raises SelectionError if the model lacks one of its layers."""
     index = ParameterIndex(names)
     own = {layer: index.own(layer) for layers in selection.layers().values() for layer in layers}
     own |= {name: [name] if name in names else [] for name in selection.embedding_parameters()}
     if missing := [name for name, parameters in own.items() if not parameters]:
-        raise SelectionError(_missing(model, selection, missing))
+        raise SelectionError(_missing_message(model, selection, missing))
     if not own:
         raise SelectionError(f"{selection.percent} percent of {selection.result.model} selects nothing to train")
     return {name for parameters in own.values() for name in parameters}
 
 
-def _missing(model: torch.nn.Module, selection: Selection, missing: Sequence[str]) -> str:
+def _missing_message(model: torch.nn.Module, selection: Selection, missing: Sequence[str]) -> str:
     provenance, advice, scanned = selection.result.provenance, _ADVICE, ""
     if provenance is not None:
         version = provenance.versions.get("transformers")
@@ -155,7 +156,7 @@ def _missing(model: torch.nn.Module, selection: Selection, missing: Sequence[str
 
 
 def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> set[str]:
-    """The names that a list on disk selects. Raises SelectionError if an entry cannot be applied."""
+    """The names of the parameters that a list on disk selects. Raises SelectionError if an entry cannot be applied."""
     entries = lists.read_list(Path(path)).entries
     for entry in entries:
         if matching.without_rows(entry) != entry:
@@ -171,28 +172,35 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_Named]:
-    """The parameters, under the names that they have without PEFT.
+def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_NamedParameter]:
+    """The parameters of a model, under the names that they have without PEFT.
 
-    PEFT replaces a module that it adapts, and keeps the module itself as `base_layer`. A module that PEFT trains as a
-    whole stays as `original_module`, unused, beside a copy under `modules_to_save`, which is used instead.
+    A module that PEFT adapts is kept as the submodule `base_layer` of the module that replaces it. All other submodules
+    of the replacement are PEFT's, and are left out.
+
+    A module that PEFT trains as a whole is kept as the submodule `original_module`, which is not used and is left out.
+    A copy in the submodule `modules_to_save` is used in its place.
     """
-    adapted, copied = (
-        {path for name in values for path in _above(name) if name.startswith(f"{path}.{part}.")}
-        for part in ("base_layer", "original_module")
-    )
+    adapted = _modules_with("base_layer", values)
+    copied = _modules_with("original_module", values)
     for name, value in values.items():
-        copied_module = next((path for path in _above(name) if path in copied), None)
+        modules = _modules_above(name)
+        copied_module = next((module for module in modules if module in copied), None)
         if copied_module is not None:
-            copy, _, rest = name[len(copied_module) + 1 :].partition(".")
-            if copy == "modules_to_save":
+            submodule, _, rest = name[len(copied_module) + 1 :].partition(".")
+            if submodule == "modules_to_save":
                 # After `modules_to_save` comes the adapter's name, then the parameter's.
-                yield _Named(f"{copied_module}.{rest.partition('.')[2]}", value, is_adapter=True)
-        elif all(name[len(path) + 1 :].startswith("base_layer.") for path in _above(name) if path in adapted):
-            yield _Named(_BASE.sub("", name), value, is_adapter=False)
+                yield _NamedParameter(f"{copied_module}.{rest.partition('.')[2]}", value, is_adapter=True)
+        elif all(name.startswith(f"{module}.base_layer.") for module in modules if module in adapted):
+            yield _NamedParameter(_BASE.sub("", name), value, is_adapter=False)
 
 
-def _above(name: str) -> list[str]:
+def _modules_with(submodule: str, names: Iterable[str]) -> set[str]:
+    """The paths of all modules that have parameters in a submodule of this name."""
+    return {module for name in names for module in _modules_above(name) if name.startswith(f"{module}.{submodule}.")}
+
+
+def _modules_above(name: str) -> list[str]:
     """The paths of the modules that a parameter is in, outermost first."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]

@@ -25,7 +25,18 @@ def run_tests(session: Session) -> None:
     """The tests that use the card. Warnings do not fail them: versions of packages may differ here."""
     files = [f"tests/compute/test_{name}.py" for name in ("snr", "executor", "devices")]
     which = "cuda" if session.device.type == "cuda" else "test_a_matrix_of_zeros"
-    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "-k", which]
+    options = [
+        "-q",
+        "-o",
+        "addopts=--strict-markers",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "--tb=short",
+        "-k",
+        which,
+    ]
     report = session.out / "pytest.txt"
     try:
         with report.open("w") as file:

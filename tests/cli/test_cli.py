@@ -790,7 +790,7 @@ def test_types_are_not_added_to_a_scan_of_other_weights(fresh: Path, monkeypatch
         "spectrum.scanning.reuse._why_stale", lambda *_: None
     )  # as when weights change between the two looks
     done = run(fresh, *first, "mlp.up_proj")
-    assert "is of other weights than those found now; scanning all anew" in done.err
+    assert "is of other weights than those found now; starting over" in done.err
     assert len(content(fresh / SCAN)) == 16
     assert "from the cached scan" in run(fresh, *first, "mlp.up_proj").out
 
@@ -973,10 +973,10 @@ SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}
 
 
 def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(model: object, options: object, callbacks: ScanCallbacks, **_: object) -> commands.Outcome:
+    def select(model: object, options: object, callbacks: ScanCallbacks, **_: object) -> commands.ModeOutcome:
         callbacks.info(f"a note on {SPOOF}")
         callbacks.warn(f"of {SPOOF}")
-        return commands.Outcome("", f"a problem with {SPOOF}")
+        return commands.ModeOutcome("", f"a problem with {SPOOF}")
 
     monkeypatch.setattr(commands, "select", select)
     done = run(tmp_path, "--model-name", "m")

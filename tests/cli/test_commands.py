@@ -313,10 +313,10 @@ def test_one_matrix_of_a_stack_is_drawn(asked: str, index: int, experts: Path, d
         ("model.layers.1.mlp.experts.down_prj", ["no layer", "nearest is model.layers.1.mlp.experts.down_proj"]),
         ("model.layers.1.mlp.experts.down_proj[4]", ["has 4 matrices", "no model.layers.1.mlp.experts.down_proj[4]"]),
         ("model.norm[1]", ["has 1 matrix"]),
-        ("model.norm[x]", ["'model.norm[x]' is no layer"]),
-        ("model.norm[-1]", ["is no layer"]),
-        ("model.norm[\N{ARABIC-INDIC DIGIT FIVE}]", ["is no layer"]),
-        ("", ["is no layer"]),
+        ("model.norm[x]", ["'model.norm[x]' is not a layer"]),
+        ("model.norm[-1]", ["is not a layer"]),
+        ("model.norm[\N{ARABIC-INDIC DIGIT FIVE}]", ["is not a layer"]),
+        ("", ["is not a layer"]),
         ("model.norm[" + "9" * 5000 + "]", ["model.norm"]),
     ],
     ids=lambda value: str(value)[:30],
@@ -452,7 +452,7 @@ def test_another_model_is_scanned_for_it(scanned: Path) -> None:
     [
         ("missing.json", ["no scan missing.json"]),
         ("./missing", ["no directory './missing'"]),
-        ("broken.json", ["broken.json", "no valid JSON"]),
+        ("broken.json", ["broken.json", "not valid JSON"]),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(other: str, words: list[str], scanned: Path) -> None:

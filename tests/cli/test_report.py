@@ -70,7 +70,7 @@ def first_words(text: str) -> str:
     ],
 )
 def test_what_trains_is_counted_once(trained: list[str], tied: bool, words: str) -> None:
-    text = report.plan(trained, model(parameters(tied=tied), (HEAD, EMBEDDING)), 8)
+    text = report.training_plan(trained, model(parameters(tied=tied), (HEAD, EMBEDDING)), 8)
     assert text.startswith(f"{words};") or text.startswith(f"{words}\n")
 
 
@@ -86,13 +86,13 @@ def test_what_trains_is_counted_once(trained: list[str], tied: bool, words: str)
     ],
 )
 def test_what_would_train_with_or_without_embeddings_is_said(trained: list[str], tied: bool, words: str) -> None:
-    assert words in first_words(report.plan(trained, model(parameters(tied=tied), (HEAD, EMBEDDING)), 8))
+    assert words in first_words(report.training_plan(trained, model(parameters(tied=tied), (HEAD, EMBEDDING)), 8))
 
 
 def test_a_model_without_embeddings_has_no_word_of_them() -> None:
     # An encoder of speech, say; or names that the model does not have.
     for embedding in (None, "nowhere.weight"):
-        text = first_words(report.plan([UP], model({UP: Parameter((2, 2), "float32")}, (None, embedding)), 8))
+        text = first_words(report.training_plan([UP], model({UP: Parameter((2, 2), "float32")}, (None, embedding)), 8))
         assert text == "4 of 4 parameters train, 100 percent"
 
 
@@ -108,7 +108,7 @@ def test_a_model_without_embeddings_has_no_word_of_them() -> None:
     ],
 )
 def test_embeddings_that_outweigh_the_rest_are_pointed_out(trained: list[str], share: str | None) -> None:
-    text = first_words(report.plan(trained, model(parameters(), (HEAD, EMBEDDING)), 8))
+    text = first_words(report.training_plan(trained, model(parameters(), (HEAD, EMBEDDING)), 8))
     assert ("--no-embeddings" in text) == (share is not None)
     assert share is None or share in text.splitlines()[-1]
 
@@ -123,7 +123,7 @@ def test_memory_by_hand() -> None:
     also what it makes of pure bfloat16, elsewhere 2 and 2 + 4; 8-bit states one each, and a float32 for each block of
     256: 2 (1 + 4 / 256) = 2.03125, beside DeepSpeed's copy of 4.
     """
-    found = memory(report.plan([HEAD, EMBEDDING, UP], model(parameters(), (HEAD, EMBEDDING)), 8))
+    found = memory(report.training_plan([HEAD, EMBEDDING, UP], model(parameters(), (HEAD, EMBEDDING)), 8))
     expected = {
         MIXED: [
             (4 * 4 + 12 * 3, 4 * 4 + 12 * 4),
@@ -148,12 +148,12 @@ def test_memory_by_hand() -> None:
 
 
 def test_tied_weights_are_in_memory_once() -> None:
-    found = memory(report.plan([HEAD, EMBEDDING, UP], model(parameters(tied=True), (HEAD, EMBEDDING)), 8))
+    found = memory(report.training_plan([HEAD, EMBEDDING, UP], model(parameters(tied=True), (HEAD, EMBEDDING)), 8))
     assert found[PURE][0] == pytest.approx((2 * 3 + 6 * 2, 2 * 3 + 6 * 3), rel=5e-3)
 
 
 def test_memory_is_divided_among_devices() -> None:
-    alone, many = (report.plan([UP], model(parameters()), devices) for devices in (1, 64))
+    alone, many = (report.training_plan([UP], model(parameters()), devices) for devices in (1, 64))
     assert "ZeRO-2" not in alone  # there is nothing to divide
     assert re.search(r"ZeRO-2 of 64 +ZeRO-3 of 64 +FSDP of 64$", many, re.MULTILINE)
     assert memory(alone)[PURE] == [(14, 32)]
@@ -166,16 +166,16 @@ def test_the_unit_is_that_of_the_largest_figure() -> None:
     # 16 bytes for each element where all train in mixed precision: 2^26 of them are a GiB.
     one = {UP: Parameter((1 << 13, 1 << 13), "bfloat16")}
     less = {UP: Parameter((1 << 13, (1 << 13) - 1), "bfloat16")}
-    assert "GiB" in report.plan([UP], model(one), 8)
-    assert "MiB" not in report.plan([UP], model(one), 8)
-    assert memory(report.plan([UP], model(one), 8))[MIXED][0] == (1, 1)
-    assert "MiB" in report.plan([UP], model(less), 8)
-    assert memory(report.plan([UP], model(less), 8))[MIXED][0] == pytest.approx((1024, 1024), rel=5e-3)
+    assert "GiB" in report.training_plan([UP], model(one), 8)
+    assert "MiB" not in report.training_plan([UP], model(one), 8)
+    assert memory(report.training_plan([UP], model(one), 8))[MIXED][0] == (1, 1)
+    assert "MiB" in report.training_plan([UP], model(less), 8)
+    assert memory(report.training_plan([UP], model(less), 8))[MIXED][0] == pytest.approx((1024, 1024), rel=5e-3)
 
 
 def test_figures_of_the_largest_models_stay_figures() -> None:
     # A trillion parameters in mixed precision: 16 TB.
-    text = report.plan([UP], model({UP: Parameter((1_000_000, 1_000_000), "bfloat16")}), 8)
+    text = report.training_plan([UP], model({UP: Parameter((1_000_000, 1_000_000), "bfloat16")}), 8)
     assert text.startswith("1,000,000,000,000 of 1,000,000,000,000 parameters train, 100 percent")
     assert memory(text)[MIXED][0] == pytest.approx((14_901, 14_901), rel=5e-3)
     assert "e+" not in text
@@ -296,10 +296,10 @@ def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
     found = CheckReport(
         {"Axolotl": frozenset({"a", "b"}), "other": frozenset()}, {"Axolotl": 3, "other": 0}, ("bad",), ("so",)
     )
-    title, told, table = report.checked(found, "the title").split("\n\n")
+    title, told, table = report.check_summary(found, "the title").split("\n\n")
     assert (title, told) == ("the title", "problem: bad\nnote: so")
     assert [line.rsplit(maxsplit=2) for line in table.splitlines()[1:]] == [["Axolotl", "3", "2"], ["other", "0", "0"]]
-    fine = report.checked(CheckReport(found.trained, found.matching, (), ()), "the title")
+    fine = report.check_summary(CheckReport(found.trained, found.num_matching, (), ()), "the title")
     assert fine == f"the title\n\nok: every entry does what it says\n\n{table}"
 
 

@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 
 from spectrum.errors import ResultsError, SpectrumError
 from spectrum.plots import heatmap, histogram
-from spectrum.plots.figure import check, own_settings
+from spectrum.plots.figure import check_can_draw, own_settings
 from spectrum.plots.histogram import spectrum_histogram
 from spectrum.records import LayerSnr, LayerSpectrum, ScanResult
 from spectrum.scanning.uncached import describe_spectrum
@@ -112,7 +112,7 @@ def test_a_suffix_says_the_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["map.jpg", "map", "png", ".png", "map.png.gz"])
 def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpectrumError, match=re.escape(name)) as refused:
-        check(Path(name))
+        check_can_draw(Path(name))
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(SpectrumError, match=r"\.png, \.svg or \.pdf"):
         heatmap.heatmap(llama(6), tmp_path / name)
@@ -122,11 +122,11 @@ def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_without_matplotlib_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(tmp_path / "map.png")
+    check_can_draw(tmp_path / "map.png")
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SpectrumError, match=re.escape("pip install matplotlib")) as refused:
-        check(tmp_path / "map.png")
+        check_can_draw(tmp_path / "map.png")
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(SpectrumError, match="matplotlib"):
         heatmap.heatmap(llama(6), tmp_path / "map.png")

@@ -652,7 +652,7 @@ def test_names_in_a_cached_scan_are_refused(run: Run, case: str, where: str) -> 
         }[where]
     )
     done = run("--model-name", "org/model")
-    assert_refused(done, "no module path", "--rescan")
+    assert_refused(done, "not a module path", "--rescan")
     assert_harmless(done, name)
     assert list(Path().glob("*.yaml")) == []
 
@@ -684,7 +684,7 @@ def test_names_in_a_sidecar_are_refused_or_shown_spelt_out(
     done = run("--model-name", model)
     assert_harmless(done, name)
     if key not in ("model", "model_class", "commit"):
-        assert_refused(done, "no module path", "--rescan")
+        assert_refused(done, "not a module path", "--rescan")
 
 
 ODD_MODELS = [

@@ -512,7 +512,7 @@ def test_names_as_long_as_books_are_refused(here: Path) -> None:
     for name, layer_type in (("a" * 60_000, "up"), ("h.0.up", "u" * 1_000_000)):
         path.write_text(json.dumps({name: {"snr": 1.0, "type": layer_type}}))
         done = run(here, "--model-name", "model")
-        assert_refused(done, "no module path")
+        assert_refused(done, "not a module path")
         assert len(done.err) < 5_000
 
 

@@ -265,7 +265,7 @@ from spectrum.scanning import distributed
 read = reader.Checkpoint.read
 
 def stopping(self, weight, index):
-    distributed.SILENCE = 0.5
+    distributed.SECONDS_BEFORE_NOTICE = 0.5
     if distributed.rank() == 1 and not os.path.exists("stopped"):
         with open("stopped.new", "w") as file:
             file.write(str(os.getpid()))
@@ -520,7 +520,7 @@ IMPATIENT = """
 from spectrum.cli import entry
 from spectrum.scanning import distributed
 
-distributed.SILENCE = 0.5
+distributed.SECONDS_BEFORE_NOTICE = 0.5
 entry.command()
 """
 

@@ -53,7 +53,7 @@ def test_what_is_appended_is_known_to_the_next_journal_and_to_read(path: Path) -
     assert write(path, SCORES[:2], SCORES[2:]).scores == {}
     again = Journal(path, IDENTITY)
     assert again.scores == read(path, IDENTITY) == dict(SCORES)
-    assert again.problem is None
+    assert again.write_error is None
 
 
 def test_what_is_appended_is_there_before_the_journal_is_closed(path: Path) -> None:
@@ -174,7 +174,7 @@ def test_what_is_no_journal_is_overwritten(content: bytes, path: Path) -> None:
     path.write_bytes(content + line(written_as("w", 0, 1.0)))
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.scores, journal.problem) == ({}, None)
+    assert (journal.scores, journal.write_error) == ({}, None)
     assert path.read_bytes().startswith(HEAD + b"[[")
     assert read(path, IDENTITY) == dict(SCORES)
 
@@ -234,7 +234,7 @@ def test_a_journal_from_before_edges_were_in_it_gives_nothing_and_is_gone_on_wit
     path.write_bytes(HEAD + b'[["first",0,0.25]]\n[["second",0,0.5],["second",1,0.75]]\n')
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.scores, journal.problem) == ({}, None)
+    assert (journal.scores, journal.write_error) == ({}, None)
     assert read(path, IDENTITY) == dict(SCORES)
     assert b"first" not in path.read_bytes()
 
@@ -260,7 +260,7 @@ def test_garbage_raises_nothing_and_what_is_added_to_it_is_known(
     if begun:
         assert ("first", 0) in before
     journal = write(path, [score("added", 1, 0.5)])
-    assert journal.problem is None
+    assert journal.write_error is None
     assert repr(journal.scores) == repr(before)  # NaN is not equal to itself
     assert repr(read(path, IDENTITY)) == repr(before | dict([score("added", 1, 0.5)]))
 
@@ -352,14 +352,14 @@ def test_a_disk_that_fills_up_is_a_problem_and_leaves_what_was_there(
     lines = (room - len(HEAD)) // len(LINE)
     for i in range(lines):
         journal.append([score("w", i, 1.0)])
-        assert journal.problem is None
+        assert journal.write_error is None
     journal.append([score("w", lines, 1.0)])
-    assert journal.problem
-    problem, refused, left = journal.problem, disk.refused, path.read_bytes()
+    assert journal.write_error
+    problem, refused, left = journal.write_error, disk.refused, path.read_bytes()
     disk.room = 1000  # it has made up its mind: half a line may be there
     journal.append([score("w", 9, 1.0)])
     journal.close()
-    assert (journal.problem, disk.refused, path.read_bytes()) == (problem, refused, left)
+    assert (journal.write_error, disk.refused, path.read_bytes()) == (problem, refused, left)
     assert read(path, IDENTITY) == dict(score("w", i, 1.0) for i in range(lines))
 
 
@@ -370,7 +370,7 @@ def test_a_disk_that_is_full_before_the_first_score_is_a_problem(
     FullDisk(monkeypatch, room)
     journal = Journal(path, IDENTITY)
     journal.append(SCORES)
-    assert journal.problem == (
+    assert journal.write_error == (
         f"only {room} of {len(HEAD)} bytes could be written" if room else os.strerror(errno.ENOSPC)
     )
     journal.append(SCORES)
@@ -389,7 +389,7 @@ def test_a_failing_fsync_is_a_problem(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", fail)
     clock.now += 10
     journal.append(SCORES[1:2])
-    assert journal.problem == os.strerror(errno.EIO)
+    assert journal.write_error == os.strerror(errno.EIO)
     before = path.read_bytes()
     journal.append(SCORES[2:])
     journal.close()
@@ -406,7 +406,7 @@ def test_a_journal_that_cannot_be_opened_is_a_problem(where: str, tmp_path: Path
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
     assert journal.scores == {}
-    assert journal.problem
+    assert journal.write_error
     assert [p.name for p in tmp_path.iterdir()] == (["file"] if where == "below a file" else [])
 
 
@@ -416,7 +416,7 @@ def test_a_directory_that_takes_no_file_is_a_problem(path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     journal = write(path, SCORES)
-    assert journal.problem == os.strerror(errno.EACCES)
+    assert journal.write_error == os.strerror(errno.EACCES)
 
 
 # What a stranger may have put in its place.
@@ -441,7 +441,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(
         path.symlink_to(outside if link == "symbolic" else tmp_path / "nowhere")
     assert read(path, IDENTITY) == {}
     journal = write(path, SCORES)
-    assert (journal.scores, journal.problem) == ({}, None)
+    assert (journal.scores, journal.write_error) == ({}, None)
     assert outside.read_bytes() == held
     assert not (tmp_path / "nowhere").exists()
     assert not path.is_symlink()
@@ -470,7 +470,7 @@ def test_a_journal_that_becomes_a_link_is_not_followed(path: Path, tmp_path: Pat
     path.symlink_to(outside)
     journal.append(SCORES[1:])
     journal.close()
-    assert journal.problem
+    assert journal.write_error
     assert outside.read_bytes() == before
 
 
@@ -486,7 +486,7 @@ def test_what_is_no_file_hangs_nothing_and_stays(kind: str, path: Path, monkeypa
     assert read(path, IDENTITY) == {}
     assert not is_outdated(path, None)
     journal = write(path, SCORES)
-    assert journal.problem == "it exists and is not a file"
+    assert journal.write_error == "it exists and is not a file"
     assert not path.is_file()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

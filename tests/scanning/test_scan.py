@@ -624,7 +624,7 @@ def test_the_journal_of_another_user_is_not_used(scanned: Scanned, fresh: Path, 
     reads.clear()
     done = run(fresh)
     assert (done.status, "resuming" in done.err) == (0, False)
-    assert "another user; beginning anew" in done.err
+    assert "another user; starting over" in done.err
     assert sum(reads.values()) == MATRICES
     assert written(fresh) == scanned.files
 

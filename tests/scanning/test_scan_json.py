@@ -37,7 +37,9 @@ def load(directory: Path, model: str) -> CachedScan | None:
 
 
 def save(directory: Path, result: ScanResult) -> Path:
-    return ScanStore(directory, result.model).save(result)
+    store = ScanStore(directory, result.model)
+    store.save(result)
+    return store.scan_path
 
 
 def layers_of(directory: Path, content: str | bytes) -> list[tuple[str, str, float]]:

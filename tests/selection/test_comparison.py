@@ -84,7 +84,7 @@ def selected(model: str, percent: str = "50", **types: Sequence[float]) -> Selec
 
 def compared(first: Selection, second: Selection) -> dict[str, Any]:
     return {
-        each.layer_type: (each.layers, each.correlation, list(each.enter), list(each.leave))
+        each.layer_type: (each.num_layers, each.correlation, list(each.enter), list(each.leave))
         for each in compare(first, second).types
     }
 

@@ -84,7 +84,7 @@ def test_a_list_of_whole_names_is_right(tmp_path: Path) -> None:
     expected = own | {f"model.layers.2.mlp.experts.down_proj{own}" for own in ("", "_bias")} | {"model.norm.weight"}
     assert found.problems == found.notes == ()
     assert found.trained == dict.fromkeys((AXOLOTL, REGULAR_EXPRESSION, SUBSTRING), expected)
-    assert found.matching == dict.fromkeys((AXOLOTL, REGULAR_EXPRESSION, SUBSTRING), 3)
+    assert found.num_matching == dict.fromkeys((AXOLOTL, REGULAR_EXPRESSION, SUBSTRING), 3)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_entry_that_matches_nothing_is_a_problem(entry: str, nearest: str | N
     found = check(tmp_path, lines("model.norm", entry))
     assert found.problems[0].startswith(f"{entry} matches nothing")
     assert f"nearest name is {nearest}" in found.problems[0] if nearest else "nearest" not in found.problems[0]
-    assert found.matching[AXOLOTL] == 1
+    assert found.num_matching[AXOLOTL] == 1
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_tied_head_trains_through_the_embedding(tmp_path: Path) -> None:
     assert found.problems == ()
     assert f"^{HEAD}$ is tied to {EMBEDDING}, and trains through it" in found.notes
     assert found.trained[AXOLOTL] == {EMBEDDING}
-    assert found.matching[AXOLOTL] == 1
+    assert found.num_matching[AXOLOTL] == 1
 
 
 @pytest.mark.parametrize("entry", [f"^{HEAD}$", HEAD, "lm_head"])
@@ -501,7 +501,7 @@ def test_the_rival_class_of_a_multimodal_model_is_warned_of(tmp_path: Path) -> N
     ("text", "words"),
     [
         ("adapter: lora\n", "no unfrozen_parameters"),
-        (lines("model.("), "'model.(' is no regular expression"),
+        (lines("model.("), "'model.(' is not a regular expression"),
         ("unfrozen_parameters: []\n", "is empty"),
     ],
 )

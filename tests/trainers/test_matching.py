@@ -1,4 +1,4 @@
-"""Lists on disk: each reader's rule by hand-made cases, and every file that is no list."""
+"""Lists on disk: each reader's rule by hand-made cases, and every file that is not a list."""
 
 from __future__ import annotations
 
@@ -175,21 +175,21 @@ KEY, LIST = "no unfrozen_parameters at its top level", "is not a list of names"
         (unfrozen("a", "[b]"), [LIST]),
         ("unfrozen_parameters:\n- a\n-\n", [LIST]),
         ("unfrozen_parameters: []\n", ["is empty", "train everything"]),
-        ("unfrozen_parameters: [a\n", ["no valid YAML", "line 2"]),
-        ("unfrozen_parameters:\n- a\n\t- b\n", ["no valid YAML"]),
-        ("unfrozen_parameters:\n- *nothing\n", ["no valid YAML", "nothing"]),
-        ("unfrozen_parameters:\n- a\n---\nunfrozen_parameters:\n- b\n", ["no valid YAML"]),
-        ("unfrozen_parameters: !!python/object/apply:os.getcwd []\n", ["no valid YAML"]),
-        (unfrozen("2024-13-45"), ["no valid YAML"]),
+        ("unfrozen_parameters: [a\n", ["not valid YAML", "line 2"]),
+        ("unfrozen_parameters:\n- a\n\t- b\n", ["not valid YAML"]),
+        ("unfrozen_parameters:\n- *nothing\n", ["not valid YAML", "nothing"]),
+        ("unfrozen_parameters:\n- a\n---\nunfrozen_parameters:\n- b\n", ["not valid YAML"]),
+        ("unfrozen_parameters: !!python/object/apply:os.getcwd []\n", ["not valid YAML"]),
+        (unfrozen("2024-13-45"), ["not valid YAML"]),
         (unfrozen("9" * 5000), ["holds a number"]),
-        ("[" * 100_000, ["no valid YAML"]),
-        (unfrozen("a").encode("utf-16"), ["no valid YAML"]),
-        (b"\x00\x01\xff\xfe", ["no valid YAML"]),
-        ("unfrozen_parameters:\n- a\0b\n", ["no valid YAML"]),
-        (unfrozen("a", "model.(layers"), ["'model.(layers' is no regular expression"]),
-        (unfrozen("'*.weight'"), ["'*.weight' is no regular expression"]),
-        (unfrozen("a{99999999999999999999}"), ["is no regular expression"]),
-        (unfrozen("(" * 900 + ")" * 900), ["is no regular expression"]),
+        ("[" * 100_000, ["not valid YAML"]),
+        (unfrozen("a").encode("utf-16"), ["not valid YAML"]),
+        (b"\x00\x01\xff\xfe", ["not valid YAML"]),
+        ("unfrozen_parameters:\n- a\0b\n", ["not valid YAML"]),
+        (unfrozen("a", "model.(layers"), ["'model.(layers' is not a regular expression"]),
+        (unfrozen("'*.weight'"), ["'*.weight' is not a regular expression"]),
+        (unfrozen("a{99999999999999999999}"), ["is not a regular expression"]),
+        (unfrozen("(" * 900 + ")" * 900), ["is not a regular expression"]),
     ],
     ids=lambda value: repr(value)[:40],
 )

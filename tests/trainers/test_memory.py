@@ -105,9 +105,9 @@ def test_memory_is_what_one_reckons_by_hand(optimizer: str, sharding: str, devic
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("sharding", [UNSHARDED, *SHARDINGS], ids=lambda sharding: sharding.name)
 def test_what_does_not_train_takes_its_weights_alone(optimizer: str, sharding: Sharding) -> None:
-    weight = OPTIMIZERS[optimizer][sharding.deepspeed].weight
+    weight = OPTIMIZERS[optimizer][sharding.is_deepspeed].weight
     nothing = needed([], parameters(), optimizer, sharding, 4)
-    assert nothing == 9996 * weight // (4 if sharding.weights else 1)
+    assert nothing == 9996 * weight // (4 if sharding.divides_weights else 1)
     # Names of the same values, and of none, change nothing.
     named = needed(TRAINED, parameters(), optimizer, sharding, 4)
     assert named > nothing
