@@ -1,4 +1,4 @@
-"""Data types by the names that torch gives them. Standard library only."""
+"""Data types by the names that torch gives them, and the limits of a tensor's shape. Imports nothing of torch."""
 
 from __future__ import annotations
 
@@ -56,3 +56,6 @@ SAFETENSORS_DTYPES = {
 
 # The types whose numbers are weights by themselves. All other types need a scale, or hold no weights.
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+MAX_DIMENSIONS = 64  # torch's own limit
+SIZE_LIMIT = 2**63  # each size and offset, and the number of elements, is below this

@@ -7,8 +7,8 @@ SpectrumError
 ├── SelectionError      a selection that is not possible, or does not fit a model
 ├── ResultsError        a cached scan that cannot be read; a file that cannot be written
 ├── DeviceError         a device that this machine does not have, or that cannot do the work
-├── ProcessError        processes of one run that lost each other
-│   └── UnmetError      processes of one run that never met
+├── ProcessError        processes of one run that lost contact with each other
+│   └── UnmetError      processes of one run that never made contact
 └── Cancelled           a dialog that the user closed
 """
 
@@ -23,11 +23,11 @@ class SpectrumError(Exception):
 
 
 class CheckpointError(SpectrumError):
-    """A checkpoint is missing, damaged or of a format that is not supported."""
+    """A checkpoint is missing or damaged, or its format is not supported."""
 
 
 class HubError(CheckpointError):
-    """A checkpoint cannot be had from the Hugging Face Hub."""
+    """A checkpoint cannot be downloaded from the Hugging Face Hub."""
 
 
 class LayerTypeError(SpectrumError):
@@ -51,7 +51,7 @@ class ProcessError(SpectrumError):
 
 
 class UnmetError(ProcessError):
-    """The processes of this run did not meet."""
+    """The processes of this run never made contact."""
 
 
 class Cancelled(SpectrumError):  # noqa: N818 - the user's choice, not an error

@@ -1,7 +1,7 @@
-"""Files on disk: open what others made, write whole files or none, and name the output files.
+"""Files on disk: open untrusted files, replace files as a whole, and name the output files.
 
-Another user may have put anything in the place of a file that is read. Another program may remove a directory, or a
-file in it, at any time.
+Another user may have put anything in the place of a file that this package reads. Another program may remove a
+directory, or a file in it, at any time.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from typing import Any, BinaryIO, TypeVar
 from spectrum.errors import ResultsError
 
 _T = TypeVar("_T")
-_TRIES = 3  # a directory that disappears more often than this does not do so by chance
-_ABANDONED = 3600.0  # seconds; writing a file takes less
+_TRIES = 3  # if a directory disappears more often than this, it is not by chance
+_ABANDONED_AFTER = 3600.0  # seconds; writing a file takes less
 
 # A parsed value takes about 60 bytes. The header of 200,000 tensors has 2 million values.
 _MAX_VALUES = 5_000_000
 
-# The bytes of a file name are 255 at most. This leaves room for the rest of the longest name that is written.
-_LONGEST_SLUG = 180
+# A file name has 255 bytes at most. This leaves room for the other parts of the longest name.
+_MAX_SLUG_BYTES = 180
 
 # Without O_NONBLOCK, opening a FIFO waits for a writer. Windows lacks some of these flags, and needs O_BINARY.
-FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 
 # Reading.
 
 
-def opened(path: Path) -> BinaryIO:
-    """A file that others may have made, opened for reading: of a model, of a results directory, or a list.
+def open_untrusted(path: Path) -> BinaryIO:
+    """Open for reading a file that others may have written: of a model, of a results directory, or a list.
 
     Refuses symlinks out of the file's directory, except from a snapshot in the Hub's cache to the blobs of the same
     repository, and everything but regular files. Otherwise another file could be read in its place, or the read could
@@ -52,7 +52,7 @@ def opened(path: Path) -> BinaryIO:
     if not real.is_relative_to(directory) and real.parent != _blobs(directory):
         raise OSError(errno.ELOOP, f"it is a link out of its directory, to {real}; put the file itself there")
     _check_regular(os.stat(real))  # before it is opened, because opening a device may have an effect
-    descriptor = os.open(real, os.O_RDONLY | FLAGS)
+    descriptor = os.open(real, os.O_RDONLY | OPEN_FLAGS)
     try:
         _check_regular(os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
@@ -61,12 +61,12 @@ def opened(path: Path) -> BinaryIO:
         raise
 
 
-def read(path: Path, limit: int) -> bytes:
-    """The content of a file that others may have made.
+def read_untrusted(path: Path, limit: int) -> bytes:
+    """The content of a file that others may have written.
 
-    Raises OSError as `opened` does, and if the file is longer than `limit` bytes.
+    Raises OSError as `open_untrusted` does, and if the file is longer than `limit` bytes.
     """
-    with opened(path) as stream:
+    with open_untrusted(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         content = stream.read(min(size, limit) + 1)  # not `limit` alone: Python allocates as much as is asked for
     if len(content) > limit:
@@ -95,7 +95,7 @@ def _check_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 # Names of output files.
@@ -110,24 +110,24 @@ def check_name(model: str) -> None:
     """Raises ResultsError if the model's name cannot be part of a file name."""
     if "\0" in model:
         raise ResultsError(f"{model!r} cannot be part of a file's name")
-    if len(os.fsencode(slug(model))) > _LONGEST_SLUG:
+    if len(os.fsencode(slug(model))) > _MAX_SLUG_BYTES:
         raise ResultsError(f"the name {model[:40]}... is too long to name files by; give a shorter, relative path")
 
 
 def sorted_path(output_dir: Path, model: str) -> Path:
-    """Where the scores go that are grouped by layer type and sorted."""
+    """The path of the file with the scores by layer type, each type sorted."""
     return output_dir / f"snr_results_{slug(model)}_sorted.json"
 
 
-def selection_path(output_dir: Path, model: str, form: str, percent: str, ending: str) -> Path:
-    """Where a selection goes.
+def selection_path(output_dir: Path, model: str, content: str, percent: str, ending: str) -> Path:
+    """The path of a selection's file.
 
     Args:
-        form: what the file holds; `unfrozenparameters` for Axolotl.
+        content: what the file has; `unfrozenparameters` for Axolotl.
         percent: the percentage as the user typed it.
         ending: the extension without a dot; `yaml` for Axolotl.
     """
-    return output_dir / f"snr_results_{slug(model)}_{form}_{percent}percent.{ending}"
+    return output_dir / f"snr_results_{slug(model)}_{content}_{percent}percent.{ending}"
 
 
 # Writing.
@@ -136,7 +136,7 @@ def selection_path(output_dir: Path, model: str, form: str, percent: str, ending
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the content of a file, or leave the file as it was.
 
-    The content goes to a temporary file beside it, which is flushed to disk and then renamed.
+    The content is written to a temporary file beside it, which is flushed to disk and then renamed.
 
     Raises ResultsError if that fails.
     """
@@ -157,11 +157,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):  # it does not exist after the rename, or if it could not be created
             temporary.unlink()
-    sweep(path)
+    remove_abandoned(path)
 
 
 def check_writable(paths: Iterable[Path]) -> None:
-    """Check before a long scan that these files can be written after it. Nothing that this creates stays.
+    """Check before a long scan that these files can be written after it. Leaves nothing behind.
 
     Raises ResultsError if a directory, or its nearest ancestor that exists, does not accept files, or if something with
     a file's name cannot be replaced.
@@ -171,7 +171,7 @@ def check_writable(paths: Iterable[Path]) -> None:
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
         try:
-            user = owner(existing)
+            user = user_of(existing)
         except OSError as error:
             raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
         try:
@@ -214,13 +214,13 @@ def create(path: Path) -> int:
     return os.open(path, flags, 0o666)
 
 
-def sweep(path: Path) -> None:
-    """Remove the temporary files `beside` this one that killed runs left, and no other program's."""
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary files that killed runs left `beside` this file. Files of other programs stay."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.[0-9a-f]{{8}}")
     with suppress(OSError):
         for name in filter(ours.fullmatch, os.listdir(path.parent)):
             left = path.with_name(name)
-            if time.time() - left.lstat().st_mtime > _ABANDONED:
+            if time.time() - left.lstat().st_mtime > _ABANDONED_AFTER:
                 left.unlink()
 
 
@@ -234,8 +234,10 @@ def check_place(path: Path) -> None:
             raise OSError(errno.EEXIST, "it exists and is not a file")
 
 
-def owner(directory: Path) -> int:
-    """The user who owns the files that this process creates in a directory; on network disks, root may be nobody.
+def user_of(directory: Path) -> int:
+    """The id of the user who owns the files that this process creates in a directory.
+
+    On a network disk, that may be another user than the one who runs the process: `nobody` in place of root.
 
     Raises OSError if the directory does not accept files.
     """

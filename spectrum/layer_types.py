@@ -1,7 +1,4 @@
-"""Module paths: what they may look like, which layer type each belongs to, which types a pattern matches.
-
-Standard library only.
-"""
+"""Layer types: the groups in which layers are ranked. They follow from module paths, and are chosen by patterns."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from fnmatch import fnmatchcase
 
 from spectrum.errors import LayerTypeError
 
-# What a module or a parameter may be called. Names are written to YAML, used in patterns and shown on terminals, so
-# every character that one of these might interpret is refused. So is a longer name, which would widen every table.
+# The names that a module or a parameter may have. Names are written to YAML, used in patterns and shown on terminals:
+# characters that one of these might interpret are refused. Longer names are refused because they widen every table.
 MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
 
 # Parts of a path that FSDP, activation checkpointing and torch.compile add around a module.
@@ -20,11 +17,11 @@ WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:
-    """Return the layer type of each module path of a model.
+    """The layer type of each module path of a model.
 
     A type is the part of the path after its first number: `model.layers.7.mlp.down_proj` -> `mlp.down_proj`.
-    Stacks of layers that share such a type are towers, and are ranked separately: their types keep the path of the
-    stack (`model.visual.blocks.attn.proj`). A path without a number is its own type. A path that ends in its first
+    Stacks of layers that share such a type are called towers, and are ranked separately: their types keep the path of
+    the stack (`model.visual.blocks.attn.proj`). A path without a number is its own type. A path that ends in its first
     number (`heads.0`) has the stack as its type (`heads`).
     """
     split = {path: _stack_and_suffix(path) for path in paths}
@@ -49,12 +46,12 @@ def _stack_and_suffix(path: str) -> tuple[str, str]:
 
 
 def display_order(layer_types: Iterable[str]) -> list[str]:
-    """Return the distinct layer types, sorted by their first dotted component, then by name, as the reference does."""
+    """The distinct layer types, sorted by their first dotted component, then by name, as the reference does."""
     return sorted(set(layer_types), key=lambda name: (name.split(".")[0], name))
 
 
 def match_types(patterns: Sequence[str], layer_types: Sequence[str]) -> list[str]:
-    """Return the layer types that at least one pattern matches, in the order of `layer_types`.
+    """The layer types that at least one pattern matches, in the order of `layer_types`.
 
     A pattern is an exact type, a shell pattern, or `all`. Raises LayerTypeError if a pattern matches nothing.
     """

@@ -1,4 +1,4 @@
-"""The records that flow through a scan. Standard library only."""
+"""The records that the steps of a scan hand to one another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Parameter:
     Args:
         shape: as the model class declares it.
         dtype: as stored, by torch's name.
-        tied_to: the first parameter of the model that is the same; None if this is the first.
+        tied_to: the owner of tied parameters: the first in model order, under whose name trainers see them. None if
+            this parameter is the owner itself, or is not tied.
         module: the class of the module that holds it, if torch.nn or transformers (Conv1D) defines that class;
             "grouped Conv2d" and the like for a convolution in groups; None for all other modules.
     """
@@ -54,20 +55,20 @@ class ModelInfo:
     modules: frozenset[str] = field(default=frozenset(), compare=False)
 
     def knows_modules(self) -> bool:
-        """Whether the parameters say which class of module holds them. Scans of early versions do not."""
+        """Whether `Parameter.module` is known. Scans that early versions have cached lack it."""
         return any(parameter.module is not None for parameter in self.parameters.values())
 
     def owner(self, name: str) -> str:
-        """The name under which trainers see a parameter: of tied parameters, the first one's."""
+        """The owner of a tied parameter, see `Parameter.tied_to`; any other parameter's own name."""
         parameter = self.parameters.get(name)
         return name if parameter is None else parameter.tied_to or name
 
     def tied(self) -> dict[str, str]:
-        """Tied parameters that trainers do not see, each with the one that it is the same as."""
+        """Tied parameters that trainers do not see, each with its owner."""
         return {name: parameter.tied_to for name, parameter in self.parameters.items() if parameter.tied_to is not None}
 
     def owners(self, names: Iterable[str]) -> list[str]:
-        """The parameters that trainers see for these names, each once. Names that the model lacks are left out."""
+        """The distinct owners of these parameters. Names that the model lacks are left out."""
         return list(dict.fromkeys(self.owner(name) for name in names if name in self.parameters))
 
     def num_elements(self, names: Iterable[str]) -> int:
@@ -83,7 +84,7 @@ class Provenance:
         revision: as asked for; None for the repository's default.
         commit: the commit on the Hub that the revision resolved to; None for a directory.
         fingerprint: a digest of a directory's weight files; None for a repository.
-        class_asked: what `--model-class` named, if that is not the checkpoint's own class.
+        class_asked: the class that `--model-class` named; None for the checkpoint's own class.
         versions: of torch, transformers and spectrum.
         info: what the model consists of.
     """
@@ -124,12 +125,12 @@ class LayerWeight:
 
 
 class BulkEdge(NamedTuple):
-    """How the singular values of a matrix lie about the bulk edge.
+    """How the singular values of a matrix lie around the bulk edge.
 
     Args:
         num_above: how many are above the edge.
-        num_below: how many are not, zeros left out.
-        nearest: the smallest distance of a singular value to the edge, relative to the larger of the two.
+        num_below: how many are at or below the edge, but not 0.
+        nearest: the smallest distance of a singular value from the edge, relative to the larger of the two.
         sensitivity: how much the SNR varies while the edge moves from 1 percent below its place to 1 percent above,
             relative to the largest SNR on the way.
     """
@@ -144,7 +145,7 @@ class BulkEdge(NamedTuple):
         """The record from a JSON list. Raises ValueError, TypeError or OverflowError if it is not one."""
         num_above, num_below, nearest, sensitivity = values
         if not all(isinstance(count, int) and 0 <= count < 2**63 for count in (num_above, num_below)):
-            raise ValueError("a count at the bulk edge is no whole number")
+            raise ValueError("a count at the bulk edge is not a whole number")
         return cls(num_above, num_below, float(nearest), float(sensitivity))
 
 
@@ -162,7 +163,7 @@ class LayerSnr:
     Args:
         name: the layer's name.
         layer_type: the type among whose layers it is ranked.
-        snr: of a stack, the median of its matrices. NaN if the weight holds NaN or infinity.
+        snr: of a stack, the median over its matrices. NaN if the weight holds NaN or infinity.
         experts: the SNR of each matrix of a stack, in order; None for a single matrix.
         edge: of a stack, the sums of the counts, the smallest `nearest` and the median `sensitivity`; None if the
             scan does not say.
@@ -177,14 +178,14 @@ class LayerSnr:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpectrum:
-    """The singular values of one matrix, and what its score is made of.
+    """The singular values of one matrix, and the numbers that its score is computed from.
 
     Args:
-        name: the layer's name. For a stack, the place of the matrix follows: `mlp.experts.down_proj[7]`.
+        name: the layer's name. For a stack, the index of the matrix follows: `mlp.experts.down_proj[7]`.
         shape: (n, m) of the matrix.
         values: the min(n, m) singular values, ascending, float64, finite.
         aspect_ratio: beta = min(n, m) / max(n, m).
-        interquartile_range: the distance of the quartiles of the values.
+        interquartile_range: q75 - q25 of the values.
         sigma: the scale of the noise.
         edge: the bulk edge.
         snr: the matrix's score.
@@ -206,11 +207,11 @@ class ScanResult:
 
     Args:
         model: the name that was scanned.
-        layers: the layers that have an SNR, finite or infinite.
-        left_out: names of the layers whose weight holds NaN or infinity.
+        layers: the layers that have an SNR. It may be infinite, but not NaN.
+        left_out: names of the layers whose SNR is NaN, because their weight holds NaN or infinity.
         scanned: the layer types that were scanned.
         provenance: None for scans of other tools.
-        part_of: the scan that this one is a part of, None if it is whole.
+        part_of: the scan that this one was taken from by `only`; None for a whole scan.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Text for people: tables, counts, times, and names that are safe to print. Standard library only."""
+"""Text for people: tables, counts, times, and names that are safe to print."""
 
 from __future__ import annotations
 

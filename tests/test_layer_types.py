@@ -18,7 +18,7 @@ from spectrum.layer_types import display_order, layer_types, match_types
         ("model.embed_tokens", "model.embed_tokens"),
         # Only the first number is the depth; a later one tells experts of one layer apart.
         ("model.layers.3.mlp.experts.5.w1", "mlp.experts.5.w1"),
-        # A digit within a name is no number.
+        # A digit within a name is not a number.
         ("decoder.block1.fc2", "decoder.block1.fc2"),
         ("model.layers.0.mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj"),
         # Nothing follows the number: the stack itself is the type, for it cannot be empty.
@@ -58,7 +58,7 @@ TYPES = ["lm_head", "mlp.gate", "mlp.gate_proj", "mlp.up_proj", "self_attn.q_pro
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [
-        pytest.param(["mlp.gate"], ["mlp.gate"], id="an exact type is no prefix"),
+        pytest.param(["mlp.gate"], ["mlp.gate"], id="an exact type is not a prefix"),
         pytest.param(["mlp.gate*"], ["mlp.gate", "mlp.gate_proj"], id="shell pattern"),
         pytest.param(["*_proj"], ["mlp.gate_proj", "mlp.up_proj", "self_attn.q_proj"], id="a star crosses dots"),
         pytest.param(["mlp.[gx]ate"], ["mlp.gate"], id="character set"),

@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,8 +184,7 @@ def test_what_was_trained_is_what_the_list_says(executed: Executed) -> None:
     before, after = stored(TINY_LLAMA), stored(executed.directory / "trained")
     assert before.keys() == after.keys()
     moved = {name for name, value in before.items() if not value.float().equal(after[name].float())}
-    listed: Callable[[str], bool] = lambda name: any(re.match(entry, name) for entry in entries)  # noqa: E731
-    assert moved == set(filter(listed, before))
+    assert moved == {name for name in before if any(re.match(entry, name) for entry in entries)}
 
 
 def stored(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model's config.json: read, checked for numbers that no model has, and freed of what leads to other repositories."""
+"""Reads a model's config.json: refuses numbers that no model has, and removes settings that name other repositories."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from spectrum.checkpoint.disk.weight_files import not_a_model_reason
 from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
-from spectrum.files import parse_json, read
+from spectrum.files import parse_json, read_untrusted
 
 _MAX_CONFIG_BYTES = 16 << 20
 
-# The largest count for each setting, or for settings whose last word this is. A model with more would fill the memory
-# with Python objects before a weight is looked at.
-_LARGEST_COUNTS = {
+# The largest count for each setting, by its name or by the last word of its name. A model with more would fill the
+# memory with Python objects before any weight is read.
+_MAX_COUNTS = {
     **dict.fromkeys(("layer", "layers", "types", "block", "blocks", "depth", "depths", "stages", "codebooks"), 2_000),
     "replace": 2_000,  # first_k_dense_replace: the number of layers that are not mixtures of experts
     "window_kernel_size": 10_000,
@@ -31,7 +31,7 @@ _LARGEST_COUNTS = {
     "speakers": 1_000_000,
     "labels": 200_000,
 }
-_BY_STAGE = ("depth", "depths", "blocks", "stages")  # lists of these have the number of layers of each stage
+_BY_STAGE = ("depth", "depths", "blocks", "stages")  # a list under these words has the number of layers of each stage
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
@@ -53,7 +53,7 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
         with quiet(), nothing_fetched():
             config = build()
             if not trust_remote_code and hasattr(config, "auto_map"):
-                del config.auto_map  # or transformers asks whether the code of a part of the model may run
+                del config.auto_map  # otherwise transformers asks whether the code of a part of the model may run
         _check_counts(path, config.to_dict())
     except CheckpointError:
         raise
@@ -63,7 +63,7 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
 
 
 def own_class(config: Any) -> str | None:
-    """Return the class of transformers that a config names for its model, None if it names none."""
+    """The name of the transformers class that a config gives its model, None if it gives none."""
     model_class = native_class(getattr(config, "architectures", None))
     return None if model_class is None else str(model_class.__name__)
 
@@ -71,18 +71,22 @@ def own_class(config: Any) -> str | None:
 def _config_builder(
     directory: Path, settings: Mapping[str, Any], foreign: str | None, *, trust_remote_code: bool
 ) -> Callable[[], Any]:
-    """Return a function that builds the config.
+    """A function that builds the config. Raises CheckpointError if there is none for these settings.
 
-    Raises CheckpointError if there is none for these settings. foreign: the code of another repository that they name.
+    Args:
+        directory: the model's.
+        settings: of config.json.
+        foreign: the code of another repository that they name, None if they name none.
+        trust_remote_code: whether Python files of the directory may be run.
     """
     path, model_type = directory / "config.json", settings.get("model_type")
     has_code = "AutoConfig" in (settings.get("auto_map") or {})
     if has_code and trust_remote_code:
         return partial(_build_by_remote_code, settings, directory)
-    if model_type is None:  # configs of 2019 name a class alone
+    if model_type is None:  # configs of 2019 only name a class
         loader = getattr(native_class(settings.get("architectures")), "config_class", None)
         if loader is None:
-            raise CheckpointError(f"{path} has no model_type, so it is no transformers model")
+            raise CheckpointError(f"{path} has no model_type, so it is not a transformers model")
         return partial(_build, settings, directory, loader)
     if model_type in transformers.CONFIG_MAPPING:
         return partial(_build, settings, directory, transformers.AutoConfig)
@@ -103,10 +107,10 @@ def _config_builder(
 
 
 def _build(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
-    """Return the config that transformers makes of these settings alone.
+    """The config that transformers builds from these settings alone.
 
-    The settings have been checked. The file may have been replaced since, and with `configuration_files` transformers
-    would read another one. So transformers gets the settings, and reads no file.
+    The settings have been checked, but the file may have been replaced since, and with `configuration_files`
+    transformers would read another file. So it gets the settings, and reads no file.
     """
 
     def get_config_dict(cls: Any, name: object, /, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -129,22 +133,22 @@ def _build_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
-    """Return the content of config.json. Raises CheckpointError if there is none, or if it is broken."""
+    """The content of config.json. Raises CheckpointError if there is none, or if it is broken."""
     path = directory / "config.json"
     try:
-        settings = parse_json(read(path, _MAX_CONFIG_BYTES))
+        settings = parse_json(read_untrusted(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
         reason = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
-        raise CheckpointError(reason or f"{directory} has no config.json, so it is no transformers model") from error
+        raise CheckpointError(reason or f"{directory} has no config.json, so it is not a transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise CheckpointError(f"{path} is broken: its architectures are no list of class names")
+        raise CheckpointError(f"{path} is broken: its architectures are not a list of class names")
     if weights_file := settings.get("transformers_weights"):
         raise CheckpointError(
             f"{path} has the weights taken from {str(weights_file)[:200]!r}; put that file in a directory of its own, "
@@ -161,7 +165,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _foreign_code(settings: Mapping[str, Any]) -> str | None:
-    """Return code of another repository that a config names, as `repository--module.Class`; None if it names none."""
+    """The code of another repository that a config names, as `repository--module.Class`; None if it names none."""
     for value in (settings.get("auto_map") or {}).values():
         for class_name in value if isinstance(value, list) else [value]:
             if isinstance(class_name, str) and "--" in class_name:
@@ -172,15 +176,15 @@ def _foreign_code(settings: Mapping[str, Any]) -> str | None:
 def _without_other_repositories(
     settings: dict[str, Any], *, code_from: str | None, nested: bool = False
 ) -> dict[str, Any]:
-    """Return the settings without those that lead to another repository.
+    """The settings without those that lead to another repository.
 
-    `attn_implementation` and the like may name a repository whose code transformers would take; they change no names
+    `attn_implementation` and the like may name a repository whose code transformers would use. They change no names
     and no shapes. Numbers that JSON lacks, such as infinity, are decoded from transformers' notation.
 
     Args:
         settings: of a config.
-        code_from: the directory that code may be taken from, None if no code may be run. A nested config would
-            otherwise say itself where its code is.
+        code_from: the directory whose code may be run, None if none may be. It replaces the place that a nested config
+            gives for its code.
         nested: whether this config is a part of another.
     """
 
@@ -206,42 +210,44 @@ def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
     """Raises CheckpointError if a config asks for more modules or labels than any model has."""
     labels = 0
     for key, count in _counts(settings):
-        if key.endswith("labels"):  # each nested config has its own labels; the sum counts
+        if key.endswith("labels"):  # each nested config has its own labels; the limit is on their sum
             labels += count
             count = labels
-        if count > _largest_count(key):
+        if count > _max_count(key):
             raise CheckpointError(f"{path} is broken: {count} as {key} is more than any model has")
 
 
-def _largest_count(key: object) -> float:
-    """Return the largest number that a setting may have; infinity if it may have any."""
+def _max_count(key: object) -> float:
+    """The largest number that a setting may have; infinity if there is no limit."""
     name = str(key)
-    return _LARGEST_COUNTS.get(name, _LARGEST_COUNTS.get(name.rpartition("_")[2], math.inf))
+    return _MAX_COUNTS.get(name, _MAX_COUNTS.get(name.rpartition("_")[2], math.inf))
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the numbers of modules and labels that a config and its nested configs ask for, each with its key.
-
-    In a list, both the numbers and the length may ask for so many modules. If a list has the depth of each stage, their
-    sum does.
-    """
+    """The numbers of modules and labels that a config and its nested configs ask for, each with its key."""
     for key, value in settings.items():
-        elements = value if isinstance(value, list) else []
-        if isinstance(value, dict):
-            yield from _counts(value)
-        for element in elements:
-            if isinstance(element, dict):
-                yield from _counts(element)
-        if _largest_count(key) < math.inf:
-            numbers = list(_whole_numbers(value))
-            yield from ((key, number) for number in numbers)
-            yield key, len(elements)
-            if str(key).rpartition("_")[2] in _BY_STAGE:
-                yield key, sum(numbers)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):  # a nested config
+                yield from _counts(part)
+        if _max_count(key) < math.inf:
+            yield from ((key, count) for count in _counts_in(key, value))
+
+
+def _counts_in(key: object, value: object) -> Iterator[int]:
+    """The numbers of modules or labels that one setting may ask for.
+
+    In a list, each number may be one, and so may the length. If a list has the depth of each stage, their sum is one.
+    """
+    numbers = list(_whole_numbers(value))
+    yield from numbers
+    if isinstance(value, list):
+        yield len(value)
+    if str(key).rpartition("_")[2] in _BY_STAGE:
+        yield sum(numbers)
 
 
 def _whole_numbers(value: object) -> Iterator[int]:
-    """Yield the whole numbers in a value, or in lists nested to any depth. parse_json has limited the depth."""
+    """The whole numbers in a value, or in lists nested to any depth. parse_json has limited the depth."""
     if isinstance(value, list | tuple):
         for element in value:
             yield from _whole_numbers(element)

@@ -12,17 +12,17 @@ from functools import cached_property
 from pathlib import Path
 
 from spectrum.checkpoint.disk import fingerprint
-from spectrum.checkpoint.disk.tensors import WeightFiles
+from spectrum.checkpoint.disk.tensors import WeightHeaders
 from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES, SINGLE_FILES, no_weights_reason
 from spectrum.errors import CheckpointError, HubError, first_line
-from spectrum.files import parse_json, read
+from spectrum.files import parse_json, read_untrusted
 
 _TIMEOUT = 10  # seconds for the first request; without a limit, a dead network would mean a long wait
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """Where a model's name leads. Made once a run, so that the headers of its files are read once.
+    """The directory that a model's name stands for. A run creates it once, so that it reads each header once.
 
     Args:
         directory: the model's.
@@ -33,26 +33,35 @@ class ResolvedModel:
     commit: str | None
 
     @cached_property
-    def weight_files(self) -> WeightFiles:
-        """The weight files of the directory, with the headers that have been read so far."""
-        return WeightFiles(self.directory)
+    def headers(self) -> WeightHeaders:
+        """The headers of the directory's weight files, as far as they have been read."""
+        return WeightHeaders(self.directory)
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """The digest of a local directory's weight files. None for a snapshot, whose commit says as much.
+        """The digest of a local directory's weight files. None for a snapshot, which its commit identifies.
 
         Raises CheckpointError if a file is missing or damaged.
         """
-        return fingerprint.fingerprint(self.weight_files) if self.commit is None else None
+        return fingerprint.fingerprint(self.headers) if self.commit is None else None
 
 
 def resolve_local(model: str) -> ResolvedModel | None:
-    """Find a local directory by a model's name, None if the name can only be a repository's id.
+    """The model in a local directory of this name, None if the name can only be a repository's id.
 
     Raises CheckpointError for a path that does not exist, or is not a directory.
     """
-    directory = local_directory(model)
-    return None if directory is None else ResolvedModel(directory, None)
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:  # ~name, of a user that this machine does not have
+        raise CheckpointError(f"there is no directory {model!r}") from error
+    if model and path.is_dir():
+        return ResolvedModel(path, None)
+    if path.is_file():
+        raise CheckpointError(f"{model} is a file; give the directory that contains it")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+        raise CheckpointError(f"there is no directory {model!r}")
+    return None
 
 
 def resolve(model: str, revision: str | None, *, remote_code: bool) -> ResolvedModel:
@@ -67,26 +76,8 @@ def resolve(model: str, revision: str | None, *, remote_code: bool) -> ResolvedM
     return ResolvedModel(directory, directory.name)
 
 
-def local_directory(model: str) -> Path | None:
-    """Return the directory that a model's name means, None if the name can only be a repository's id.
-
-    Raises CheckpointError for a path that does not exist, or is not a directory.
-    """
-    try:
-        path = Path(model).expanduser()
-    except RuntimeError as error:  # ~name, of a user that this machine does not have
-        raise CheckpointError(f"there is no directory {model!r}") from error
-    if model and path.is_dir():
-        return path
-    if path.is_file():
-        raise CheckpointError(f"{model} is a file; give the directory that it lies in")
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
-        raise CheckpointError(f"there is no directory {model!r}")
-    return None
-
-
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """Return the directory of a repository's snapshot in the local cache, named by its commit; None if it has none."""
+    """The directory, named by its commit, of a repository's snapshot in the local cache; None if it has none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -100,8 +91,8 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     """Download a repository's config and weight files, and nothing else. Return the directory, named by its commit.
 
-    If the Hub cannot be asked, an earlier download is used. Raises HubError if there is no such repository or revision,
-    if access is not granted, or if nothing answers and nothing was downloaded before.
+    If the Hub cannot be reached, an earlier download is used. Raises HubError if there is no such repository or
+    revision, if access is not granted, or if the Hub cannot be reached and nothing was downloaded before.
 
     Args:
         repo: the repository's id.
@@ -129,11 +120,11 @@ def _at(revision: str | None) -> str:
 
 
 def _file_names(repo: str, revision: str | None) -> set[str] | Path:
-    """Return the names of a repository's files or, if the Hub cannot be asked, the snapshot of an earlier download."""
+    """The names of a repository's files or, if the Hub cannot be reached, the snapshot of an earlier download."""
     from huggingface_hub import HfApi, errors
 
     try:
-        # This request goes first: no other is given up at once if nothing answers.
+        # This request comes first: it alone gives up soon if the Hub does not answer.
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
     except errors.HFValidationError as error:
         raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
@@ -181,7 +172,7 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
 
 
 def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
-    """Return the names of the files to download before the weight files."""
+    """The names of the files to download before the weight files."""
     weights = [name for stem in SINGLE_FILES for name in (stem, f"{stem}.index.json") if name in names]
     if not weights:
         raise CheckpointError(no_weights_reason(where, names))
@@ -192,21 +183,21 @@ def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) 
 
 def _config(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
     if "config.json" not in names:
-        raise CheckpointError(f"{where} has no config.json, so it is no transformers model")
+        raise CheckpointError(f"{where} has no config.json, so it is not a transformers model")
     return ["config.json", *(name for name in names if remote_code and name.endswith(".py"))]
 
 
 def _shards(folder: Path, names: Collection[str]) -> list[str]:
-    """Return the names of a repository's weight files, given the directory that its index is in."""
+    """The names of a repository's weight files, given the directory that its index is in."""
     for stem in SINGLE_FILES:
         if stem in names:
             return [stem]
         index = folder / f"{stem}.index.json"
         if index.name in names:
             try:
-                shards = set(parse_json(read(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
+                shards = set(parse_json(read_untrusted(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return []  # opening the checkpoint finds out what is wrong with the index
+                return []  # opening the checkpoint reports what is wrong with the index
             # huggingface_hub compares each with the names of all files of the repository, so there must not be many.
             return sorted(shards) if len(shards) <= MAX_FILES else []
     return []

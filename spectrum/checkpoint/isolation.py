@@ -1,4 +1,4 @@
-"""transformers, kept silent and away from the Hub, from foreign code, and from all but its models."""
+"""Calls into transformers that keep it silent, off the Hub, away from foreign code, and to its own model classes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can have this pat
 def nothing_fetched() -> Iterator[None]:
     """Keep transformers from asking the Hub, and from using what other programs have put into its cache.
 
-    A config can name other repositories: backbones whose configs or weights are taken, kernels whose code is run. The
-    user has named one model alone.
+    A config can name other repositories: backbones whose configs or weights it uses, kernels whose code it runs. The
+    user has named only one model.
     """
     kernels: Any = getattr(transformers.integrations, "hub_kernels", None)
     changed: list[tuple[Any, str, object]] = [
@@ -45,7 +45,7 @@ def nothing_fetched() -> Iterator[None]:
 
 
 def failure_reason(error: Exception) -> str:
-    """Return one line that says what went wrong in transformers."""
+    """One line that says what went wrong in transformers."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError):
@@ -58,13 +58,13 @@ def failure_reason(error: Exception) -> str:
 
 
 def native_class(architectures: Sequence[str] | None) -> Any:
-    """Return transformers' own class for the first of a config's `architectures`, None if there is none."""
+    """The class of transformers for the first of a config's `architectures`, None if there is none."""
     found = transformers_model_attribute(architectures[0]) if architectures else None
     return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
 def transformers_model_attribute(name: str) -> Any:
-    """Return what has this name among transformers' models, None if nothing has.
+    """What transformers' modules of models define under this name, None if they define nothing.
 
     Names outside its models are not looked up: importing some of those modules has effects.
     """
@@ -76,7 +76,7 @@ def transformers_model_attribute(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers. Its advice is for those who train or run a model, and would only interrupt our output."""
+    """Silence transformers. Its advice is about training and running models, and would only clutter our output."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:

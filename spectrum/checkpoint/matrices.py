@@ -18,6 +18,7 @@ from spectrum.checkpoint.parameters import ParameterSource
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import display_order, layer_types
 from spectrum.records import LayerWeight, ModelInfo, Parameter
+from spectrum.text import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,19 @@ class Description:
 def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Parameter]) -> Description:
     """Describe a model, in one pass over its modules.
 
-    The weights are the `weight` of every module, and other parameters that hold matrices. Of tied parameters, the
-    first in model order is the one that trainers see.
+    The weights are the `weight` of every module, and other parameters that hold matrices. The owner of tied parameters,
+    under whose name trainers see them, is the first in model order.
 
     Args:
         model: on any device, the meta device included.
-        holders: the parameter that holds the values of each parameter: itself, or one that it is tied to. Parameters
-            that are missing here are left out.
+        holders: for each parameter, the one under whose name its values are stored: itself, or one that it is tied to.
+            Parameters that are missing here are left out.
         specs: the shape and the dtype of each parameter in `holders`.
     """
     modules: dict[str, torch.nn.Module] = dict(model.named_modules(remove_duplicate=False))
     parameters: dict[str, Parameter] = {}
     groups: dict[str, int] = {}
-    first: dict[str, str] = {}
+    owners: dict[str, str] = {}  # by holder
     matrices: list[tuple[str, str, torch.nn.Module]] = []  # layer, parameter, module
     for path, module in modules.items():
         module_class = _module_class(module)
@@ -61,8 +62,8 @@ def describe(model: Any, holders: Mapping[str, str], specs: Mapping[str, Paramet
             name = _join(path, own_name)
             if name not in holders:
                 continue
-            seen = first.setdefault(holders[name], name)
-            parameters[name] = replace(specs[name], tied_to=None if seen == name else seen, module=module_class)
+            owner = owners.setdefault(holders[name], name)
+            parameters[name] = replace(specs[name], tied_to=None if owner == name else owner, module=module_class)
             if _holds_matrices(path, own_name, module, value):
                 matrices.append((path if own_name == "weight" and path else name, name, module))
     types = layer_types(layer for layer, _, _ in matrices)
@@ -93,9 +94,9 @@ def _join(path: str, own_name: str) -> str:
 
 
 def _module_class(module: torch.nn.Module) -> str | None:
-    """Return the name of the nearest class that torch.nn or transformers (Conv1D) defines, None if there is none.
+    """The name of the nearest class that torch.nn or transformers (Conv1D) defines, None if there is none.
 
-    Adapters are chosen by this class. A convolution in groups is `grouped ...`, since adapters do not take it.
+    The class says which adapters fit the module. Convolutions in groups are named `grouped ...`: no adapter fits them.
     """
     for base in type(module).__mro__:
         if base is torch.nn.Module:
@@ -108,8 +109,8 @@ def _module_class(module: torch.nn.Module) -> str | None:
 def _holds_matrices(path: str, own_name: str, module: torch.nn.Module, value: torch.Tensor) -> bool:
     """Whether a module's own parameter holds weight matrices.
 
-    A `weight` always does. Of all other names, matrices named `..._weight` do, and 3-D stacks of experts. What is left
-    are biases, positions, decay rates and the like.
+    A `weight` always does. So does any other parameter that is a matrix or a 3-D stack and is named `..._weight`, and
+    any 3-D stack of experts. The rest are biases, positions, decay rates and the like.
     """
     if value.numel() == 0:
         return False
@@ -121,7 +122,7 @@ def _holds_matrices(path: str, own_name: str, module: torch.nn.Module, value: to
 
 
 def _matrix_shape(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
-    """Return (n, m) of the matrices that a parameter of this shape holds, and how many they are."""
+    """The shape (n, m) of the matrices that a parameter of this shape holds, and their number."""
     if len(shape) < 2:
         return (1, math.prod(shape)), 1
     if len(shape) == 3 and not isinstance(module, _ConvNd):
@@ -132,12 +133,12 @@ def _matrix_shape(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tupl
 
 
 def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[dict[str, str], dict[str, Parameter]]:
-    """Return the parameter that holds the values of each parameter, and the shape and the dtype of each as read.
+    """The holder of each parameter's values, see `describe`, and the shape and the dtype of each parameter as read.
 
-    A tied parameter that the source lacks has the values of the one that it is tied to. Raises CheckpointError if a
-    parameter is missing or has another shape: transformers would fill it with random numbers.
+    A parameter that the source lacks has the values of one that it is tied to. Raises CheckpointError if a parameter is
+    missing or has another shape: transformers would fill it with random numbers.
     """
-    holders = {name: name for name, _ in meta_model.parameters(model) if name in source}
+    holders = {name: name for name, _ in meta_model.named_parameters(model) if name in source}
     for group in meta_model.tied_groups(model):
         stored = sorted(group & holders.keys())
         if stored:
@@ -146,7 +147,7 @@ def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[di
     _refuse_missing(model, holders, where)
     spec_of = functools.cache(source.spec)
     specs = {}
-    for name, value in meta_model.parameters(model):
+    for name, value in meta_model.named_parameters(model):
         if name in holders:
             specs[name] = spec_of(holders[name])
             if specs[name].shape != tuple(value.shape):
@@ -159,12 +160,11 @@ def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[di
 
 def _refuse_missing(model: Any, holders: Mapping[str, str], where: object) -> None:
     missing = [
-        name for name, _ in meta_model.parameters(model) if name not in holders and not _is_optional(model, name)
+        name for name, _ in meta_model.named_parameters(model) if name not in holders and not _is_optional(model, name)
     ]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(
-            f"{where} lacks the parameter {missing[0]}{more} of {type(model).__name__}; "
+            f"{where} lacks the parameter {listed(missing, limit=1)} of {type(model).__name__}; "
             "if it was saved from another class, name that with --model-class"
         )
 
@@ -176,7 +176,7 @@ def _is_optional(model: Any, name: str) -> bool:
 
 
 def _are_equal(first: str, second: str, source: ParameterSource) -> bool:
-    """Whether two parameters hold the same stored values. transformers ties parameters of a config only then."""
+    """Whether two stored parameters are equal. If not, transformers does not tie them, even if the config does."""
     return source.spec(first) == source.spec(second) and torch.equal(
         source.read(first, None), source.read(second, None)
     )

@@ -23,7 +23,7 @@ from spectrum.checkpoint.isolation import (
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import MODULE_PATH
 
-# In Axolotl's order: the multimodal class before the language model inside it.
+# In Axolotl's order: a multimodal class comes before that of the language model inside it.
 _AUTO_CLASSES = (
     "AutoModelForImageTextToText",
     "AutoModelForCausalLM",
@@ -33,29 +33,33 @@ _AUTO_CLASSES = (
     "AutoModel",
 )
 
-# The largest published models have 120,000 modules and 70,000 tensors: their experts are modules of their own.
-_MAX_MODULES = 200_000
+# The largest published models have 120,000 modules, because each expert has several.
+MAX_MODULES = 200_000
+
+
+def max_modules(num_tensors: int) -> int:
+    """The largest number of modules that a model may have, given the number of tensors of its checkpoint."""
+    return min(10_000 + 10 * num_tensors, MAX_MODULES)
 
 
 def build_meta_model(
-    directory: Path, config: Any, class_name: str | None, num_tensors: int, *, trust_remote_code: bool
+    directory: Path, config: Any, class_name: str | None, limit: int, *, trust_remote_code: bool
 ) -> Any:
     """Build the model on the meta device. Parameters have the config's dtype.
 
-    Raises CheckpointError if transformers cannot build it, or if it has many times more modules than tensors.
+    Raises CheckpointError if transformers cannot build it, or if it has too many modules.
 
     Args:
         directory: the model's, for remote code and for messages.
         config: as `read_config` returns it.
         class_name: the class to build; None for the first of the config's architectures or, if transformers lacks
             that, the first auto class that knows the config.
-        num_tensors: how many tensors the checkpoint has, empty ones left out.
+        limit: the largest number of modules, `max_modules` or MAX_MODULES.
         trust_remote_code: whether Python files of the directory may be run.
     """
     name, build = _builder(directory, config, class_name, trust_remote_code=trust_remote_code)
     dtype = getattr(config, "dtype", None)
     default = torch.get_default_dtype()
-    limit = min(10_000 + 10 * num_tensors, _MAX_MODULES)
     try:
         with quiet(), nothing_fetched(), torch.device("meta"), _at_most_modules(limit):
             torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else default)
@@ -68,7 +72,7 @@ def build_meta_model(
 
 @contextmanager
 def _at_most_modules(limit: int) -> Iterator[None]:
-    """Stop a model that grows beyond this many modules. Even without parameters they can fill the memory."""
+    """Stop building a model that has more modules than this. Even modules without parameters can fill the memory."""
     remaining = itertools.count(limit, -1)
 
     def count(*_: object) -> None:
@@ -85,7 +89,7 @@ def _at_most_modules(limit: int) -> Iterator[None]:
 def _builder(
     directory: Path, config: Any, class_name: str | None, *, trust_remote_code: bool
 ) -> tuple[str, Callable[[], Any]]:
-    """Return the name of the class to build, and a function that builds it."""
+    """The name of the class to build, and a function that builds it."""
     remote_classes = getattr(config, "auto_map", None) or {}
     if class_name is not None:
         auto: Any = transformers_model_attribute(class_name)
@@ -106,7 +110,7 @@ def _builder(
 
 
 def name_warnings(model: Any) -> Iterator[str]:
-    """Yield what a user should know before relying on the names of a model's parameters."""
+    """Warnings for a user who relies on the names of a model's parameters."""
     rival = _rival_class(model)
     if rival:
         yield (
@@ -116,9 +120,10 @@ def name_warnings(model: Any) -> Iterator[str]:
 
 
 def _rival_class(model: Any) -> str | None:
-    """Return the class under which another trainer would load the model with different names; None if there is none.
+    """The name of a class with which another trainer would get different parameter names; None if there is none.
 
-    If a config has both a multimodal class and a causal language model, Axolotl loads the former, others the latter.
+    If a config has both a multimodal class and a causal language model, Axolotl loads the former, and other trainers
+    load the latter.
     """
     config = model.config
     autos = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
@@ -133,27 +138,27 @@ def _rival_class(model: Any) -> str | None:
         try:
             with quiet(), nothing_fetched(), torch.device("meta"):
                 rival = auto.from_config(config)
-        except Exception:  # a class that cannot be built from this config is no rival
+        except Exception:  # a class that cannot be built from this config is not a rival
             continue
         if {name for name, _ in rival.named_parameters()} != {name for name, _ in model.named_parameters()}:
             return type(rival).__name__
     return None
 
 
-def parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield all parameters of a model, tied ones under each of their names."""
+def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """All parameters of a model, tied ones under each of their names."""
     yield from model.named_parameters(remove_duplicate=False)
 
 
 def check_names(model: torch.nn.Module, where: object) -> None:
-    """Raises CheckpointError if the name of a parameter is not fit for a list."""
-    for name, _ in parameters(model):
+    """Raises CheckpointError if a parameter has a name that a list of layers cannot contain."""
+    for name, _ in named_parameters(model):
         if not MODULE_PATH.fullmatch(name):
-            raise CheckpointError(f"{where} has a parameter named {name!r}, which is no module path")
+            raise CheckpointError(f"{where} has a parameter named {name!r}, which is not a module path")
 
 
 def head_and_embedding(model: Any, modules: Mapping[str, torch.nn.Module]) -> tuple[str | None, str | None]:
-    """Return the names of the parameters of the output head and of the input embedding, None if there is none.
+    """The names of the parameters of the output head and of the input embedding; None for one that is missing.
 
     Args:
         model: the model.
@@ -177,16 +182,16 @@ def _weight_name(model: Any, getter: str, modules: Mapping[str, torch.nn.Module]
 
 
 def tied_groups(model: Any) -> Iterator[set[str]]:
-    """Yield the names of parameters that are the same parameter in the model, one set for each."""
+    """The sets of names that belong to one and the same parameter, for all parameters with several names."""
     group_of: dict[str, set[str]] = {}
-    by_identity: dict[int, set[str]] = {}
-    for name, parameter in parameters(model):
-        group_of[name] = by_identity.setdefault(id(parameter), set())
+    by_id: dict[int, set[str]] = {}
+    for name, parameter in named_parameters(model):
+        group_of[name] = by_id.setdefault(id(parameter), set())
         group_of[name].add(name)
-    for target, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if target in group_of and origin in group_of and group_of[target] is not group_of[origin]:
-            group_of[origin] |= group_of[target]
-            for name in group_of[target]:
-                group_of[name] = group_of[origin]
+    for tied, other in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if tied in group_of and other in group_of and group_of[tied] is not group_of[other]:
+            group_of[other] |= group_of[tied]
+            for name in group_of[tied]:
+                group_of[name] = group_of[other]
     distinct = {id(group): group for group in group_of.values()}
     yield from (group for group in distinct.values() if len(group) > 1)

@@ -1,6 +1,7 @@
 """Where the values of a model's parameters come from.
 
-`conversion.Streamed` reads them from a checkpoint's files, one at a time. `Loaded` has those of a model in memory.
+`conversion.StreamedParameters` reads them from a checkpoint's files, one at a time. `LoadedParameters` takes them from
+a model in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.isolation import failure_reason, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
 from spectrum.records import Parameter
+from spectrum.text import listed
 
 
 class ParameterSource(Protocol):
@@ -27,39 +29,41 @@ class ParameterSource(Protocol):
         ...
 
     def spec(self, name: str) -> Parameter:
-        """Return the shape and the dtype in which the parameter is read."""
+        """The shape and the dtype in which the parameter is read."""
         ...
 
     def read(self, name: str, index: int | None) -> torch.Tensor:
-        """Return the parameter or, if `index` is given, that element of its first dimension."""
+        """The parameter or, if `index` is given, that element of its first dimension."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedParameters:
     """Parameters of a model that is in memory."""
 
-    parameters: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.parameters
+        return name in self.tensors
 
     def spec(self, name: str) -> Parameter:
-        """Return the shape and the dtype of the parameter."""
-        value = self.parameters[name]
+        """The shape and the dtype of the parameter."""
+        value = self.tensors[name]
         return Parameter(tuple(value.shape), str(value.dtype).removeprefix("torch."))
 
     def read(self, name: str, index: int | None) -> torch.Tensor:
-        """Return the parameter or, if `index` is given, that element of its first dimension."""
-        value = self.parameters[name].detach()
+        """The parameter or, if `index` is given, that element of its first dimension."""
+        value = self.tensors[name].detach()
         return value if index is None else value[index]
 
 
-def load(directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, dequantize: bool = False) -> Loaded:
+def load(
+    directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, dequantize: bool = False
+) -> LoadedParameters:
     """Load a whole model with transformers, from tensors that this package has read.
 
-    transformers would map the files, and if a mapped file is truncated meanwhile, the process dies.
-    Raises CheckpointError if loading fails, or if it would fill a parameter with random numbers.
+    It does not get the files, because it would map them, which `read_tensor` avoids. Raises CheckpointError if loading
+    fails, or if it would fill a parameter with random numbers.
 
     Args:
         directory: the checkpoint, for messages.
@@ -83,11 +87,11 @@ def load(directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, deq
                 model = model.dequantize()
     except Exception as error:  # anything, from missing packages to a full memory
         raise CheckpointError(f"transformers cannot load {directory}: {failure_reason(error)}") from error
-    random = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    if random:
+    unfilled = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if unfilled:
         raise CheckpointError(
-            f"{directory} lacks the parameter {random[0]}{f' and {len(random) - 1} more' if len(random) > 1 else ''} "
-            f"of {model_class.__name__}, or holds it in another shape; "
+            f"{directory} lacks the parameter {listed(unfilled, limit=1)} of {model_class.__name__}, "
+            "or holds it in another shape; "
             "if it was saved from another class, name that with --model-class"
         )
-    return Loaded(dict(model.named_parameters(remove_duplicate=False)))
+    return LoadedParameters(dict(model.named_parameters(remove_duplicate=False)))

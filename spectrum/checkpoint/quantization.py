@@ -1,4 +1,4 @@
-"""Quantized checkpoints: whether tensors are dequantized one by one, the whole model is loaded, or neither works."""
+"""Quantized checkpoints: whether they are dequantized tensor by tensor, loaded as a whole, or refused."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from spectrum.errors import CheckpointError, first_line
 
 _SCAN_ORIGINAL = "scan the original checkpoint"
 
-# How keys end in quantized checkpoints of all methods in use, and in no others.
+# Suffixes of keys that the quantized checkpoints of all methods in use have, and other checkpoints do not have.
 _QUANTIZED_KEY = re.compile(
     r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
 )
 
-# How the keys of tensors end that are stored beside quantized weights, and need no scale of their own.
+# Suffixes of the keys of tensors that are stored beside quantized weights. These tensors need no scale.
 _AUXILIARY_KEY = re.compile(r"(scales?|scale_inv|qscale_weight|zero_point|g_idx|weight_shape)$")
 
-# Methods whose weights transformers' own mapping dequantizes one by one, each with the package that it needs.
+# Methods whose weights the mapping of transformers dequantizes one by one, each with the package that it needs.
 _STREAMED = {"fp8": None, "mxfp4": None, "compressed-tensors": "compressed_tensors"}
 
-# Methods that transformers undoes only in a loaded model, each with the package that it needs.
+# Methods for which transformers dequantizes only a loaded model, each with the package that it needs.
 _LOADED = {"bitsandbytes": "bitsandbytes"}
 
 ReadMode = Literal["as stored", "dequantized", "loaded"]
 
 
 def method(config: Any) -> str | None:
-    """Return the quantization method that a config names, None if the checkpoint is not quantized."""
+    """The quantization method that a config names, None if the checkpoint is not quantized."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     for part in (config, text):
         for key in ("quantization_config", "compression_config"):
@@ -41,7 +41,7 @@ def method(config: Any) -> str | None:
                 if hasattr(settings, "to_dict"):
                     settings = settings.to_dict()
                 if not isinstance(settings, dict):
-                    return f"{settings!r:.40}"  # not a method; it is refused under this name
+                    return f"{settings!r:.40}"  # not a method: it will be refused under this name
                 if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
                     return "bitsandbytes"
                 name = settings.get("quant_method")
@@ -50,7 +50,7 @@ def method(config: Any) -> str | None:
 
 
 def read_mode(directory: Path, method_name: str | None) -> ReadMode:
-    """Return how the weights of a checkpoint with this quantization method are read.
+    """How the weights of a checkpoint with this quantization method are read.
 
     Raises CheckpointError if the method is not supported, or if the package that it needs is not installed.
     """
@@ -70,7 +70,7 @@ def read_mode(directory: Path, method_name: str | None) -> ReadMode:
 
 
 def dequantizer(directory: Path, model: Any) -> Any:
-    """Return transformers' quantizer for a model on the meta device, set to dequantize what it reads.
+    """The quantizer that transformers has for a model on the meta device, set to dequantize what it reads.
 
     Raises CheckpointError if transformers cannot do that on this machine.
     """
@@ -84,7 +84,7 @@ def dequantizer(directory: Path, model: Any) -> Any:
             quantizer.quantization_config.dequantize = True
             quantizer.validate_environment(device_map={"": "cpu"}, weights_only=True)
             quantizer.preprocess_model(model=model)
-    except Exception as error:  # each quantizer has its own demands on packages, devices and settings
+    except Exception as error:  # each quantizer has its own requirements on packages, devices and settings
         raise CheckpointError(f"transformers cannot dequantize {directory}: {first_line(error)}") from error
     return quantizer
 
@@ -97,7 +97,7 @@ def _with_dequantize(settings: Any) -> Any:
 
 
 def refuse_leftovers(directory: Path, unused: Iterable[str]) -> None:
-    """Raises CheckpointError if a scale is left over: the weight that it belongs to would be read without it."""
+    """Raises CheckpointError if a scale is among the unused keys: its weight would be read without it."""
     for key in unused:
         if _QUANTIZED_KEY.search(key):
             raise CheckpointError(
@@ -124,7 +124,7 @@ def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iter
 
 
 def _scales(key: str) -> set[str]:
-    """Return the keys that the scale of this tensor may have, by the methods in use."""
+    """The keys that the scale of this tensor may have, by the methods in use."""
     weight = key.removesuffix("_packed").removesuffix("_blocks")
     module, _, own_name = weight.rpartition(".")
     of_module = (

@@ -1,4 +1,4 @@
-"""START HERE. Open a model: find its files, and read the weights to score under the names that a trainer uses.
+"""START HERE. Open a model: find its files, and read its weights by the names that a trainer uses.
 
 `open_checkpoint` takes these steps: find the directory (`hub`), read its config (`config`), read the headers of its
 weight files (`disk`), build the model without values (`meta_model`), match the stored tensors with its parameters
@@ -20,18 +20,15 @@ from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantiz
 from spectrum.checkpoint.config import own_class, read_config
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.matrices import describe, find_holders
-from spectrum.checkpoint.parameters import Loaded, ParameterSource
+from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import WRAPPERS
 from spectrum.records import LayerWeight, ModelInfo, Parameter, Provenance
 from spectrum.version import __version__
 
-# Parts of a parameter's name under a wrapper, under an adapter, and under FSDP with flattened parameters.
+# Parts of the names of parameters in wrapped modules, in modules with adapters, and of FSDP's flattened parameters.
 _WRAPPED = (*WRAPPERS, "base_layer", "_flat_param")
-
-# More tensors than any published model has. For a check by the config alone they bound the number of modules.
-_MAX_TENSORS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class Checkpoint:
     _groups: Mapping[str, int]  # of transposed convolutions, by the name of the weight
 
     def read(self, weight: LayerWeight, index: int) -> torch.Tensor:
-        """Return matrix `index` of a weight: (n, m), in its stored dtype.
+        """Matrix `index` of a weight: (n, m), in its stored dtype.
 
         Raises CheckpointError if a file can no longer be read.
         """
@@ -74,8 +71,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a model by its name.
 
-    Raises CheckpointError or HubError, naming the file or the parameter, for everything that would make a score wrong:
-    damage, a parameter that is missing or has another shape, weights that are no floating-point numbers.
+    Raises CheckpointError or HubError for everything that would make a score wrong: damage, a parameter that is missing
+    or has another shape, weights that are not floating-point numbers. The message names the file or the parameter.
 
     Args:
         model: a directory, or the id of a repository on the Hugging Face Hub.
@@ -89,9 +86,9 @@ def open_checkpoint(
     config = read_config(directory, trust_remote_code=trust_remote_code)
     mode = quantization.read_mode(directory, quantization.method(config))
     fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
-    stored = resolved.weight_files.tensors()
-    num_tensors = sum(0 not in tensor.shape for tensor in stored.values())
-    meta = meta_model.build_meta_model(directory, config, model_class, num_tensors, trust_remote_code=trust_remote_code)
+    stored = resolved.headers.tensors()
+    limit = meta_model.max_modules(sum(0 not in tensor.shape for tensor in stored.values()))
+    meta = meta_model.build_meta_model(directory, config, model_class, limit, trust_remote_code=trust_remote_code)
     meta_model.check_names(meta, directory)
     matched = _match(directory, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
@@ -100,7 +97,7 @@ def open_checkpoint(
         revision=revision,
         commit=resolved.commit,
         fingerprint=fingerprint,
-        class_asked=model_class if model_class != own_class(config) else None,  # asking for its own class is no choice
+        class_asked=model_class if model_class != own_class(config) else None,  # its own class is the default
         versions=_versions(),
         info=description.info,
     )
@@ -115,13 +112,13 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
     quantized, or wrapped by adapters.
     """
     meta_model.check_names(model, name)
-    for parameter, value in meta_model.parameters(model):
+    for parameter, value in meta_model.named_parameters(model):
         if any(part in _WRAPPED for part in parameter.split(".")):
-            raise CheckpointError(f"{name} is wrapped, at {parameter}; scan it before it is, or by its name or path")
+            raise CheckpointError(f"{name} is wrapped, at {parameter}; scan it before that, or by its name or path")
         # Sharded parameters are DTensors, or empty until DeepSpeed gathers them.
         if value.is_meta or type(value.data) is not torch.Tensor or hasattr(value, "ds_id"):
             raise CheckpointError(f"{name} does not have {parameter} as a whole in memory; scan it by its name or path")
-    source = Loaded(dict(meta_model.parameters(model)))
+    source = LoadedParameters(dict(meta_model.named_parameters(model)))
     description = describe(model, *find_holders(model, source, name))
     _check_weights(description.weights, name)
     provenance = Provenance(
@@ -133,19 +130,20 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
 def describe_model(
     model: str, *, revision: str | None, model_class: str | None, trust_remote_code: bool
 ) -> tuple[ModelInfo, tuple[str, ...]]:
-    """Describe a model by its config alone; return also what a user should know before relying on the names.
+    """What a model consists of by its config alone, and what a user should know before relying on the names.
 
-    Shapes, dtypes and ties are those of the config, whatever the weights are. The arguments are those of
+    Shapes, dtypes and ties are those of the config; no weights are needed. The arguments are those of
     `open_checkpoint`. Raises CheckpointError or HubError if there is no such model, or if transformers cannot build it.
     """
-    directory = hub.local_directory(model) or hub.config_snapshot(model, revision, remote_code=trust_remote_code)
+    local = hub.resolve_local(model)
+    directory = local.directory if local else hub.config_snapshot(model, revision, remote_code=trust_remote_code)
     config = read_config(directory, trust_remote_code=trust_remote_code)
     meta = meta_model.build_meta_model(
-        directory, config, model_class, _MAX_TENSORS, trust_remote_code=trust_remote_code
+        directory, config, model_class, meta_model.MAX_MODULES, trust_remote_code=trust_remote_code
     )
     meta_model.check_names(meta, directory)
-    source = Loaded(dict(meta_model.parameters(meta)))
-    specs = {name: source.spec(name) for name in source.parameters}
+    source = LoadedParameters(dict(meta_model.named_parameters(meta)))
+    specs = {name: source.spec(name) for name in source.tensors}
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
@@ -153,11 +151,11 @@ def describe_model(
 
 
 def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
-    """Raises CheckpointError if there are no weights, or if the numbers of one are no weights without a scale."""
+    """Raises CheckpointError if there are no weights, or if one is of a dtype that needs a scale."""
     for weight in weights:
         if weight.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
-                f"{where} holds {weight.parameter} as {weight.dtype}, which is no weight by itself; "
+                f"{where} holds {weight.parameter} as {weight.dtype}, which is not a weight by itself; "
                 "scan the original checkpoint"
             )
     if not weights:
@@ -170,7 +168,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Matched:
-    """A model's parameters in a checkpoint: the source of their values, and what `find_holders` returns."""
+    """How a checkpoint provides the parameters of a model: the source of their values, and what `find_holders` says."""
 
     source: ParameterSource
     holders: Mapping[str, str]
@@ -180,30 +178,45 @@ class _Matched:
 def _match(directory: Path, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode) -> _Matched:
     """Match the tensors of a checkpoint with the parameters of a model on the meta device.
 
-    Parameters are streamed if possible. The whole model is loaded instead if transformers does not provide its mapping,
-    if the mapping leaves tensors over, and for quantization methods that only a loaded model can undo.
+    Parameters are streamed if possible. Otherwise transformers loads the whole model.
     """
     if mode != "loaded":
-        quantizer = quantization.dequantizer(directory, model) if mode == "dequantized" else None
-        try:
-            streamed = conversion.stream(model, stored, quantizer)
-        except conversion.MappingError:
-            quantization.refuse_leftovers(directory, stored)
-        else:
-            quantization.refuse_leftovers(directory, streamed.unused)
-            if mode == "dequantized":
-                names = (name for name, _ in meta_model.parameters(model))
-                quantization.check_scales(directory, stored, streamed.keys_of(names))
-            try:
-                return _Matched(streamed, *find_holders(model, streamed, directory))
-            except CheckpointError:
-                if mode == "dequantized" or not streamed.unused:
-                    raise
-        if mode == "dequantized":
-            raise CheckpointError(f"this transformers cannot stream the quantized {directory}; try a newer one")
+        streamed = _match_streamed(directory, model, stored, is_quantized=mode == "dequantized")
+        if streamed is not None:
+            return streamed
     _refuse_mostly_missing(directory, model, stored)
     loaded = parameters.load(directory, model, stored, dequantize=mode == "loaded")
     return _Matched(loaded, *find_holders(model, loaded, directory))
+
+
+def _match_streamed(
+    directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+) -> _Matched | None:
+    """Match parameters that are streamed. None if transformers has to load the whole model instead.
+
+    That is so if transformers does not provide its mapping, or if the mapping leaves tensors unused while parameters
+    are missing or have another shape. For a quantized checkpoint, both are errors.
+    """
+    quantizer = quantization.dequantizer(directory, model) if is_quantized else None
+    try:
+        streamed = conversion.stream(model, stored, quantizer)
+    except conversion.MappingUnavailableError as error:
+        quantization.refuse_leftovers(directory, stored)
+        if is_quantized:
+            raise CheckpointError(
+                f"this transformers cannot stream the quantized {directory}; try a newer one"
+            ) from error
+        return None
+    quantization.refuse_leftovers(directory, streamed.unused)
+    if is_quantized:
+        names = (name for name, _ in meta_model.named_parameters(model))
+        quantization.check_scales(directory, stored, streamed.keys_of(names))
+    try:
+        return _Matched(streamed, *find_holders(model, streamed, directory))
+    except CheckpointError:
+        if is_quantized or not streamed.unused:
+            raise
+        return None
 
 
 def _refuse_mostly_missing(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
@@ -217,6 +230,6 @@ def _refuse_mostly_missing(directory: Path, model: Any, stored: Mapping[str, Sto
 
 
 def _warnings(model: Any, source: ParameterSource) -> Iterator[str]:
-    if isinstance(source, Loaded):
+    if isinstance(source, LoadedParameters):
         yield "this checkpoint cannot be read weight by weight: the whole model is loaded, and takes its memory"
     yield from meta_model.name_warnings(model)

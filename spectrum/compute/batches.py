@@ -1,4 +1,4 @@
-"""Groups matrices into kernel calls: same shape and dtype, within a memory budget. Works on shapes, without torch."""
+"""Groups matrices of one shape and dtype into kernel calls, within a memory budget. Needs no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BatchBudget:
 
     Args:
         num_bytes: memory of one kernel call. A single matrix may take more.
-        gpu: whether the call runs on a GPU, where the same batch takes more memory.
+        gpu: whether the call runs on a GPU, where a batch takes more memory than on a CPU.
     """
 
     num_bytes: int
@@ -50,7 +50,7 @@ def plan(
     budget: BatchBudget,
     scored: Container[tuple[str, int]] = frozenset(),
 ) -> list[WeightBatch]:
-    """Batches of all matrices, the costliest first, so that no costly one is left for a single lane at the end.
+    """Batches of all matrices. The costliest come first, so that at the end no lane works alone on a costly one.
 
     Tied weights are planned once.
 
@@ -86,7 +86,7 @@ def share(batches: Sequence[WeightBatch], processes: int) -> list[list[WeightBat
 
 
 def parse_batch_size(text: str) -> int | None:
-    """The batch size that a text stands for; None for `auto`.
+    """The batch size from a command line; None for `auto`.
 
     Raises ValueError if the text is neither `auto` nor a number from 1 up.
     """

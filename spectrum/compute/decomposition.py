@@ -1,4 +1,4 @@
-"""Singular values of batches of matrices: fast from the Gram matrix, or slower without its loss of accuracy."""
+"""Singular values of batches of matrices: fast from the Gram matrix, or more slowly without its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr
 _CPU_TILE = 192, 256
 _GPU_TILE = 1024
 
-# The fewest columns that the exact method folds at a time.
+# The fewest columns that the exact method adds to its triangular factor at a time.
 _MIN_FOLD = 256
 
-# The most that cuSOLVER's batched eigensolver takes in one call: it counts elements in 32 bits, and fails on 32,000
-# matrices or more (mjlab#732). torch uses it for small matrices, from version 2.12 on for all, even single ones.
+# The limits of a call of cuSOLVER's batched eigensolver: it counts elements in 32 bits, and fails on 32,000 matrices or
+# more (mjlab#732). torch uses it for small matrices, and from version 2.12 on for all, even single ones.
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_MATRICES = 2**14
 
@@ -86,7 +86,7 @@ def gram_matrix(weights: Tensor, exponent: Tensor | None) -> Tensor:
     on_cpu = weights.device.type == "cpu"
     step, tile = (1, _CPU_TILE[0]) if on_cpu else (batch, _GPU_TILE)
     width = min(_CPU_TILE[1], length) if on_cpu else gpu_columns(batch, k, length)
-    # One buffer serves all blocks of columns, in the order in which they are stored. New memory for each block would
+    # One buffer serves all blocks of columns. It has the memory layout of the weight. New memory for each block would
     # take a tenth more time.
     wide = matrices is weights
     shape = (step, k, width) if wide else (step, width, k)
@@ -109,9 +109,10 @@ def gram_matrix(weights: Tensor, exponent: Tensor | None) -> Tensor:
 def gram_error(values: Tensor, side_sum: int) -> Tensor:
     """Bound on the absolute error of singular values from a Gram matrix: (batch, k) -> (batch, k).
 
-    Rounding moves an eigenvalue by up to about eps (8 + sqrt(n + m)) s_1^2. Rounding errors of sums add up like a
-    random walk (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and the eigensolver, which is backward stable, adds a
-    small factor. A singular value is the root of an eigenvalue, so small ones move more.
+    Rounding moves an eigenvalue by at most about eps (8 + sqrt(n + m)) s_1^2. The square root is there because the
+    rounding errors of a sum add up like a random walk (Higham and Mary, SIAM J. Sci. Comput. 41, 2019). The
+    eigensolver, which is backward stable, adds a small constant. A singular value is the root of an eigenvalue, so the
+    same error moves a small one further.
 
     Args:
         values: singular values.
@@ -125,7 +126,7 @@ def gram_error(values: Tensor, side_sum: int) -> Tensor:
 def exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
     """Singular values with an absolute error of about eps s_1, even the small ones: (n, m) -> (k,) ascending.
 
-    QR decompositions fold the long side, a block of columns at a time, into a triangular factor, whose SVD gives the
+    QR decompositions reduce the matrix, a block of columns at a time, to a triangular factor with the same singular
     values. This takes up to six times the memory of the Gram matrix.
     """
     matrix = _short_side_first(weight)
@@ -136,8 +137,8 @@ def exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
         return part if exponent is None else scaled(part, -exponent)
 
     factor = columns(0, k).mT
-    # Many small folds are fastest on a CPU, few large ones on a GPU. torch's default on CUDA, Jacobi's method, takes
-    # minutes where `gesvd` takes seconds.
+    # On a CPU many small steps are fastest, on a GPU a few large ones. The SVD uses `gesvd` on CUDA: torch's default,
+    # Jacobi's method, takes minutes where `gesvd` takes seconds.
     on_gpu = weight.device.type == "cuda"
     width = max(_MIN_FOLD, k if on_gpu else k // 8)
     for start in range(k, length, width):

@@ -1,9 +1,11 @@
-"""What a scan may use of a machine: its devices, their lanes and their memory.
+"""The devices of a machine, and how many lanes and how much memory a scan may use on each.
 
-A lane is a thread that scores one batch at a time. The CPU has one lane per core: two matrices at once on a core each
-take less time than one after the other on both cores, small ones several times less, and scores do not depend on the
-number of cores. Each lane of a GPU has a CUDA stream of its own. While one lane waits for a copy, a launch or the host,
-which runs the last part of the eigensolver, the others use the GPU.
+A lane is a thread that scores one batch at a time. The CPU has one lane per core. Two matrices take less time if two
+cores score one each than if both cores work on one after the other; for small matrices it is several times less. Scores
+then do not depend on the number of cores either.
+
+Each lane of a GPU has its own CUDA stream. While one lane waits for a copy, for a launch, or for the host, which runs
+the last part of the eigensolver, the other lanes use the GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ _GPU_LANES_BEYOND = 3
 _CPU_BATCH = 16 << 20
 _GPU_BATCH = 768 << 20
 
-# What a device failed to do, as messages say it: "cuda:0 has no memory for lm_head".
+# Why a device could not score a matrix, in the words of messages: "cuda:0 has no memory for lm_head".
 NO_MEMORY = "has no memory for"
 NO_DECOMPOSITION = "cannot decompose"
 
-# Words of the errors for which torch has no exception class. cuBLAS and cuSOLVER raise the second three if the GPU has
-# no memory left for their handles.
+# Parts of the messages of errors for which torch has no exception class. The second line is from cuBLAS and cuSOLVER,
+# if the GPU has no memory left for their handles.
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "out of memory", "_ALLOC_FAILED"),
     *("_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate"),
@@ -47,7 +49,7 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
     The CPU replaces a device without float64 decompositions, with a warning.
 
     Args:
-        name: auto, cpu, cuda, cuda:N, or another device of torch's.
+        name: auto, cpu, cuda, cuda:N, or another device that torch knows.
         warn: receives the warning.
         process: this process's number on its machine if several scan together, each on one GPU; else None.
 
@@ -130,7 +132,7 @@ def release_cached_memory(devices: Iterable[torch.device]) -> None:
 
 @contextmanager
 def one_core_per_thread(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Let torch use one core in each thread if the CPU is among the devices; restore the number of cores afterwards."""
+    """If the CPU is among the devices, let torch use one core in each thread; afterwards as many as before."""
     if any(device.type == "cpu" for device in devices):
         with _threads(1):
             yield
@@ -155,8 +157,8 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def identity(device: torch.device) -> str:
-    """A name that no other device on any machine has. Processes compare it to find out whether they share a device."""
+def unique_name(device: torch.device) -> str:
+    """A name that no other device on any machine has. Processes compare these to find out which share a device."""
     if device.type != "cuda":
         return f"{device} of {platform.node()}"
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", f"{device} of {platform.node()}"))
@@ -183,7 +185,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def problem_of(error: Exception) -> str | None:
-    """What the device failed to do, where another device may succeed: NO_MEMORY or NO_DECOMPOSITION; else None."""
+    """Why the device failed where another device may succeed: NO_MEMORY or NO_DECOMPOSITION. None for other errors."""
     if is_out_of_memory(error):
         return NO_MEMORY
     if isinstance(error, torch.linalg.LinAlgError) or _REFUSED in str(error):  # type: ignore[attr-defined]

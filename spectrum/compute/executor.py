@@ -1,7 +1,7 @@
 """Scores batches of weights on every lane of every device, while the next batch is read.
 
 Each device has one thread that reads and several lanes that score. A lane waits for its part of the device's memory and
-time (`lanes`); what it finds goes into a queue, from which `score` yields.
+time (`lanes`). It puts the scores into a queue, from which `score` takes them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ Reader = Callable[[LayerWeight, int], torch.Tensor]
 # A batch and its matrices, (members, n, m).
 _ReadBatch = tuple[WeightBatch, torch.Tensor]
 
-# torch keeps pinned memory for later, in powers of two. Larger batches are few, so that a slower copy does not matter.
+# Scores, or why the device could not compute them: NO_MEMORY or NO_DECOMPOSITION.
+_Outcome = list[MatrixScore] | str
+
+# torch keeps pinned memory for later, in powers of two. Larger batches are not pinned: they are few, so their slower
+# copy does not matter.
 _MAX_PINNED = 1 << 30  # bytes
 
 
@@ -53,11 +57,11 @@ def score(
 
     Args:
         read: reads a matrix; called from one thread per device.
-        warn: receives, from another thread, what a device failed to do and the CPU does instead.
+        warn: receives a message, from another thread, if the CPU scores a matrix because its device failed to.
         processes: how many processes share the devices.
 
-    An exception of `read` or of the kernel is raised here. Raises DeviceError if a GPU cannot be used, if a thread
-    cannot be started, and if the CPU has no memory for a matrix or cannot decompose it.
+    Raises what `read` or the kernel raises. Raises DeviceError if a GPU cannot be used, if a thread cannot be started,
+    and if the CPU has no memory for a matrix or cannot decompose it.
     """
     warm_up(devices)  # before any thread starts
     scorer = _Scorer(batches, read, devices, warn, processes)
@@ -71,7 +75,7 @@ def score(
                     raise result
                 yield result
         except KeyboardInterrupt:
-            interrupted = True  # the user does not want to wait for the decompositions that are under way
+            interrupted = True  # the user does not want to wait for the decompositions that have begun
             raise
         finally:
             scorer.stop(wait=not interrupted)
@@ -100,13 +104,13 @@ class _Scorer:
         self._workers: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start all threads. Raises DeviceError if a device gets no thread to read or none to score."""
+        """Start all threads. Raises DeviceError if a device gets no reading thread or not a single lane."""
         for lanes in self._devices:
-            # One thread reads all batches of a device. A new thread each time would get an arena of the allocator each,
-            # and leave it fragmented.
+            # One thread reads all batches of a device. If each read had a new thread, each would get an arena of the
+            # memory allocator and leave it fragmented.
             reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
             self._readers.append(reader)
-            with _no_memory_for_a_thread():
+            with _thread_errors():
                 read_ahead = _ReadAhead(reader, self._read_next, lanes)
             self._start_lanes(lanes, read_ahead)
 
@@ -115,16 +119,16 @@ class _Scorer:
             name = f"score {lanes.device}"
             worker = threading.Thread(target=self._work, args=(lanes, read_ahead), daemon=True, name=name)
             try:
-                with _no_memory_for_a_thread():
+                with _thread_errors():
                     worker.start()
             except DeviceError:
                 if number == 0:
                     raise
-                return  # the device has fewer lanes then
+                return  # then the device has fewer lanes
             self._workers.append(worker)
 
     def stop(self, *, wait: bool) -> None:
-        """End all threads, and wait for them if asked to."""
+        """End all threads. If `wait` is true, return only when they have ended."""
         self._state.stopped.set()
         for lanes in self._devices:
             lanes.memory.close()
@@ -145,7 +149,7 @@ class _Scorer:
         return None if self._state.stopped.is_set() else (batch, _stack(batch, self._read, lanes.device))
 
     def _work(self, lanes: DeviceLanes, read_ahead: _ReadAhead) -> None:
-        """What a lane does: score one batch after the other."""
+        """Score one batch after the other: the main loop of a lane."""
         try:
             with lane_context(lanes.device):
                 while (current := read_ahead.take()) is not None:
@@ -175,7 +179,7 @@ class _ReadAhead:
         self._ahead = reader.submit(read_next, lanes)
 
     def take(self) -> _ReadBatch | None:
-        """The batch that was read, once its part of the device's time is free; None at the end of the scan."""
+        """Wait for the next batch and for its part of the device's time. Returns None at the end of the scan."""
         with self._turn:
             current = self._ahead.result()
             if current is not None:
@@ -185,8 +189,8 @@ class _ReadAhead:
 
 
 @contextmanager
-def _no_memory_for_a_thread() -> Iterator[None]:
-    """Raise DeviceError if a thread cannot be started, for which Python has only a RuntimeError."""
+def _thread_errors() -> Iterator[None]:
+    """Raises DeviceError if a thread cannot be started in the block. Python raises only a RuntimeError then."""
     try:
         yield
     except RuntimeError as error:
@@ -196,41 +200,41 @@ def _no_memory_for_a_thread() -> Iterator[None]:
 def _score_batch(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes) -> list[MatrixScore]:
     """The scores of a batch. A batch that is too much for the device is halved, down to single matrices."""
     lanes.scan.raise_if_stopped()
-    scores = _attempt(stored, lanes.device)
-    if not isinstance(scores, str):
-        return scores
+    outcome = _try_to_score(stored, lanes.device)
+    if not isinstance(outcome, str):
+        return outcome
     half = len(batch.members) // 2
     if half == 0:
-        return _score_by_fallback(stored, batch, lanes, scores)
+        return _score_by_fallback(stored, batch, lanes, outcome)
     parts = (slice(0, half), slice(half, None))
     halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
     return [score for part in halves for score in _score_batch(*part, lanes)]
 
 
 def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes, problem: str) -> list[MatrixScore]:
-    """The score of a single matrix that the device failed to score.
+    """The score of a single matrix that the device failed to score because of this problem.
 
-    If memory ran out, the device tries again once its other lanes are done and have freed theirs. If that fails, the
-    CPU scores the matrix on all cores, for one lane at a time.
+    If memory ran out, the device tries again when its other lanes are done and have freed theirs. If that fails too,
+    the CPU scores the matrix on all cores, for one lane at a time.
     """
     name = batch.members[0][0].name
-    scores: list[MatrixScore] | str = problem
+    outcome: _Outcome = problem
     if problem == NO_MEMORY:
         with lanes.exclusive(batch):
-            scores = _attempt(stored, lanes.device)
-    if isinstance(scores, str) and lanes.device.type != "cpu":
+            outcome = _try_to_score(stored, lanes.device)
+    if isinstance(outcome, str) and lanes.device.type != "cpu":
         with lanes.yielded(batch), lanes.scan.cpu_lock:
             lanes.scan.raise_if_stopped()
-            lanes.scan.warn(f"{lanes.device} {scores} {name}; the CPU takes it")
+            lanes.scan.warn(f"{lanes.device} {outcome} {name}; the CPU takes it")
             with all_cores():
-                scores = _attempt(stored, torch.device("cpu"))
-    if isinstance(scores, str):
-        raise DeviceError(f"the CPU {scores} {name}, {' x '.join(map(str, batch.matrix_shape))}")
-    return scores
+                outcome = _try_to_score(stored, torch.device("cpu"))
+    if isinstance(outcome, str):
+        raise DeviceError(f"the CPU {outcome} {name}, {' x '.join(map(str, batch.matrix_shape))}")
+    return outcome
 
 
-def _attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
-    """The scores of matrices on a device, or what it failed to do (`problem_of`)."""
+def _try_to_score(stored: torch.Tensor, device: torch.device) -> _Outcome:
+    """The scores of matrices on a device, or why it could not compute them. Other errors are raised."""
     try:
         # Only a copy to a GPU may be asynchronous: the CPU would compute before its data has arrived (pytorch#127612).
         on_device = stored.to(device, non_blocking=device.type == "cuda")
@@ -243,7 +247,7 @@ def _attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | 
         problem = problem_of(error)
         if problem is None:
             raise
-    # The memory of the failed attempt is freed when the `except` block ends, so the cache is emptied after it.
+    # The failed attempt's memory is freed when the `except` block ends, so the cache is emptied only here.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return problem
@@ -278,7 +282,7 @@ def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tens
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"there is no memory to read {batch.members[0][0].name}") from error
-    if first.is_cuda:  # the lane uses another stream than this thread
+    if first.is_cuda:  # the lane uses a different stream
         torch.cuda.current_stream(first.device).synchronize()
     return stacked
 

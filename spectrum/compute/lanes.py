@@ -1,4 +1,4 @@
-"""What the lanes of a scan share: the memory and the time of their device, and whether the scan goes on."""
+"""What the lanes of a scan share: the memory and the time of their device, and the flag that stops them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from spectrum.compute.devices import memory_budget, num_lanes
 
 
 class Budget:
-    """An amount that threads take parts of and return. Small requests do not overtake a large one that waits.
+    """An amount that threads share: each takes a part and gives it back. Small requests do not overtake a large one.
 
-    A request for more than the whole amount is granted once no other thread holds any.
+    A request for more than the whole amount is granted when all other threads have given back their parts.
     """
 
     def __init__(self, size: int) -> None:
         self.size = self._free = size
         self._closed = False
         self._changed = threading.Condition()
-        self._first = threading.Lock()  # held by the thread that waits longest, so that small requests do not overtake
+        self._first = threading.Lock()  # held by the thread that waits longest; all others queue behind it
 
     def acquire(self, size: int) -> None:
         """Take a part; wait until it is free."""
@@ -33,20 +33,20 @@ class Budget:
             self._free -= size
 
     def release(self, size: int) -> None:
-        """Return a part."""
+        """Give back a part."""
         with self._changed:
             self._free += size
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let all threads that wait continue, now and later."""
+        """Let all waiting threads continue, and let no thread wait from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class StoppedError(Exception):
-    """The scan ended while a lane was at work. It ends that lane; no caller sees it."""
+    """The scan has ended while a lane was at work. This exception ends the lane; no caller sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class ScanState:
     """What all lanes of all devices share.
 
     Args:
-        warn: receives what a device failed to do.
-        stopped: set once the scan ends, for whatever reason.
-        cpu_lock: held by the one lane whose batch the CPU scores in place of the lane's device.
+        warn: receives a message if the CPU scores a matrix because its device failed to.
+        stopped: set when the scan ends, for any reason.
+        cpu_lock: held while the CPU scores a matrix because a lane's device failed to: for one lane at a time.
     """
 
     warn: Callable[[str], None]
@@ -72,8 +72,8 @@ class ScanState:
 class DeviceLanes:
     """The lanes of one device, which share its memory and its time.
 
-    Time is a budget too: a batch holds a part of it while it is scored. The part is smaller for small matrices, so that
-    more lanes work on them at once.
+    Time is a budget too: a batch holds a part of it while it is scored. Small matrices hold a smaller part, so more
+    lanes work on them at once.
 
     Args:
         batches: all batches of the scan.
@@ -97,7 +97,7 @@ class DeviceLanes:
 
     @contextmanager
     def exclusive(self, batch: WeightBatch) -> Iterator[None]:
-        """Let a lane that scores a batch have the whole device, once the other lanes are done with theirs."""
+        """Wait for the other lanes of the device to finish their batches, then give this lane the whole device."""
         with self.yielded(batch):
             self.time.acquire(self.time.size)
             try:

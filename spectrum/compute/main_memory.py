@@ -1,8 +1,8 @@
-"""How much main memory this process may still take: the free memory, within the limits of its groups and its own.
+"""How much main memory this process may still allocate: the smallest of what the machine and each limit leave free.
 
-A process may be in a control group (cgroup v1 or v2) of a container, a service manager or a cluster's queue. Each group
-and each of its ancestors may have a limit; a process that exceeds one is killed. The process's own limits (RLIMIT_AS,
-RLIMIT_DATA) make allocations fail. A limit that cannot be read is left out. Standard library only.
+There are two sorts of limits. A container, a service manager or a cluster's queue puts a process into a control group
+(cgroup v1 or v2). Each group and each of its ancestors may have a limit, and a process that exceeds one is killed. The
+process's own limits (RLIMIT_AS, RLIMIT_DATA) make allocations fail. A limit that cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-_UNKNOWN = 8 << 30  # bytes of free memory to assume if nothing is known: a small machine of today
-_MAX_READ = 1 << 20  # bytes to read of any file: room for thousands of mounts
+_UNKNOWN = 8 << 30  # bytes of free memory to assume if nothing is known: what a small machine has
+_MAX_READ = 1 << 20  # bytes to read of any file: enough for thousands of mounts
 
-# A v1 group without a limit has the largest number of the kernel as its limit. No real limit is as large as this.
+# A v1 group without a limit shows the kernel's largest number instead. No real limit is as large as this.
 _NO_LIMIT = 1 << 60
 
 # The process's own limits: the name in /proc/self/limits, and the name in /proc/self/status of what counts towards it.
 _OWN_LIMITS = (("Max address space", "VmSize:"), ("Max data size", "VmData:"))
 
 
-class _Version(NamedTuple):
-    """A version of control groups: the type of its mounts, and its files.
+class _CgroupVersion(NamedTuple):
+    """Where a version of control groups has its numbers: names of files in the directory of a group.
 
     Args:
-        mounted_as: the type of file system.
+        mounted_as: the type of its file systems, in /proc/self/mountinfo.
         limits: files with limits. Beyond the first a process is killed, beyond the second it is slowed down.
         used: the file with the memory in use.
-        reclaimable: the line of memory.stat with the page cache, of a group and all groups below it, that the kernel
-            frees when memory is needed.
+        reclaimable: the line of memory.stat with the page cache that the kernel frees when memory is needed. It counts
+            the group and all groups below it.
     """
 
     mounted_as: str
@@ -53,14 +53,14 @@ class _Mount(NamedTuple):
     point: str
 
 
-_V1 = _Version("cgroup", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Version("cgroup2", ("memory.max", "memory.high"), "memory.current", "inactive_file")
+_V1 = _CgroupVersion("cgroup", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _CgroupVersion("cgroup2", ("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def available(root: Path = Path("/")) -> int:
     """Bytes of main memory that this process can take without swapping and within all its limits. Never negative.
 
-    Never fails: if the system does not tell the free memory, half of all memory counts as free.
+    Never fails: if the system does not say how much memory is free, half of all memory counts as free.
 
     Args:
         root: the directory that holds `proc` and `sys`.
@@ -70,13 +70,13 @@ def available(root: Path = Path("/")) -> int:
 
 
 def _free(root: Path) -> int | None:
-    """Bytes that are free on the machine, page cache included; None if the system does not tell."""
+    """Bytes that are free on the machine, page cache included; None if the system does not say."""
     free = _field(_text(root / "proc/meminfo"), "MemAvailable:")
     if free is not None:
         return free << 10
     with suppress(AttributeError, OSError, ValueError):
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-        return pages * size // 2 if pages > 0 and size > 0 else None  # -1 if the system does not tell
+        return pages * size // 2 if pages > 0 and size > 0 else None  # -1 if the system does not say
     return None
 
 
@@ -94,7 +94,7 @@ def _left_by_groups(root: Path) -> Iterator[int]:
     for version, group in _groups(_text(root / "proc/self/cgroup")):
         mounts = list(_mounts(_text(root / "proc/self/mountinfo"), version))
         below = [(mount, path) for mount in mounts if (path := _below(group, mount.root)) is not None]
-        # A container may be told the group's path on the host, but have only the group itself mounted, as a root.
+        # In a container, the path may be that on the host, while only the group itself is mounted, as the root.
         for mount, path in below or [(mount, "") for mount in mounts]:
             top = root / mount.point.lstrip("/")
             directory = top / path
@@ -104,7 +104,7 @@ def _left_by_groups(root: Path) -> Iterator[int]:
                     break
 
 
-def _left_in(directory: Path, version: _Version) -> Iterator[int]:
+def _left_in(directory: Path, version: _CgroupVersion) -> Iterator[int]:
     """Bytes that the limits of one group leave free, if it has any. Unknown use counts as none."""
     limits = [
         limit for name in version.limits if (limit := _number(directory / name)) is not None and limit < _NO_LIMIT
@@ -115,7 +115,7 @@ def _left_in(directory: Path, version: _Version) -> Iterator[int]:
         yield min(limits) - max(0, used - reclaimable)
 
 
-def _groups(text: str) -> Iterator[tuple[_Version, str]]:
+def _groups(text: str) -> Iterator[tuple[_CgroupVersion, str]]:
     """The groups that may limit memory, from /proc/self/cgroup, whose lines are `hierarchy:controllers:path`."""
     for line in text.split("\n"):
         hierarchy, _, rest = line.partition(":")
@@ -126,7 +126,7 @@ def _groups(text: str) -> Iterator[tuple[_Version, str]]:
             yield _V1, path
 
 
-def _mounts(text: str, version: _Version) -> Iterator[_Mount]:
+def _mounts(text: str, version: _CgroupVersion) -> Iterator[_Mount]:
     """Where the groups of a version are mounted, from /proc/self/mountinfo.
 
     Its lines are: number, parent's number, device, root, mount point, options, optional fields, `-`, type, source, and

@@ -1,11 +1,11 @@
 """START HERE: the signal-to-noise ratio (SNR) of weight matrices (arXiv:2406.06623).
 
-Singular values above the bulk edge of the Marchenko-Pastur law are signal, all others noise. The rules are in
+Singular values above the bulk edge of the Marchenko-Pastur law are signal, all others are noise. The rules are in
 `noise_scale`, `bulk_edge` and `signal_to_noise_ratio`.
 
 Singular values come from the float64 Gram matrix of the short side. That is several times faster than an SVD, but less
-accurate if singular values span many orders of magnitude. The error is bounded for each matrix. Where the SNR could
-miss SNR_ACCURACY, the matrix is decomposed again by a slower method without this loss.
+accurate if singular values span many orders of magnitude. So the error is bounded for each matrix. If the SNR might not
+be accurate to SNR_ACCURACY, a slower method without this loss decomposes the matrix again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from spectrum.compute.decomposition import (
 )
 from spectrum.records import SNR_ACCURACY
 
+# Bump when any score changes, or when scores say more. Journals of another version are not resumed.
+SCORE_VERSION = 2
+
 NORMAL_IQR = 1.349  # interquartile range of N(0, 1)
 
 # How far the bulk edge moves up and down to measure the score's sensitivity to it, relative to its place.
@@ -45,7 +48,7 @@ class Scores(NamedTuple):
 
 
 def score(weights: Tensor) -> Scores:
-    """SNR of each matrix, `signal / noise / s_1`, and how its singular values lie about the bulk edge.
+    """SNR of each matrix, `signal / noise / s_1`, and how its singular values lie around the bulk edge.
 
     Shapes: (batch, n, m) of any floating dtype -> (batch,) float64 each, on the device of `weights`. The relative error
     of an SNR is at most SNR_ACCURACY. The SNR is NaN if the matrix holds NaN or infinity, and 0 if it is all zeros.
@@ -81,14 +84,15 @@ def singular_values(weights: Tensor) -> Tensor:
 def _singular_values(weights: Tensor, beta: float) -> tuple[Tensor, Tensor | None, Tensor]:
     """Scaled singular values, the exponents of their scales, and which matrices are finite.
 
-    Returns (batch, k) ascending float64, divided by `2^exponent`; (batch,) exponents, or None if none is needed; and
+    These are (batch, k) ascending float64, divided by `2^exponent`; (batch,) exponents, or None if none is needed; and
     (batch,) bool.
     """
     exponent = exponent_of(weights) if weights.dtype == torch.float64 else None
     gram = gram_matrix(weights, exponent)
     squares = gram.diagonal(dim1=1, dim2=2)
     finite = squares.isfinite().all(1)  # the squares of NaN and infinity are not finite either
-    # A zero matrix (pytorch#94772), NaN or infinity makes cuSOLVER fail on the whole batch: the identity replaces it.
+    # A matrix of zeros (pytorch#94772) or with NaN or infinity makes cuSOLVER fail on the whole batch. The identity
+    # replaces it.
     replaced = ~(finite & squares.any(1))
     gram[replaced] = 0
     squares[replaced] = 1
@@ -138,29 +142,30 @@ def bulk_edge(scale: Tensor, beta: float) -> Tensor:
 
 
 def signal_to_noise_ratio(values: Tensor, edge: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """`signal / noise / s_1`: the sum of the singular values above the bulk edge, over that of all others, over s_1.
+    """`signal / noise / s_1` of each matrix: (batch, k), (batch,) -> (batch,).
 
-    A noise of 0 counts as 1, the reference's convention since April 2025. Without signal, the ratio is 0; so it is for
-    a matrix of zeros. Shapes: (batch, k), (batch,) -> (batch,).
+    The signal is the sum of the singular values above the bulk edge, the noise is the sum of all others, and s_1 is the
+    largest. A noise of 0 counts as 1, the reference's convention since April 2025. If there is no signal, as in a
+    matrix of zeros, the ratio is 0.
 
     Args:
         values: singular values, ascending float64.
         edge: the bulk edge.
-        scale: the factor that values and edge were multiplied by, (batch,) or 1.
+        scale: the factor by which values and edge were multiplied, (batch,) or 1.
     """
     over = values > edge[:, None]
     signal = values.where(over, 0).sum(1)
     noise = values.where(~over, 0).sum(1)
-    # Signal over s_1 has no unit, so only a division by noise needs the scale taken out again.
+    # Signal over s_1 has no unit, so the scale matters only in the division by the noise.
     ratio = signal / values[:, -1]
     return torch.where(signal > 0, torch.where(noise > 0, ratio / noise * scale, ratio), 0)
 
 
 def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
-    """Whether singular values with these errors give the SNR to within SNR_ACCURACY: (batch, k) twice -> (batch,) bool.
+    """Whether singular values with these errors give the SNR to SNR_ACCURACY: (batch, k), (batch, k) -> (batch,) bool.
 
     They do if no value could lie on the other side of the bulk edge, and if the errors of signal and noise are small
-    relative to these sums.
+    relative to signal and noise.
     """
     edge = bulk_edge(noise_scale(values), beta)[:, None]
     edge_error = (_quantile_bound(error, 0.25) + _quantile_bound(error, 0.75)) / NORMAL_IQR
@@ -177,7 +182,7 @@ def _is_certain(values: Tensor, error: Tensor, beta: float) -> Tensor:
 def _quantile(values: Tensor, q: float) -> Tensor:
     """Quantile of ascending rows, interpolated linearly: (batch, k) -> (batch,).
 
-    torch.quantile would take 2^24 elements at most.
+    torch.quantile accepts at most 2^24 elements.
     """
     position = q * (values.shape[1] - 1)
     below, above = values[:, math.floor(position)], values[:, math.ceil(position)]

@@ -1,4 +1,4 @@
-"""How much memory one kernel call takes, by shapes alone, so that batches are planned without torch."""
+"""How much memory one kernel call takes. Computed from shapes alone, so that batches are planned without torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from spectrum.dtypes import ITEM_BYTES
 
 _FLOAT64 = ITEM_BYTES["float64"]
 
-# A GPU adds up the Gram matrix over blocks of columns that it converts to float64: at most this many columns at a time,
-# in a buffer of at most this many bytes.
+# A GPU sums the Gram matrix over blocks of columns, each converted to float64. A block has at most this many columns,
+# and its buffer at most this many bytes.
 _GPU_COLUMNS = 4096
 _GPU_BUFFER = 256 << 20
 

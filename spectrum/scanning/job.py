@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from spectrum.checkpoint.reader import Checkpoint
 
-# Bump when any score changes, or when scores say more. Journals of another version are not resumed.
-SCORE_VERSION = 2
-
 # How many scores of a journal are computed again. Each of them exposes a journal that is forged throughout. A single
 # false score among thousands does no more harm than a false weight.
 _NUM_CHECKED = 3
@@ -129,6 +126,8 @@ def remove_journals(store: ScanStore) -> None:
 
 def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What scores depend on: the weights, the class, the versions. A journal of another identity is not resumed."""
+    from spectrum.compute.snr import SCORE_VERSION
+
     provenance = checkpoint.provenance
     return {
         "weights": provenance.commit or provenance.fingerprint,
@@ -269,10 +268,10 @@ def _num_sharing(device: torch.device) -> int:
     """How many processes of this run use the device that this process uses."""
     if distributed.count() == 1:
         return 1
-    from spectrum.compute.devices import identity, warm_up
+    from spectrum.compute.devices import unique_name, warm_up
 
     warm_up([device])  # a device that cannot be used cannot be identified
-    own = identity(device)
+    own = unique_name(device)
     return distributed.gather([own]).count(own)
 
 

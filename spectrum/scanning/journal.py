@@ -103,7 +103,7 @@ class Journal:
             self._file.seek(self._end)
         else:
             files.in_directory(self.path.parent, self._replace)
-            files.sweep(self.path)
+            files.remove_abandoned(self.path)
 
     def _replace(self) -> None:
         """Start a new file in place of any file or link that has the journal's name."""
@@ -210,7 +210,7 @@ def _open_owned(path: Path, access: int) -> int:
     if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, since opening a device may have an effect
         raise _NotOwnedError(errno.EINVAL, "it is not a regular file")
     try:
-        descriptor = os.open(path, access | files.FLAGS)
+        descriptor = os.open(path, access | files.OPEN_FLAGS)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # it has become a link, a FIFO or a socket
             raise _NotOwnedError(error.errno, error.strerror) from error
@@ -227,7 +227,7 @@ def _open_owned(path: Path, access: int) -> int:
 
 def _is_owned(status: os.stat_result, directory: Path) -> bool:
     try:
-        return status.st_uid == files.owner(directory)
+        return status.st_uid == files.user_of(directory)
     except OSError:
         return False
 

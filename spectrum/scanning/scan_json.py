@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectrum.dtypes import MAX_DIMENSIONS, SIZE_LIMIT
 from spectrum.errors import ResultsError
-from spectrum.files import parse_json, read
+from spectrum.files import parse_json, read_untrusted
 from spectrum.layer_types import MODULE_PATH
 from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 
@@ -24,7 +25,6 @@ from spectrum.records import BulkEdge, LayerSnr, ModelInfo, Parameter, Provenanc
 MAX_BYTES = 64 << 20
 
 _MAX_LAYERS = 300_000
-_MAX_DIMENSIONS = 64
 _MAX_MODEL_LENGTH = 4_096  # characters; the name of a model may be a path
 _MAX_WORD_LENGTH = 200  # characters of a class, a version and the like
 
@@ -163,7 +163,7 @@ def _parameter_entry(parameter: Parameter) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return read(path, MAX_BYTES)
+        return read_untrusted(path, MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -251,12 +251,12 @@ def _parse_parameter(entry: Mapping[str, Any]) -> Parameter:
 
 
 def _parse_shape(values: object) -> tuple[int, ...]:
-    if not isinstance(values, list) or len(values) > _MAX_DIMENSIONS:
+    if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
         raise ValueError("a shape is a list of sizes")
     for size in values:
-        if not isinstance(size, int) or not 0 <= size < 2**63:
+        if not isinstance(size, int) or not 0 <= size < SIZE_LIMIT:
             raise ValueError(f"{str(size)[:40]} is not a size")
-    if math.prod(values) >= 2**63:
+    if math.prod(values) >= SIZE_LIMIT:
         raise ValueError("a shape has more elements than a tensor can have")
     return tuple(values)
 

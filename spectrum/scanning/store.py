@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spectrum.errors import ResultsError, first_line
-from spectrum.files import read, slug, write_atomically
+from spectrum.files import read_untrusted, slug, write_atomically
 from spectrum.records import ScanResult
 from spectrum.scanning.journal import is_outdated
 from spectrum.scanning.scan_json import MAX_BYTES, CachedScan, digest_of, read_scan, scores_json, sidecar_json
@@ -84,7 +84,7 @@ class ScanStore:
     def digest(self) -> str | None:
         """The digest of the cached scores; None if there are none."""
         try:
-            return digest_of(read(self.scan_path, MAX_BYTES))
+            return digest_of(read_untrusted(self.scan_path, MAX_BYTES))
         except OSError:
             return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.errors import SelectionError
-from spectrum.files import read
+from spectrum.files import read_untrusted
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, matched
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def read_list(path: Path) -> EntryList:
 
 def _read_text(path: Path) -> str:
     try:
-        content = read(path, _MAX_BYTES)
+        content = read_untrusted(path, _MAX_BYTES)
         if sum(map(content.count, _TOKENS)) > 6 * _MAX_ENTRIES:  # parsing takes long, so this is checked first
             raise SelectionError(f"{path} holds more than any list of parameters")
         if _LONG_NUMBER.search(content):  # the time to parse it grows with the square of its length

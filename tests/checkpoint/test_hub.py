@@ -347,7 +347,7 @@ def test_a_path_that_is_not_there_is_no_repository_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="there is no directory"):
-        hub.local_directory(name)
+        hub.resolve_local(name)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "org/model", "not a repo"])
@@ -355,6 +355,6 @@ def test_a_name_that_is_no_path_may_be_a_repository_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert hub.local_directory(name) is None
+    assert hub.resolve_local(name) is None
     (tmp_path / name).mkdir(parents=True)
-    assert hub.local_directory(name) == Path(name)  # a directory of that name goes before
+    assert hub.resolve_local(name) == hub.ResolvedModel(Path(name), None)  # a directory of that name goes before

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
 
 from spectrum.checkpoint import conversion
-from spectrum.checkpoint.conversion import MappingError, Streamed
+from spectrum.checkpoint.conversion import MappingUnavailableError, StreamedParameters
 from spectrum.checkpoint.disk.tensors import read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
@@ -92,16 +92,16 @@ def test_experts_that_cannot_be_converted_singly_are_converted_together_once(
 ) -> None:
     directory = save("mixtral", tmp_path)
     expected = values(open_checkpoint(str(directory)))
-    monkeypatch.setattr(Streamed, "_by_expert", lambda *_: False)
+    monkeypatch.setattr(StreamedParameters, "_is_by_expert", lambda *_: False)
     checkpoint = open_checkpoint(str(directory))
     conversions = []
-    convert = Streamed._convert
+    convert = StreamedParameters._convert
 
-    def counting(self: Streamed, source: Any, *rest: Any) -> dict[str, torch.Tensor]:
-        conversions.append(source.target)
+    def counting(self: StreamedParameters, source: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        conversions.append(source.first_parameter)
         return convert(self, source, *rest)
 
-    monkeypatch.setattr(Streamed, "_convert", counting)
+    monkeypatch.setattr(StreamedParameters, "_convert", counting)
     for key, value in values(checkpoint).items():
         assert torch.equal(value, expected[key]), key
     assert len(conversions) == len(set(conversions)) == 4  # two stacks in each of two layers
@@ -131,12 +131,12 @@ def test_the_public_loader_stands_in_with_the_same_scores(
     directory = save(architecture, tmp_path)
     streamed = open_checkpoint(str(directory))
 
-    def unavailable(*_: object) -> Streamed:
-        raise MappingError("not in this version")
+    def unavailable(*_: object) -> StreamedParameters:
+        raise MappingUnavailableError("not in this version")
 
     monkeypatch.setattr(conversion, "stream", unavailable)
     loaded = open_checkpoint(str(directory))
-    assert type(loaded._source).__name__ == "Loaded"
+    assert type(loaded._source).__name__ == "LoadedParameters"
     assert scores(loaded) == scores(streamed)
     # Dtypes apart: some versions of transformers widen some parameters on loading.
     assert loaded.provenance.info.parameters.keys() == streamed.provenance.info.parameters.keys()
@@ -151,14 +151,14 @@ def test_a_mapping_that_is_not_what_it_was_is_no_error(tmp_path: Path, monkeypat
         raise TypeError("unexpected argument")
 
     monkeypatch.setattr(conversion, "_match_keys", changed)
-    assert type(open_checkpoint(str(save("llama", tmp_path)))._source).__name__ == "Loaded"
+    assert type(open_checkpoint(str(save("llama", tmp_path)))._source).__name__ == "LoadedParameters"
 
 
 def test_a_mapping_that_leaves_keys_over_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save("mixtral", tmp_path)
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *_: [])
     loaded = open_checkpoint(str(directory))
-    assert type(loaded._source).__name__ == "Loaded"
+    assert type(loaded._source).__name__ == "LoadedParameters"
 
 
 def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(

@@ -17,13 +17,13 @@ from spectrum.compute.devices import (
     NO_MEMORY,
     all_cores,
     devices_for,
-    identity,
     is_out_of_memory,
     lane_context,
     memory_budget,
     num_lanes,
     one_core_per_thread,
     problem_of,
+    unique_name,
 )
 from spectrum.errors import DeviceError
 
@@ -121,9 +121,9 @@ def test_a_device_is_known_by_a_name_that_no_other_has(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuids[device.index or 0])
     )
-    assert [identity(torch.device("cuda", i)) for i in range(2)] == uuids
+    assert [unique_name(torch.device("cuda", i)) for i in range(2)] == uuids
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
-    names = {identity(torch.device("cuda", i)) for i in range(2)} | {identity(CPU)}
+    names = {unique_name(torch.device("cuda", i)) for i in range(2)} | {unique_name(CPU)}
     assert len(names) == 3
     assert all(name.endswith(f" of {platform.node()}") for name in names)
 

@@ -416,7 +416,7 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
         scores = torch.stack(score(stored), dim=1).tolist()
         return [MatrixScore(row[0], BulkEdge(int(row[1]), int(row[2]), *row[3:])) for row in scores]
 
-    monkeypatch.setattr(executor, "_attempt", attempt)
+    monkeypatch.setattr(executor, "_try_to_score", attempt)
     monkeypatch.setattr(executor, "lane_context", lambda device: nullcontext())
     reader = alike(8)
     reader.parameters["layers.0"][0, 0], reader.parameters["layers.1"][0, 0] = 1000, 2000
@@ -440,7 +440,7 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
         closing.wait(timeout=60)
         return "has no memory for"
 
-    monkeypatch.setattr(executor, "_attempt", attempt)
+    monkeypatch.setattr(executor, "_try_to_score", attempt)
     reader = Reader({"norm": matrices(1, 8), "experts": matrices(64, 1, 7)})
     budget = BatchBudget(1, gpu=False)
     small, large = plan([*reader.weights()][:1], 1, budget), plan([*reader.weights()][1:], 64, budget)

@@ -125,16 +125,16 @@ def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("spectra", "decomposed_anew"), [(ORDINARY, False), (WIDE, True)], ids=["ordinary", "too wide"]
+    ("spectra", "decomposed_again"), [(ORDINARY, False), (WIDE, True)], ids=["ordinary", "too wide"]
 )
-def test_only_spectra_too_wide_for_the_gram_matrix_are_decomposed_anew(
-    spectra: Mapping[str, Callable[[int, int], Matrix]], decomposed_anew: bool, monkeypatch: pytest.MonkeyPatch
+def test_only_spectra_too_wide_for_the_gram_matrix_are_decomposed_again(
+    spectra: Mapping[str, Callable[[int, int], Matrix]], decomposed_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = torch.from_numpy(np.stack([make(48, 200) for make in spectra.values()]))
     calls = exact_calls(monkeypatch)
     snr.score(batch)
-    assert [any(torch.equal(matrix, call) for call in calls) for matrix in batch] == [decomposed_anew] * len(batch)
-    assert len(calls) == decomposed_anew * len(batch)
+    assert [any(torch.equal(matrix, call) for call in calls) for matrix in batch] == [decomposed_again] * len(batch)
+    assert len(calls) == decomposed_again * len(batch)
 
 
 @pytest.mark.parametrize(("k", "m"), [(8, 8), (8, 40), (50, 50), (50, 150), (200, 220)])
@@ -152,7 +152,7 @@ def test_the_claimed_error_bounds_that_of_singular_values_from_a_gram_matrix(spe
     assert (error <= bound[0].numpy() + of_the_oracle).all()
 
 
-@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed again"])
 @pytest.mark.parametrize("shape", [*SHAPES, (530, 540)], ids=str)
 def test_either_way_to_the_singular_values_gives_the_score(
     shape: tuple[int, int], certain: bool, device: str, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +165,7 @@ def test_either_way_to_the_singular_values_gives_the_score(
     assert len(calls) == (0 if certain else 2)
 
 
-@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed again"])
 @pytest.mark.parametrize("shape", [(1, 23), (7, 7), (8, 30), (31, 9), (29, 100)], ids=str)
 @pytest.mark.parametrize(("block", "chunk"), [(1, 16), (3, 5), (8, 1)])
 def test_many_blocks_and_chunks_give_the_same_score(
@@ -506,7 +506,7 @@ def test_what_lies_at_the_edge_does_not_depend_on_the_scale(spectrum: str, facto
     assert scaled_rest == pytest.approx(rest, rel=1e-7, abs=1e-10)
 
 
-@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed anew"])
+@pytest.mark.parametrize("certain", [True, False], ids=["from the Gram matrix", "decomposed again"])
 def test_either_way_to_the_singular_values_gives_the_edge(certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snr, "_is_certain", lambda values, error, beta: torch.full((len(values),), certain))
     for shape in [*SHAPES, (530, 540)]:

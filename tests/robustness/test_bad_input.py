@@ -162,8 +162,8 @@ REFUSED: Mapping[str, tuple[Damage, list[str], tuple[str, ...]]] = {
     "config-broken": (written("config.json", '{"model_type": "llama"'), [], ("config.json is not valid JSON",)),
     "config-not-utf-8": (written("config.json", b'{"model_type": "\xff"}'), [], ("config.json is not valid JSON",)),
     "config-too-deep": (written("config.json", DEEP), [], ("config.json is not valid JSON",)),
-    "config-a-list": (written("config.json", "[]"), [], ("config.json is no JSON object",)),
-    "config-null": (written("config.json", "null"), [], ("config.json is no JSON object",)),
+    "config-a-list": (written("config.json", "[]"), [], ("config.json is not a JSON object",)),
+    "config-null": (written("config.json", "null"), [], ("config.json is not a JSON object",)),
     "config-a-directory": (directory_instead("config.json"), [], ("cannot read", "config.json")),
     "no-model-type": (config_without("model_type", "architectures"), [], ("config.json has no model_type",)),
     "model-type-null": (config_set(model_type=None, architectures=None), [], ("config.json has no model_type",)),
@@ -294,7 +294,7 @@ def test_a_path_that_is_not_there_is_named(run: Run, tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
 def test_a_file_of_a_model_is_not_the_model(run: Run, model: Path, tmp_path: Path, file: str) -> None:
-    words = (f"{file} is a file", "the directory that it lies in")
+    words = (f"{file} is a file", "the directory that contains it")
     assert_refused_without_a_trace(run, tmp_path, ["--model-name", model / file], *words)
 
 

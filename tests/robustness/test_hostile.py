@@ -365,17 +365,20 @@ TOO_MUCH: Mapping[str, tuple[Change, tuple[str, ...]]] = {
     "offset-boolean": (with_entry("U8", [64], [False, 64]), (DAMAGED, UP_PROJ)),
     "offset-past-2-63": (with_entry("U8", [64], [2**64, 2**64 + 64]), (DAMAGED, UP_PROJ)),
     "of-an-unknown-dtype": (with_entry("F4", [2**62, 2**62], [0, 64]), (DAMAGED, UP_PROJ)),
-    "length-of-2-63": (weights((2**63).to_bytes(8, "little") + b"{}"), ("truncated, or no safetensors file",)),
-    "length-of-a-terabyte": (sparse("model.safetensors", (1 << 40).to_bytes(8, "little"), 8 + (1 << 40)), ("no safe",)),
+    "length-of-2-63": (weights((2**63).to_bytes(8, "little") + b"{}"), ("truncated, or not a safetensors file",)),
+    "length-of-a-terabyte": (
+        sparse("model.safetensors", (1 << 40).to_bytes(8, "little"), 8 + (1 << 40)),
+        ("not a safe",),
+    ),
     "header-too-deep": (weights(len(DEEP).to_bytes(8, "little") + DEEP.encode()), ("header is not valid JSON",)),
     "archive-that-unpacks-to-much": (archive_of_zeros, ("pytorch_model.bin",)),
     "archive-of-a-terabyte": (only_index(sparse("pytorch_model.bin", b"PK", 1 << 40)), ("pytorch_model.bin",)),
-    "archive-with-a-key-that-hashes-for-ever": (bin_of(_tuples_in_tuples(100)), ("pytorch_model.bin",)),
+    "archive-with-a-key-that-hashes-forever": (bin_of(_tuples_in_tuples(100)), ("pytorch_model.bin",)),
     "archive-with-3-gb-of-zeros": (
         bin_of(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x7f\x85R."),
         ("pytorch_model.bin", "builtins.bytearray"),
     ),
-    "archive-that-repeats-a-number": (bin_that_repeats, ("pytorch_model.bin", "repeats a smaller one")),
+    "archive-that-repeats-a-number": (bin_that_repeats, ("pytorch_model.bin", "repeats elements of its storage")),
     "key-of-60000-characters": (
         weights(
             header_of({"quant_state" * 6000 + "\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
@@ -583,7 +586,7 @@ def test_modules_that_the_config_names_are_refused_by_name(run: Run, tmp_path: P
     assert any(name in key for key in state)
     save(tmp_path / "xmod", state)
     done = run("--model-name", tmp_path / "xmod")
-    assert_refused(done, "adapter_modules.", "is no module path")
+    assert_refused(done, "adapter_modules.", "is not a module path")
     assert_harmless(done, name)
     assert files_below(Path()) == []
 

@@ -473,7 +473,7 @@ def other_version(fresh: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def other_score(fresh: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(job, "SCORE_VERSION", 0)
+    patch.setattr(snr, "SCORE_VERSION", 0)
 
 
 def other_weights(fresh: Path, patch: pytest.MonkeyPatch) -> None:
@@ -677,7 +677,7 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
 
 
 def test_processes_on_one_device_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "identity", lambda device: f"GPU-{device.index}")
+    monkeypatch.setattr(devices, "unique_name", lambda device: f"GPU-{device.index}")
     monkeypatch.setattr(devices, "warm_up", lambda devices: None)
     assert job._num_sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
     monkeypatch.setattr(distributed, "count", lambda: 5)

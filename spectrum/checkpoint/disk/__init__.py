@@ -1,1 +1,1 @@
-"""How do weights lie on disk? Start at `weight_files`."""
+"""How are weights stored on disk? Start at `weight_files`."""

@@ -9,32 +9,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spectrum.checkpoint.disk import safetensors_header, torch_archive
-from spectrum.checkpoint.disk.tensors import WeightFiles, read_errors
+from spectrum.checkpoint.disk.tensors import WeightHeaders, read_errors
 from spectrum.checkpoint.disk.weight_files import PLACEHOLDER_BYTES, refuse_placeholder
-from spectrum.files import opened
+from spectrum.files import open_untrusted
 
-# Samples notice weights that were trained further in place, without reading all of them. They are taken from all over a
-# file, and from the middle of each tensor, up to this many in a checkpoint.
-_SPREAD = 64
-_SAMPLES = 4096
+# Bytes are sampled to notice weights that were trained further in place, without reading all of them. The samples are
+# taken at even distances in each file, and in the middle of each tensor.
+_SPREAD = 64  # at even distances
+_SAMPLES = 4096  # of a checkpoint, at most
 _SAMPLE_BYTES = 64
 
 
-def fingerprint(weights: Path | WeightFiles) -> str:
-    """Return a digest of a checkpoint's weight files: their names, sizes, headers, and some bytes of the tensors.
+def fingerprint(weights: Path | WeightHeaders) -> str:
+    """A digest of a checkpoint's weight files: their names, sizes, headers, and some bytes of the tensors.
 
-    A header holds the name, dtype and shape of every tensor; that of a torch archive holds a checksum too. Training in
-    place changes neither header nor size of a safetensors file, so bytes are sampled as well.
+    A header says the name, dtype and shape of every tensor; that of a torch archive has checksums too. If a safetensors
+    file is trained further in place, its header and size stay the same, so bytes are sampled as well.
     Raises CheckpointError if a file is missing or damaged.
 
     Args:
-        weights: the model's directory, or its files, which then keep the headers that are read here.
+        weights: the model's directory; or its headers, which then keep those that are read here.
     """
-    weight_files = WeightFiles(weights) if isinstance(weights, Path) else weights
+    headers = WeightHeaders(weights) if isinstance(weights, Path) else weights
     digest = hashlib.sha256()
-    samples = _SAMPLES // len(weight_files.files) + 1
-    for file in weight_files.files:
-        with read_errors(file), opened(file) as stream:
+    samples = _SAMPLES // len(headers.files) + 1
+    for file in headers.files:
+        with read_errors(file), open_untrusted(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             digest.update(f"{file.name}\0{size}\0".encode())
             offsets: Sequence[int] = range(0, size, size // _SPREAD + 1)
@@ -42,7 +42,7 @@ def fingerprint(weights: Path | WeightFiles) -> str:
                 header = safetensors_header.read_header(file, stream)
                 digest.update(header)
                 tensors = safetensors_header.parse_header(file, header, size)
-                weight_files.keep(file, tensors)
+                headers.keep(file, tensors)
                 ends = sorted([*(tensor.offset for tensor in tensors.values()), size])
                 offsets = [*offsets, *((start + end) // 2 for start, end in itertools.pairwise(ends))]
             else:
@@ -55,5 +55,5 @@ def fingerprint(weights: Path | WeightFiles) -> str:
 
 
 def _evenly(values: Sequence[int], count: int) -> Iterator[int]:
-    """Yield at most `count` of some values, evenly spread."""
+    """At most `count` of the values, at even distances."""
     yield from values[:: -(-len(values) // count) or 1]

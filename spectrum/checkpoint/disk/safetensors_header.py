@@ -1,4 +1,4 @@
-"""The header of a safetensors file: a JSON object that says where each tensor lies. It is checked completely."""
+"""The header of a safetensors file: a JSON object that says where each tensor is. All of it is checked."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spectrum.checkpoint.disk.weight_files import DOWNLOAD_AGAIN, PLACEHOLDER_BYTES, StoredTensor, refuse_placeholder
-from spectrum.dtypes import ITEM_BYTES, SAFETENSORS_DTYPES
+from spectrum.dtypes import ITEM_BYTES, MAX_DIMENSIONS, SAFETENSORS_DTYPES, SIZE_LIMIT
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json
 
-# Enough for 200,000 tensors; the largest published checkpoints have 140,000, in under 200 files. A longer header is
-# damaged or malicious: once it is parsed, JSON takes many times its size in memory.
+# Enough for 200,000 tensors. The largest published checkpoints have 140,000, in under 200 files. A longer header is
+# damaged or malicious, and parsed JSON takes many times its size in memory.
 MAX_HEADER_BYTES = 32 << 20
 
-# No real key is longer. Keys are matched with patterns, which may take a time that grows with the square of the length.
-_LONGEST_KEY = 1_000  # characters
+# No real key is longer. Keys are matched with patterns, whose time may grow with the square of the length.
+_MAX_KEY_LENGTH = 1_000  # characters
 
 _LENGTH_BYTES = 8  # the header's length, before the header
-_MAX_DIMENSIONS = 64  # torch's own limit
 _TORCH_NAMES = frozenset(SAFETENSORS_DTYPES.values())
 
 
 def read_header(file: Path, stream: BinaryIO) -> bytes:
     """Read the JSON text of a header from the beginning of an open file.
 
-    Raises CheckpointError if the file is truncated, empty, a Git LFS pointer or something else.
+    Raises CheckpointError if the file is truncated, empty, a Git LFS pointer or not a safetensors file.
     """
     prefix = stream.read(_LENGTH_BYTES)
     refuse_placeholder(file, prefix + stream.read(PLACEHOLDER_BYTES))
@@ -36,12 +35,12 @@ def read_header(file: Path, stream: BinaryIO) -> bytes:
     length = int.from_bytes(prefix, "little")
     longest = min(MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size - _LENGTH_BYTES)
     if len(prefix) < _LENGTH_BYTES or length > longest:
-        raise CheckpointError(f"{file} is truncated, or no safetensors file; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{file} is truncated, or not a safetensors file; {DOWNLOAD_AGAIN}")
     return stream.read(length)
 
 
 def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, StoredTensor]:
-    """Return every tensor of a file by its key.
+    """Every tensor of a file by its key.
 
     Raises CheckpointError unless the tensors fill the file exactly, without gaps and overlaps.
 
@@ -55,7 +54,7 @@ def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, Stored
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: its header is not valid JSON; {DOWNLOAD_AGAIN}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged: its header is no JSON object; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{file} is damaged: its header is not a JSON object; {DOWNLOAD_AGAIN}")
     start = _LENGTH_BYTES + len(header)
     tensors = {}
     spans = []
@@ -66,7 +65,7 @@ def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, Stored
             tensors[key], (begin, end) = _parse_entry(file, key, entry, start)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{file} is damaged: its entry {key[:_LONGEST_KEY]!r} makes no sense; {DOWNLOAD_AGAIN}"
+                f"{file} is damaged: its entry {key[:_MAX_KEY_LENGTH]!r} makes no sense; {DOWNLOAD_AGAIN}"
             ) from error
         spans.append((begin, end, key))
     expected = 0
@@ -82,17 +81,26 @@ def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, Stored
 
 
 def _parse_entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[StoredTensor, tuple[int, int]]:
-    """Return a tensor, and the begin and the end of its bytes after the header, which ends at `start`."""
+    """A tensor, and the offsets, from the end of the header, at which its bytes begin and end.
+
+    Raises KeyError, TypeError or ValueError if the entry is not valid.
+
+    Args:
+        file: the file that the header is of.
+        key: the tensor's name.
+        entry: what the header says of it.
+        start: where the header ends.
+    """
     dtype = SAFETENSORS_DTYPES.get(entry["dtype"], str(entry["dtype"]))  # unknown dtypes are listed, but not read
     if entry["dtype"] in _TORCH_NAMES:
         raise ValueError("this is torch's name for a dtype, not the format's")
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) or end < begin:
+    if not all(type(n) is int and 0 <= n < SIZE_LIMIT for n in (*shape, begin, end)) or end < begin:
         raise ValueError("sizes are whole numbers")
-    if len(shape) > _MAX_DIMENSIONS or math.prod(shape) >= 2**63:
+    if len(shape) > MAX_DIMENSIONS or math.prod(shape) >= SIZE_LIMIT:
         raise ValueError("more dimensions or elements than a tensor can have")
-    if len(key) > _LONGEST_KEY:
+    if len(key) > _MAX_KEY_LENGTH:
         raise ValueError("the key is longer than any real one")
     if dtype in _TORCH_NAMES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError("shape and bytes disagree")

@@ -24,20 +24,20 @@ from spectrum.checkpoint.disk.weight_files import (
 )
 from spectrum.dtypes import SAFETENSORS_DTYPES
 from spectrum.errors import CheckpointError
-from spectrum.files import opened
+from spectrum.files import open_untrusted
 
 if TYPE_CHECKING:
     import torch
 
-_MAX_TENSORS = 500_000
+_MAX_CHECKPOINT_TENSORS = 500_000  # in all files together
 _READABLE_DTYPES = frozenset(SAFETENSORS_DTYPES.values())
 
 
-class WeightFiles:
-    """The weight files of a model's directory, and the tensors in them, as they were when they were first read.
+class WeightHeaders:
+    """The headers of the weight files of a model's directory: which tensors each file holds, and where.
 
-    Each header is read once. If the fingerprint is wanted too, `fingerprint` goes first: it leaves the headers of
-    safetensors files here, for `tensors` to use.
+    Each header is read once, and kept. If the fingerprint is wanted too, call `fingerprint` first: it keeps the headers
+    of safetensors files here, and `tensors` then uses them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -46,7 +46,7 @@ class WeightFiles:
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files. Raises CheckpointError if there are none, or if an index names one that is missing."""
+        """The weight files. Raises CheckpointError if there are none, or if an index names one that is missing."""
         return self._located.files
 
     @cached_property
@@ -56,11 +56,11 @@ class WeightFiles:
     def keep(self, file: Path, tensors: Mapping[str, StoredTensor]) -> None:
         """Keep the tensors of one file. Raises CheckpointError if the files have more than any model."""
         self._by_file[file] = tensors
-        if sum(map(len, self._by_file.values())) > _MAX_TENSORS:
+        if sum(map(len, self._by_file.values())) > _MAX_CHECKPOINT_TENSORS:
             raise CheckpointError(f"{self.directory} holds more tensors than any model has; {DOWNLOAD_AGAIN}")
 
     def tensors(self) -> dict[str, StoredTensor]:
-        """Return every tensor by its key. All headers are read and checked, but no weight is read.
+        """Every tensor by its key. All headers are read and checked, but no weight is read.
 
         Raises CheckpointError, naming the file, for damage of any kind.
         """
@@ -82,7 +82,7 @@ class WeightFiles:
 
 
 def _read_tensors(file: Path) -> dict[str, StoredTensor]:
-    """Return every tensor of a file by its key. Raises CheckpointError for damage of any kind."""
+    """Every tensor of a file by its key. Raises CheckpointError for damage of any kind."""
     with open_weights(file) as stream, read_errors(file):
         if file.suffix == ".safetensors":
             header = safetensors_header.read_header(file, stream)
@@ -109,8 +109,8 @@ def read_errors(file: Path) -> Iterator[None]:
 def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     """Read a stored tensor in its stored dtype, or only row `index` of its first dimension, which is then dropped.
 
-    Reads the bytes from the first element to the last, and no others, into new memory. Nothing is mapped: if a mapped
-    file is truncated meanwhile, the process dies. Raises CheckpointError if the file can no longer be read, or has
+    Reads only the bytes from the first element to the last, into new memory. The file is not mapped, because a process
+    dies if a mapped file is truncated meanwhile. Raises CheckpointError if the file can no longer be read, or has
     become shorter.
     """
     dtype = torch_dtype(tensor)
@@ -123,7 +123,7 @@ def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
 
 
 def _contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the stride, in elements, of a tensor without gaps."""
+    """The stride, in elements, of a tensor without gaps."""
     return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
 
 
@@ -134,7 +134,7 @@ def _read_bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
     buffer = torch.empty(size, dtype=torch.uint8)
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]
     try:
-        with opened(tensor.file) as stream:
+        with open_untrusted(tensor.file) as stream:
             stream.seek(offset)
             done = 0
             while done < size:  # the system returns 2 GiB at most in one call
@@ -148,7 +148,7 @@ def _read_bytes(tensor: StoredTensor, offset: int, size: int) -> torch.Tensor:
 
 
 def torch_dtype(tensor: StoredTensor) -> torch.dtype:
-    """Return the dtype of a stored tensor. Raises CheckpointError if this version of torch lacks it."""
+    """The dtype of a stored tensor. Raises CheckpointError if this version of torch lacks it."""
     import torch
 
     # The name comes from a file, so nothing but the name of a dtype is looked up.

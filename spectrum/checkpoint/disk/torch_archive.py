@@ -1,8 +1,8 @@
-"""torch's archives (`pytorch_model.bin`): which tensors a file holds, and where. Nothing in the file is executed.
+"""Torch archives (`pytorch_model.bin`): which tensors a file holds, and where. Nothing in the file is executed.
 
 There are two formats. Since torch 1.6, an archive is a zip file of uncompressed records: `data.pkl` describes the
-tensors, `data/<key>` are the storages that they are views of. In the older format, five pickles come one after the
-other, and then the storages. Standard library only.
+tensors, and each `data/<key>` is a storage that tensors are views of. In the older format, five pickles follow one
+another, and then the storages. torch itself is not used.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from spectrum.dtypes import ITEM_BYTES
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _FORMAT_BEFORE_ZIP = 1001
-_HEAD_BYTES = 23  # of a file in the older format, which go into its fingerprint
+_HEAD_BYTES = 23  # of a file in the older format, for its fingerprint
 _FIRST_PICKLE_BYTES = 64
-_NO_ARCHIVE = "it is no archive of torch's"
+_NOT_AN_ARCHIVE = "it is not a torch archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class ArchivedTensor:
 
 
 def read_tensors(stream: BinaryIO) -> dict[str, ArchivedTensor]:
-    """Return every tensor of an archive by its name, in the file's order. No tensor's bytes are read.
+    """Every tensor of an archive by its name, in the file's order. No tensor's bytes are read.
 
-    All of a tensor's bytes lie within the file. Raises ArchiveError unless this is a sound archive of one mapping of
+    All bytes of each tensor are within the file. Raises ArchiveError unless this is a valid archive of one mapping of
     names to dense tensors, and OSError if the file cannot be read.
     """
     size = _size(stream)
@@ -53,15 +53,15 @@ def read_tensors(stream: BinaryIO) -> dict[str, ArchivedTensor]:
 
 
 def read_structure(stream: BinaryIO) -> bytes:
-    """Return the names, sizes and checksums of an archive's records, or how an archive in the older format begins.
+    """The names, sizes and checksums of an archive's records, or the first bytes of an archive in the older format.
 
-    Raises ArchiveError if the archive has no sound directory, and OSError if the file cannot be read.
+    Raises ArchiveError if the archive has no valid directory, and OSError if the file cannot be read.
     """
     size = _size(stream)
     if torch_zip.is_zip(stream):
         records, _ = torch_zip.read_directory(stream, size)
         return "\n".join(f"{record.name} {record.size} {record.checksum}" for record in records).encode()
-    head = torch_zip.read(stream, 0, min(size, _FIRST_PICKLE_BYTES))
+    head = torch_zip.read_bytes(stream, 0, min(size, _FIRST_PICKLE_BYTES))
     _skip_magic(head)
     return head[:_HEAD_BYTES]
 
@@ -83,8 +83,8 @@ def _read_zip(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
     _refuse_other_byte_order(stream, places.get("byteorder"))
     pickle = places["data.pkl"]
     if pickle.size > MAX_BYTES:
-        raise ArchiveError(f"its data.pkl is over {MAX_BYTES >> 20} MiB long, which no model's is")
-    content = torch_zip.read(stream, pickle.offset, pickle.size)
+        raise ArchiveError(f"its data.pkl is over {MAX_BYTES >> 20} MiB long, longer than any model's")
+    content = torch_zip.read_bytes(stream, pickle.offset, pickle.size)
     pickled = read_pickle(content, 0, ends_with_view=False)
     if pickled.end != len(content):
         raise ArchiveError("its data.pkl goes on after its end")
@@ -96,7 +96,8 @@ def _place_of(storage: Storage, places: Mapping[str, torch_zip.Place]) -> torch_
     place = places.get(f"data/{storage.key}")
     if place is None:
         raise ArchiveError(f"it lacks the data of {quoted(storage.key)}")
-    # torch counts whole elements but writes all bytes. A storage of views in several dtypes may have some more.
+    # torch counts whole elements but writes all bytes. If views differ in dtype, the end of a storage may be less than
+    # one element.
     if not 0 <= place.size - storage.size < storage.item_bytes:
         raise ArchiveError(
             f"the data of {quoted(storage.key)} is {place.size} bytes long, not {storage.size} as its data.pkl says"
@@ -107,7 +108,7 @@ def _place_of(storage: Storage, places: Mapping[str, torch_zip.Place]) -> torch_
 def _refuse_other_byte_order(stream: BinaryIO, place: torch_zip.Place | None) -> None:
     if place is None:
         return
-    order = torch_zip.read(stream, place.offset, min(place.size, 16))
+    order = torch_zip.read_bytes(stream, place.offset, min(place.size, 16))
     if order == b"big":
         raise ArchiveError("it was written on a big-endian machine")
     if order != b"little":
@@ -117,7 +118,7 @@ def _refuse_other_byte_order(stream: BinaryIO, place: torch_zip.Place | None) ->
 def _by_name_in_folder(
     records: Sequence[torch_zip.Record], places: Sequence[torch_zip.Place]
 ) -> dict[str, torch_zip.Place]:
-    """Return the places of records by their names in the archive's one folder. torch takes it from the first record."""
+    """The places of records by their names within the archive's folder, which torch takes from the first record."""
     folder = f"{records[0].name.partition('/')[0]}/"
     for record in records:
         if not record.name.startswith(folder):
@@ -129,11 +130,11 @@ def _by_name_in_folder(
 
 
 def _read_older(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
-    content = torch_zip.read(stream, 0, min(size, MAX_BYTES))
+    content = torch_zip.read_bytes(stream, 0, min(size, MAX_BYTES))
     at = _skip_magic(content)
     version, at = _read_plain_pickle(content, at)
     if version != _FORMAT_BEFORE_ZIP:
-        raise ArchiveError("it is of a version of torch's format that is not known")
+        raise ArchiveError("it has an unknown version of the older format")
     system, at = _read_plain_pickle(content, at)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ArchiveError("it was written on a big-endian machine, or does not say on which")
@@ -143,17 +144,17 @@ def _read_older(stream: BinaryIO, size: int) -> dict[str, ArchivedTensor]:
 
 
 def _skip_magic(content: bytes) -> int:
-    """Return the offset of what follows the first pickle, which must be torch's magic number."""
+    """The offset of what follows the first pickle, which must be torch's magic number."""
     if not content.startswith(b"\x80"):
-        raise ArchiveError(_NO_ARCHIVE)
+        raise ArchiveError(_NOT_AN_ARCHIVE)
     pickled = read_pickle(content, 0, ends_with_view=True)
     if pickled.value != _MAGIC:
-        raise ArchiveError(_NO_ARCHIVE)
+        raise ArchiveError(_NOT_AN_ARCHIVE)
     return pickled.end
 
 
 def _read_plain_pickle(content: bytes, at: int) -> tuple[object, int]:
-    """Return what a pickle without tensors builds, and the offset of what follows it."""
+    """The value that a pickle without tensors builds, and the offset of what follows the pickle."""
     pickled = read_pickle(content, at, ends_with_view=True)
     if pickled.storages:
         raise ArchiveError("it has tensors where none belong")
@@ -163,7 +164,7 @@ def _read_plain_pickle(content: bytes, at: int) -> tuple[object, int]:
 def _storage_offsets(
     stream: BinaryIO, at: int, size: int, keys: object, storages: Mapping[str, Storage]
 ) -> dict[str, int]:
-    """Return the offset of each storage by its key. The storages fill the rest of the file.
+    """The offset of each storage by its key. The storages fill the rest of the file.
 
     Args:
         stream: the file.
@@ -183,7 +184,7 @@ def _storage_offsets(
         at = start + storage.size
         if at > size:
             raise ArchiveError("it is truncated")
-        if int.from_bytes(torch_zip.read(stream, start - 8, 8), "little") != storage.count:
+        if int.from_bytes(torch_zip.read_bytes(stream, start - 8, 8), "little") != storage.count:
             raise ArchiveError(f"the data of {quoted(storage.key)} has another length than its pickle says")
         offsets[storage.key] = start
     if at != size:
@@ -192,7 +193,7 @@ def _storage_offsets(
 
 
 def _locate(named: Mapping[str, Tensor], offsets: Mapping[str, int]) -> dict[str, ArchivedTensor]:
-    """Return where each tensor is in the file, given the offsets of the storages."""
+    """Where each tensor is in the file, given the offsets of the storages."""
     return {
         name: ArchivedTensor(
             dtype=tensor.dtype,

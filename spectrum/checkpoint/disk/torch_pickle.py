@@ -1,7 +1,7 @@
-"""What the pickles in torch's archives say of tensors, without unpickling: no class is looked up, no function called.
+"""Reads the pickles in torch archives without unpickling: no class is looked up, and no function is called.
 
-Only the steps that torch writes are followed, and they build inert values: strings, numbers, tuples, lists,
-dictionaries and records of tensors. Only short strings are hashed. Standard library only.
+Only the steps that torch writes are accepted. They build inert values: strings, numbers, tuples, lists, dictionaries
+and records that describe tensors. Only short strings are hashed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from spectrum.checkpoint.disk.torch_values import (
     refuse_hooks,
 )
 
-_MAX_TENSORS = 300_000
-_MAX_STEPS = 40 * _MAX_TENSORS  # torch writes four bytes a step, so the limit on bytes is met first
+_MAX_ARCHIVE_TENSORS = 300_000  # of one file
+_MAX_STEPS = 40 * _MAX_ARCHIVE_TENSORS  # torch writes four bytes a step, so the limit on bytes is met first
 _MAX_CHARACTERS = 1000  # of a tensor's name, and of any other string
 _MAX_INTEGER_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """What a pickle says.
+    """The content of a pickle.
 
     Args:
-        value: what it builds.
-        storages: those that it refers to, by key.
+        value: the value that it builds.
+        storages: the storages that it refers to, by key.
         end: the offset of what follows it.
     """
 
@@ -48,7 +48,7 @@ class Pickled:
 
 
 def read_pickle(content: bytes, start: int, *, ends_with_view: bool) -> Pickled:
-    """Follow the pickle at an offset. Raises ArchiveError for everything that torch does not write.
+    """Read the pickle at an offset. Raises ArchiveError for everything that torch does not write.
 
     Args:
         content: the bytes that the pickle is in.
@@ -61,7 +61,7 @@ def read_pickle(content: bytes, start: int, *, ends_with_view: bool) -> Pickled:
 
 
 class _Steps(PickleMachine):
-    """The steps of torch's pickles, each named after its pickle opcode. `storages` has those met so far, by key."""
+    """The steps of torch's pickles, each named after its pickle opcode. `storages` has all storages so far, by key."""
 
     def __init__(self, content: bytes, at: int, *, ends_with_view: bool) -> None:
         super().__init__(content, at)
@@ -104,7 +104,7 @@ class _Steps(PickleMachine):
             raise ArchiveError("its pickle has a number larger than any that torch writes")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
-    def real(self) -> None:
+    def float64(self) -> None:
         self.push(struct.unpack(">d", self.take(8))[0])
 
     def append(self, values: Iterable[object]) -> None:
@@ -142,16 +142,16 @@ class _Steps(PickleMachine):
     def persistent(self) -> None:
         storage = parse_storage(self.pop(), ends_with_view=self._ends_with_view)
         first = self.storages.setdefault(storage.key, storage)
-        # torch writes an empty storage under several dtypes. Other storages have one, where untyped bytes are uint8.
+        # torch may write an empty storage under several dtypes. All others have one; untyped bytes count as uint8.
         same = (first.size, first.dtype or "uint8") == (storage.size, storage.dtype or "uint8")
         if not same and first.size + storage.size:
             raise ArchiveError(f"it has two storages {quoted(storage.key)}")
         self.push_new(storage)
 
     def build(self) -> None:
-        # A state dict may have attributes. They say nothing of tensors, and are dropped.
+        # A state dict may have attributes. They say nothing about tensors, and are dropped.
         if type(self.pop()) is not dict or type(self.top()) is not OrderedDict:
-            raise ArchiveError("it sets attributes of something else than a state dict")
+            raise ArchiveError("it sets attributes of something other than a state dict")
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
@@ -160,16 +160,16 @@ class _Steps(PickleMachine):
         self.push_new(self._build(function.role, arguments))
 
     def _build(self, role: str, arguments: tuple[object, ...]) -> object:
-        """Return a record of what torch would build by calling a function of this role."""
+        """A record of what torch would build by calling a function of this role."""
         if role == "dictionary" and not arguments:
             return OrderedDict()
         if role == "parameter" and len(arguments) == 3:
             return self._parameter(*arguments)
         if role not in ("tensor", "typed tensor"):
-            raise ArchiveError("its pickle makes something else than tensors")
+            raise ArchiveError("its pickle makes something other than tensors")
         self._tensors += 1
-        if self._tensors > _MAX_TENSORS:
-            raise ArchiveError(f"it has over {_MAX_TENSORS} tensors")
+        if self._tensors > _MAX_ARCHIVE_TENSORS:
+            raise ArchiveError(f"it has over {_MAX_ARCHIVE_TENSORS} tensors")
         usual = 6 if role == "tensor" else 7
         if len(arguments) == usual + 1:
             raise ArchiveError("it has a tensor that is stored negated or conjugated")
@@ -200,7 +200,7 @@ _STEPS: Mapping[int, Callable[[_Steps], None]] = {
     ord("M"): lambda machine: machine.push(machine.number(2)),
     ord("J"): lambda machine: machine.signed(4),
     0x8A: lambda machine: machine.signed(machine.byte()),
-    ord("G"): _Steps.real,
+    ord("G"): _Steps.float64,
     ord("U"): lambda machine: machine.text(1),  # written by Python 2
     0x8C: lambda machine: machine.text(1),
     ord("X"): lambda machine: machine.text(4),

@@ -1,4 +1,4 @@
-"""The machine that follows a pickle: its bytes, stack and memo, each within limits. Standard library only.
+"""The machine that runs a pickle: its bytes, stack and memo, each within limits.
 
 `torch_pickle` has the steps that torch's pickles take on this machine.
 """
@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from spectrum.checkpoint.disk.torch_values import ArchiveError
 
-# Enough for 300,000 tensors, the names and values that describe each, and the modules that hold them. A longer pickle
-# is damaged or malicious: what it builds takes many times its size in memory.
+# Enough for 300,000 tensors, with their names and all values that describe them. A longer pickle is damaged or
+# malicious, and what it builds takes many times its size in memory.
 MAX_BYTES = 32 << 20
 _MAX_CONTAINERS = 3_000_000
 _MAX_STACKED = 10_000  # torch's pickler puts a thousand names and values on the stack at a time
@@ -35,11 +35,11 @@ class PickleMachine:
         self._containers = 0
 
     def fail(self) -> NoReturn:
-        """Raises ArchiveError."""
+        """Raises ArchiveError, for a pickle that is damaged."""
         raise ArchiveError("its pickle is damaged")
 
     def finish(self) -> object:
-        """Take the one value that the pickle has built."""
+        """The one value that the pickle has built, taken from the stack."""
         value = self.pop()
         if self._stack or self._marks:
             self.fail()
@@ -78,7 +78,7 @@ class PickleMachine:
         return line.decode()
 
     def frame(self) -> None:
-        """Read the length of a frame, which the pickle must have room for. Frames mean nothing else."""
+        """Read the length of a frame, and check that the pickle is as long. A frame has no other effect."""
         if self.number(8) > len(self._content) - self.at:
             raise ArchiveError(_CUT)
 
@@ -91,7 +91,7 @@ class PickleMachine:
         self._stack.append(value)
 
     def push_new(self, container: object) -> None:
-        """Put a new container or tensor on the stack. They are counted, since a few bytes make one."""
+        """Put a new container or tensor on the stack. They are counted: a few bytes of a pickle can make one."""
         self._containers += 1
         if self._containers > _MAX_CONTAINERS:
             raise ArchiveError("its pickle makes more than any model needs")
@@ -99,16 +99,16 @@ class PickleMachine:
 
     def pop(self) -> object:
         """Take the value on top."""
-        self._check_reach()
+        self._check_not_empty()
         return self._stack.pop()
 
     def top(self) -> object:
-        """Return the value on top, and leave it there."""
-        self._check_reach()
+        """The value on top, which stays there."""
+        self._check_not_empty()
         return self._stack[-1]
 
-    def _check_reach(self) -> None:
-        """Values below the last mark are out of reach."""
+    def _check_not_empty(self) -> None:
+        """Raises ArchiveError if the stack has no value above the last mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             self.fail()
 
@@ -131,7 +131,7 @@ class PickleMachine:
 
     def remember(self, index: int) -> None:
         """Note the value on top under a number."""
-        # Pickles number values in order. Other numbers are refused, or the list could be longer than there are steps.
+        # Pickles number values in order. A larger number is refused: the memo must not outgrow the pickle.
         if index > len(self._memo):
             self.fail()
         self._memo[index : index + 1] = [self.top()]

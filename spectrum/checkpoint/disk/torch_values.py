@@ -1,6 +1,6 @@
-"""What a pickle of torch's may build: tensors, storages, and the names of these. Nothing of torch is imported.
+"""The values that a pickle in a torch archive may build: records of tensors and storages. torch is not imported.
 
-Standard library only.
+The functions here check the values of the pickle and make the records from them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spectrum.dtypes import ITEM_BYTES
+from spectrum.dtypes import ITEM_BYTES, MAX_DIMENSIONS, SIZE_LIMIT
 
-_MAX_DIMENSIONS = 64  # torch's own limit
-_SIZES = 2**63  # every size and every offset is less
-_LARGEST_ITEM = max(ITEM_BYTES.values())
+_MAX_ITEM_BYTES = max(ITEM_BYTES.values())
 
 # Storages of these types have a class of their own. All others are untyped bytes.
 _STORAGE_TYPES = {
@@ -36,16 +34,16 @@ _OTHER_CONTENT = "it holds other things than named dense tensors"
 
 
 class ArchiveError(ValueError):
-    """A file is not a sound archive of tensors alone. The message is a reason, to be put after the file's name."""
+    """A file is not a valid archive of tensors alone. The message is a reason, without the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """What a name in a pickle stands for.
+    """A class or a function of torch that a pickle names.
 
     Args:
-        role: what torch would do with it.
-        dtype: of a storage; None if its bytes may be of any dtype. Or the dtype that is named.
+        role: what torch builds with it.
+        dtype: of a storage, the dtype of its elements, None if they may be of any. Of a dtype, its name. Else None.
     """
 
     role: Literal["dictionary", "tensor", "typed tensor", "parameter", "storage", "dtype"]
@@ -54,11 +52,11 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Bytes that tensors are views of.
+    """A block of bytes that tensors are views of.
 
     Args:
         key: the storage's name in the file.
-        dtype: None if each tensor reads the bytes as its own dtype.
+        dtype: of its elements; None if each tensor reads the bytes as its own dtype.
         count: how many elements it has.
     """
 
@@ -107,7 +105,7 @@ _GLOBALS = {
 
 
 def lookup_global(module: str, name: str) -> Global:
-    """Return what a name stands for. Raises ArchiveError for all names that tensors do not need."""
+    """The class or function of this name. Raises ArchiveError for all names that tensors do not need."""
     path = f"{module}.{name}"
     found = _GLOBALS.get(path)
     if found is None:
@@ -116,7 +114,7 @@ def lookup_global(module: str, name: str) -> Global:
 
 
 def state_dict_tensors(value: object) -> dict[str, Tensor]:
-    """Return the tensors of a state dict by name. Raises ArchiveError if a pickle has built anything else."""
+    """The tensors of a state dict by name. Raises ArchiveError if a pickle has built anything else."""
     if not isinstance(value, dict):
         raise ArchiveError(_OTHER_CONTENT)
     tensors = {key: item for key, item in value.items() if isinstance(item, Tensor)}
@@ -132,12 +130,12 @@ def state_dict_tensors(value: object) -> dict[str, Tensor]:
 
 
 def quoted(name: str) -> str:
-    """Return a name from a file as messages show it: quoted, printable, and not long."""
+    """A name from a file as messages show it: quoted, printable, and not long."""
     return repr(name if len(name) <= 100 else f"{name[:97]}...")
 
 
 def parse_storage(persistent_id: object, *, ends_with_view: bool) -> Storage:
-    """Return the storage of a persistent id: ("storage", its type, its key, its device, its number of elements).
+    """The storage of a persistent id: ("storage", its type, its key, its device, its number of elements).
 
     Args:
         persistent_id: as the pickle has it.
@@ -145,22 +143,23 @@ def parse_storage(persistent_id: object, *, ends_with_view: bool) -> Storage:
     """
     length = 6 if ends_with_view else 5
     if type(persistent_id) is not tuple or len(persistent_id) != length or persistent_id[0] != "storage":
-        raise ArchiveError("it refers to something else than a storage")
+        raise ArchiveError("it refers to something other than a storage")
     if persistent_id[5:] not in ((), (None,)):
         raise ArchiveError("it has a storage that is a part of another")
     _, storage_type, key, device, count = persistent_id[:5]
     is_storage = type(storage_type) is Global and storage_type.role == "storage"
     if not is_storage or type(key) is not str or type(device) is not str:
         raise ArchiveError("it has a storage that makes no sense")
-    if type(count) is not int or not _is_size(_LARGEST_ITEM * count):
+    if type(count) is not int or not _is_size(_MAX_ITEM_BYTES * count):
         raise ArchiveError("it has a storage whose length makes no sense")
     return Storage(key, storage_type.dtype, count)
 
 
 def parse_tensor(arguments: Sequence[object], dtype: str | None) -> Tensor:
-    """Return the view of a storage that torch would make with these six arguments.
+    """The view of a storage that torch would make with these six arguments.
 
-    The view lies within the storage and has no more elements than that: what is read is no larger than the file.
+    The view is within the storage and has no more elements than the storage, so reading it takes no more memory than
+    the file has bytes.
     Raises ArchiveError for every other view.
     """
     storage, offset, shape, stride, requires_grad, hooks = arguments
@@ -170,33 +169,33 @@ def parse_tensor(arguments: Sequence[object], dtype: str | None) -> Tensor:
     shape, stride = _parse_sizes(shape), _parse_sizes(stride)
     if len(shape) != len(stride) or type(offset) is not int or not _is_size(offset):
         raise ArchiveError("it has a tensor whose sizes make no sense")
-    if math.prod(filter(None, shape)) >= _SIZES:
+    if math.prod(filter(None, shape)) >= SIZE_LIMIT:
         raise ArchiveError("it has a tensor larger than any can be")
-    if 0 in shape:  # an empty view may lie anywhere, even outside
+    if 0 in shape:  # an empty view may be anywhere, even outside the storage
         return Tensor(storage, dtype, 0, shape, stride)
     capacity = storage.size // ITEM_BYTES[dtype]
     last = offset + sum(map(operator.mul, (size - 1 for size in shape), stride))
     if last >= capacity:
         raise ArchiveError("it has a tensor that reaches beyond its storage")
     if math.prod(shape) > capacity:
-        raise ArchiveError("it has a tensor that repeats a smaller one")
+        raise ArchiveError("it has a tensor that repeats elements of its storage")
     return Tensor(storage, dtype, offset, shape, stride)
 
 
 def _parse_sizes(value: object) -> tuple[int, ...]:
-    if type(value) is not tuple or len(value) > _MAX_DIMENSIONS or not all(map(_is_size, value)):
+    if type(value) is not tuple or len(value) > MAX_DIMENSIONS or not all(map(_is_size, value)):
         raise ArchiveError("it has a tensor whose sizes make no sense")
     return value
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < _SIZES
+    return type(value) is int and 0 <= value < SIZE_LIMIT
 
 
 def parse_dtype(arguments: Sequence[object]) -> str | None:
-    """Return the dtype of the tensor that torch would make with these arguments, None if they do not fit together.
+    """The dtype of the tensor that torch would make with these arguments, None if they do not fit together.
 
-    It is the storage's; if that has none, it is the seventh argument.
+    It is the storage's or, if the storage has none, the seventh argument.
     """
     storage = arguments[0]
     if type(storage) is not Storage:
@@ -210,6 +209,6 @@ def parse_dtype(arguments: Sequence[object]) -> str | None:
 
 
 def refuse_hooks(hooks: object) -> None:
-    """Raises ArchiveError unless a tensor's hooks are an empty OrderedDict."""
+    """Raises ArchiveError unless the hooks of a tensor, functions to be called, are an empty OrderedDict."""
     if type(hooks) is not OrderedDict or hooks:
         raise ArchiveError("it has a tensor with hooks")

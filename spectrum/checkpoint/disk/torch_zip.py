@@ -1,6 +1,6 @@
 """The directory of a zip file that torch has written: names, sizes and places of its records, which are uncompressed.
 
-Files that two readers could read differently are refused, so every reader sees the same records. Standard library only.
+A file that two readers could read differently is refused, so every reader sees the same records.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _LOCAL_SIGN, _ENTRY_SIGN, _END_SIGN = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_SIGN, _LOCATOR64_SIGN = b"PK\6\6", b"PK\6\7"
-_ALL_ONES_16, _ALL_ONES_32 = 0xFFFF, 0xFFFFFFFF  # the number does not fit, and is in a wider field elsewhere
+_ALL_ONES_16, _ALL_ONES_32 = 0xFFFF, 0xFFFFFFFF  # stands for a number that does not fit: a wider field has it
 _SIZES_FOLLOW, _IS_UTF8 = 1 << 3, 1 << 11
-_WIDE_FIELD = 1  # its number among the extra fields
+_WIDE_FIELD = 1  # the id, among the extra fields, of the one with wide numbers
 _DAMAGED = "its directory is damaged"
 
 
@@ -50,20 +50,20 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where bytes lie in the file: their offset, and how many they are."""
+    """Where bytes are in the file: their offset and their number."""
 
     offset: int
     size: int
 
 
 def is_zip(stream: BinaryIO) -> bool:
-    """Whether torch would read this as a zip file: by its first bytes. So nothing can precede the archive."""
+    """Whether torch would read this as a zip file. It looks at the first bytes, so nothing can precede the archive."""
     stream.seek(0)
     return stream.read(len(_LOCAL_SIGN)) == _LOCAL_SIGN
 
 
 def read_directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
-    """Return all records of a zip file in order, and the offset of its directory. Their own headers are not read.
+    """All records of a zip file in order, and the offset of its directory. The headers of the records are not read.
 
     Args:
         stream: the file.
@@ -71,10 +71,10 @@ def read_directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
     """
     count, length, offset = _directory_place(stream, size)
     if count > _MAX_RECORDS or length > _MAX_DIRECTORY_BYTES:
-        raise ArchiveError(f"its directory lists {count} records in {length} bytes, which no model's does")
+        raise ArchiveError(f"its directory lists {count} records in {length} bytes, more than any model's")
     if not count:
         raise ArchiveError("it is an empty zip file")
-    records = _parse_records(read(stream, offset, length), count)
+    records = _parse_records(read_bytes(stream, offset, length), count)
     # torch ignores case when it looks up a name.
     if len({record.stored_name.lower() for record in records}) != count:
         raise ArchiveError("it has two records of one name")
@@ -82,7 +82,7 @@ def read_directory(stream: BinaryIO, size: int) -> tuple[list[Record], int]:
 
 
 def read_places(stream: BinaryIO, records: Sequence[Record], end: int) -> list[Place]:
-    """Return where the data of each record lies, by its own header, which must agree with the directory.
+    """Where the data of each record is. The header of the record must agree with the directory.
 
     Raises ArchiveError if two records overlap, or if one reaches beyond `end`, where the directory begins.
     """
@@ -99,7 +99,7 @@ def read_places(stream: BinaryIO, records: Sequence[Record], end: int) -> list[P
     return [places[record.name] for record in records]
 
 
-def read(stream: BinaryIO, offset: int, length: int) -> bytes:
+def read_bytes(stream: BinaryIO, offset: int, length: int) -> bytes:
     """Read bytes of a file. Raises ArchiveError if it has become shorter."""
     stream.seek(offset)
     content = stream.read(length)
@@ -109,16 +109,16 @@ def read(stream: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def _directory_place(stream: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Return the number of records, and the length and the offset of the directory, which the end records follow."""
+    """The number of records, and the length and the offset of the directory. The end records follow it."""
     end = size - _END.size
     if end < 0:
         raise ArchiveError("it is truncated")
-    sign, disk, first_disk, here, count, length, offset, comment = _END.unpack(read(stream, end, _END.size))
+    sign, disk, first_disk, here, count, length, offset, comment = _END.unpack(read_bytes(stream, end, _END.size))
     if sign != _END_SIGN or comment:
         raise ArchiveError("it is truncated, or something follows its end")
     _refuse_parts(disk, first_disk, here, count)
     if end >= _LOCATOR64.size:
-        locator = read(stream, end - _LOCATOR64.size, _LOCATOR64.size)
+        locator = read_bytes(stream, end - _LOCATOR64.size, _LOCATOR64.size)
         if locator.startswith(_LOCATOR64_SIGN):
             narrow = (count, length, offset)
             end -= _LOCATOR64.size + _END64.size
@@ -134,7 +134,7 @@ def _wide_directory_place(stream: BinaryIO, end: int, locator: bytes) -> tuple[i
     _, locator_disk, located, disks = _LOCATOR64.unpack(locator)
     if located != end or locator_disk or disks > 1:
         raise ArchiveError("its end record is not where its locator puts it")
-    content = read(stream, end, _END64.size)
+    content = read_bytes(stream, end, _END64.size)
     sign, rest, _, _, disk, first_disk, here, count, length, offset = _END64.unpack(content)
     if sign != _END64_SIGN or rest != _END64.size - 12:  # the size leaves out the sign and itself
         raise ArchiveError("its end record is damaged")
@@ -159,7 +159,7 @@ def _parse_records(directory: bytes, count: int) -> list[Record]:
 
 
 def _parse_record(directory: bytes, at: int) -> tuple[Record, int]:
-    """Return the record whose entry begins at this offset, and the offset of the next entry."""
+    """The record whose entry begins at this offset, and the offset of the next entry."""
     if len(directory) - at < _ENTRY.size:
         raise ArchiveError(_DAMAGED)
     fields = _ENTRY.unpack_from(directory, at)
@@ -198,7 +198,7 @@ def _refuse_packed(name: str, flags: int, method: int) -> None:
 
 
 def _widen(extra: bytes, values: Sequence[int]) -> list[int]:
-    """Return the numbers of a header. Those that do not fit into 32 bits are taken from its extra field."""
+    """The numbers of a header. Those that do not fit into 32 bits are in its extra field."""
     if _ALL_ONES_32 not in values:
         return list(values)
     wide = _wide_field(extra)
@@ -209,7 +209,7 @@ def _widen(extra: bytes, values: Sequence[int]) -> list[int]:
 
 
 def _wide_field(extra: bytes) -> bytes:
-    """Return the part of a header's extra field that holds wide numbers."""
+    """The part of a header's extra field that holds wide numbers."""
     at = 0
     while at + 4 <= len(extra):
         field_id, length = struct.unpack_from("<2H", extra, at)
@@ -221,18 +221,18 @@ def _wide_field(extra: bytes) -> bytes:
 
 
 def _data_offset(stream: BinaryIO, record: Record, end: int) -> int:
-    """Return where a record's data begins. Raises ArchiveError if its own header disagrees with the directory."""
+    """The offset of a record's data. Raises ArchiveError if the record's header disagrees with the directory."""
     name_end = record.header + _LOCAL.size + len(record.stored_name)
     if name_end > end:
         raise ArchiveError(f"its record {quoted(record.name)} reaches beyond the records")
-    header = read(stream, record.header, name_end - record.header)
+    header = read_bytes(stream, record.header, name_end - record.header)
     sign, _, flags, method, _, _, _, packed, size, name_length, extra_length = _LOCAL.unpack_from(header)
     if sign != _LOCAL_SIGN or name_length != len(record.stored_name) or header[_LOCAL.size :] != record.stored_name:
         raise ArchiveError(f"its record {quoted(record.name)} is not where its directory puts it")
     _refuse_packed(record.name, flags, method)
     offset: int = name_end + extra_length
     if _ALL_ONES_32 in (size, packed):
-        size, packed = _widen(read(stream, name_end, extra_length), (size, packed))
+        size, packed = _widen(read_bytes(stream, name_end, extra_length), (size, packed))
     not_yet_known = {0} if flags & _SIZES_FOLLOW else set()
     if not {size, packed} <= {record.size} | not_yet_known:
         raise ArchiveError(f"its record {quoted(record.name)} has two sizes")

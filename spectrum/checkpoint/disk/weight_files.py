@@ -1,7 +1,7 @@
-"""START HERE. Which files of a model's directory hold its weights, and are they whole?
+"""START HERE. Which files of a model's directory hold its weights, and is none missing?
 
-`tensors` then reads what the files say of their tensors: the headers of safetensors files (`safetensors_header`), the
-pickles in torch's archives (`torch_archive`). `fingerprint` notices weights that have changed.
+`tensors` then reads the descriptions of the tensors: the headers of safetensors files (`safetensors_header`), or the
+pickles in torch archives (`torch_archive`). `fingerprint` notices weights that have changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spectrum.errors import CheckpointError
-from spectrum.files import opened, parse_json, read
+from spectrum.files import open_untrusted, parse_json, read_untrusted
 
 MAX_INDEX_BYTES = 64 << 20
 MAX_FILES = 2_000
@@ -21,7 +21,7 @@ MAX_FILES = 2_000
 # In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
-PLACEHOLDER_BYTES = len(_LFS_POINTER)  # that `refuse_placeholder` needs to see
+PLACEHOLDER_BYTES = len(_LFS_POINTER)  # how many bytes of a file `refuse_placeholder` needs
 DOWNLOAD_AGAIN = "download the model again"
 _SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
 
@@ -53,7 +53,7 @@ class LocatedWeights:
 
     Args:
         files: in order of their names.
-        weight_map: the name of the file for each key, as an index has it; empty for a single file.
+        weight_map: the name of the file for each key, from the index; empty for a single file.
     """
 
     files: tuple[Path, ...]
@@ -61,7 +61,7 @@ class LocatedWeights:
 
 
 def locate_weights(directory: Path) -> LocatedWeights:
-    """Find the weight files that transformers would load: safetensors before torch archives.
+    """The weight files that transformers would load: safetensors files if there are any, else torch archives.
 
     Raises CheckpointError if there are none, or if an index names one that is missing.
     """
@@ -83,7 +83,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def not_a_model_reason(where: str, names: Collection[str]) -> str | None:
-    """Return what a place with these files holds instead of a model, None if that is not known."""
+    """A message that says what a place with these files holds instead of a model, None if that is not known."""
     if "adapter_config.json" in names:
         return f"{where} holds an adapter, not a model; merge it into its base model, or scan that"
     if any(name.endswith(".gguf") for name in names):
@@ -92,7 +92,7 @@ def not_a_model_reason(where: str, names: Collection[str]) -> str | None:
 
 
 def no_weights_reason(where: str, names: Collection[str]) -> str:
-    """Return a message for a place with these files, none of which are weights that transformers would load."""
+    """A message for a place with these files, none of which transformers would load weights from."""
     if reason := not_a_model_reason(where, names):
         return reason
     endings = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
@@ -107,7 +107,7 @@ def no_weights_reason(where: str, names: Collection[str]) -> str:
 
 def _read_weight_map(index: Path) -> Mapping[str, str]:
     try:
-        content = parse_json(read(index, MAX_INDEX_BYTES))
+        content = parse_json(read_untrusted(index, MAX_INDEX_BYTES))
     except OSError as error:
         raise read_failure(index, error) from error
     except ValueError as error:
@@ -128,10 +128,10 @@ def _check_shards(index: Path, names: Collection[str]) -> None:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
         if not _exists(index.parent / name):
             raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {DOWNLOAD_AGAIN}")
-    by_identity: dict[tuple[int, int], str] = {}
+    by_inode: dict[tuple[int, int], str] = {}
     for name in names:
         status = os.stat(index.parent / name)
-        first = by_identity.setdefault((status.st_dev, status.st_ino), name)
+        first = by_inode.setdefault((status.st_dev, status.st_ino), name)
         if first != name:
             raise CheckpointError(f"{index} names {first} and {name}, which are one and the same file")
 
@@ -144,7 +144,7 @@ def _exists(path: Path) -> bool:
 
 
 def refuse_placeholder(file: Path, head: bytes) -> None:
-    """Raises CheckpointError if a file is empty or a Git LFS pointer.
+    """Raises CheckpointError if a file is empty, or is a Git LFS pointer.
 
     Args:
         file: for the message.
@@ -159,11 +159,11 @@ def refuse_placeholder(file: Path, head: bytes) -> None:
 def open_weights(file: Path) -> BinaryIO:
     """Open a weight file for reading. Raises CheckpointError if that is not possible."""
     try:
-        return opened(file)
+        return open_untrusted(file)
     except OSError as error:
         raise read_failure(file, error) from error
 
 
 def read_failure(file: Path, error: OSError) -> CheckpointError:
-    """Return the error for a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return CheckpointError(f"cannot read {file}: {error.strerror or error}")

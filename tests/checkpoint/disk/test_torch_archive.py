@@ -418,11 +418,11 @@ HARMFUL_BODIES: Mapping[str, tuple[bytes, str]] = {
     "a nested tensor": (named("torch._utils._rebuild_nested_tensor"), "_rebuild_nested_tensor"),
     "a call of a string": (text("os") + NOTHING + b"R", "damaged"),
     "a call with no tuple": (named("collections.OrderedDict") + b"]R", "damaged"),
-    "a call of a dtype": (named("torch.float32") + NOTHING + b"R", "something else than tensors"),
-    "a call of a storage": (FLOATS + listed(number(3 << 30)) + b"R", "something else than tensors"),
-    "a dictionary of pairs": (named("collections.OrderedDict") + listed(b"]") + b"R", "something else than tensors"),
-    "stride 0": (mapping(w=tensor(shape=sizes(1 << 30), stride=sizes(0))), "repeats a smaller one"),
-    "windows": (mapping(w=tensor(shape=sizes(2, 2), stride=sizes(1, 0))), "repeats a smaller one"),
+    "a call of a dtype": (named("torch.float32") + NOTHING + b"R", "something other than tensors"),
+    "a call of a storage": (FLOATS + listed(number(3 << 30)) + b"R", "something other than tensors"),
+    "a dictionary of pairs": (named("collections.OrderedDict") + listed(b"]") + b"R", "something other than tensors"),
+    "stride 0": (mapping(w=tensor(shape=sizes(1 << 30), stride=sizes(0))), "repeats elements of its storage"),
+    "windows": (mapping(w=tensor(shape=sizes(2, 2), stride=sizes(1, 0))), "repeats elements of its storage"),
     "a tensor beyond its storage": (mapping(w=tensor(shape=sizes(3))), "beyond its storage"),
     "an offset beyond its storage": (mapping(w=tensor(offset=number(1))), "beyond its storage"),
     "a stride beyond its storage": (mapping(w=tensor(stride=sizes(2))), "beyond its storage"),
@@ -450,7 +450,7 @@ HARMFUL_BODIES: Mapping[str, tuple[bytes, str]] = {
     "a parameter of nothing": (mapping(w=PARAMETER + listed(NONE, TRUE, HOOKS) + b"R"), "makes no sense"),
     "a parameter with a state": (
         mapping(w=PARAMETER + listed(tensor(), TRUE, HOOKS, b"}") + b"R"),
-        "else than tensors",
+        "other than tensors",
     ),
     "a tensor of no storage": (mapping(w=tensor(held=NONE)), "makes no sense"),
     "a tensor of few parts": (mapping(w=V2 + listed(storage(), number(0)) + b"R"), "makes no sense"),
@@ -484,9 +484,9 @@ HARMFUL_BODIES: Mapping[str, tuple[bytes, str]] = {
     ),
     "a quantized storage": (mapping(w=tensor(storage(named("torch.QInt8Storage")))), "QInt8Storage"),
     "a storage of no type": (mapping(w=tensor(storage(named("torch.float32")))), "storage that makes no sense"),
-    "a storage that is a module": (mapping(w=tensor(storage(word=text("module")))), "else than a storage"),
-    "a storage by a string": (mapping(w=text("0") + b"Q"), "else than a storage"),
-    "a storage by a number": (mapping(w=number(0) + b"Q"), "else than a storage"),
+    "a storage that is a module": (mapping(w=tensor(storage(word=text("module")))), "other than a storage"),
+    "a storage by a string": (mapping(w=text("0") + b"Q"), "other than a storage"),
+    "a storage by a number": (mapping(w=number(0) + b"Q"), "other than a storage"),
     "a storage of no kind": (mapping(w=tensor(storage(NONE))), "storage that makes no sense"),
     "a storage whose length is true": (mapping(w=tensor(storage(count=TRUE), shape=sizes(1))), "length makes no sense"),
     "a storage whose length is text": (mapping(w=tensor(storage(count=text("2")))), "length makes no sense"),
@@ -498,7 +498,7 @@ HARMFUL_BODIES: Mapping[str, tuple[bytes, str]] = {
     "a storage longer than its data": (mapping(w=tensor(storage(count=number(3)))), "not 12 as"),
     "a storage that is not there": (mapping(w=tensor(storage(key=text("1")))), "lacks the data of '1'"),
     "a storage elsewhere": (mapping(w=tensor(storage(key=text("../version")))), "lacks the data"),
-    "a storage of a view": (mapping(w=tensor(storage(more=NONE))), "else than a storage"),
+    "a storage of a view": (mapping(w=tensor(storage(more=NONE))), "other than a storage"),
     "a storage of two dtypes": (mapping(a=tensor(), b=tensor(storage(named("torch.IntStorage")))), "two storages '0'"),
     "a storage of two lengths": (mapping(a=tensor(), b=tensor(storage(count=number(3)))), "two storages '0'"),
     "a nested state dict": (mapping(epoch=number(1), state_dict=mapping(w=tensor())), "'state_dict' is a dictionary"),
@@ -604,15 +604,15 @@ def test_what_follows_the_pickle_is_refused() -> None:
 
 LIMITS = {
     "MAX_BYTES": "MiB long",
-    "_MAX_DIRECTORY_BYTES": "no model's does",
-    "_MAX_RECORDS": "no model's does",
-    "_MAX_TENSORS": "over",
+    "_MAX_DIRECTORY_BYTES": "more than any model's",
+    "_MAX_RECORDS": "more than any model's",
+    "_MAX_ARCHIVE_TENSORS": "over",
     "_MAX_CONTAINERS": "makes more",
     "_MAX_STEPS": "more steps",
     "_MAX_STACKED": "piles up",
     "_MAX_MARKS": "nests more",
     "_MAX_CHARACTERS": "pickle",
-    "_MAX_DIMENSIONS": "sizes",
+    "MAX_DIMENSIONS": "sizes",
     "_MAX_INTEGER_BYTES": "number larger",
 }
 
@@ -660,7 +660,7 @@ OTHER_CONTENTS: Mapping[str, tuple[Callable[[], object], str]] = {
     "a number": (lambda: 7, "other things"),
     "a training state": (lambda: {"step": 3, "state_dict": Network().state_dict()}, "'state_dict' is a dictionary"),
     "numbers as names": (lambda: {0: torch.ones(2)}, "keys are not strings"),
-    "an expanded tensor": (lambda: {"w": torch.ones(1).expand(1000)}, "repeats a smaller one"),
+    "an expanded tensor": (lambda: {"w": torch.ones(1).expand(1000)}, "repeats elements of its storage"),
     "a sparse tensor": (lambda: {"w": torch.eye(2).to_sparse()}, "_rebuild_sparse_tensor"),
     "a tensor on no device": (lambda: {"w": torch.ones(2, device="meta")}, "_rebuild_meta_tensor_no_storage"),
     "a conjugated tensor": (lambda: {"w": torch.ones(2, dtype=torch.complex64).conj()}, "conjugated"),
@@ -820,7 +820,7 @@ def test_a_zip_file_of_nothing_is_refused() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w"):
         pass
-    refused(stream.getvalue(), "no archive")
+    refused(stream.getvalue(), "not a torch archive")
     refused(changed_end(changed_end(b"PK\3\4" + stream.getvalue(), 16, 4), 12, 0), "empty zip")
 
 
@@ -847,7 +847,7 @@ def test_a_directory_is_found_in_one_way_only(content: bytes) -> None:
     refused(content + other, "")
     refused(other + content, "not where its")
     refused(b"PK\3\4" + content, "not where its")
-    refused(bytes(8) + content, "no archive")
+    refused(bytes(8) + content, "not a torch archive")
     refused(changed(content, end_of(content), "<4s", b"PK\5\7"), "something follows")
     refused(b"PK\3\4" + b"PK\6\7" + bytes(16) + content[-22:], "locator")
 
@@ -945,8 +945,8 @@ def test_tensors_on_both_sides_of_4_gib_are_found(tmp_path: Path, gap: int) -> N
 BEFORE = pickled(mapping(w=tensor(VIEW)))
 
 HARMFUL_OLDER: Mapping[str, tuple[bytes, str]] = {
-    "another magic number": (older(BEFORE, magic=pickled(number(7))), "no archive"),
-    "a plain pickle": (BEFORE, "no archive"),
+    "another magic number": (older(BEFORE, magic=pickled(number(7))), "not a torch archive"),
+    "a plain pickle": (BEFORE, "not a torch archive"),
     "another version": (older(BEFORE, version=pickled(number(1000))), "version"),
     "no system": (older(BEFORE, system=pickled(NONE)), "big-endian"),
     "an unknown system": (older(BEFORE, system=pickled(b"}")), "big-endian"),
@@ -959,7 +959,7 @@ HARMFUL_OLDER: Mapping[str, tuple[bytes, str]] = {
         older(pickled(mapping(w=tensor(storage(more=listed(text("1"), number(0), number(2))))))),
         "part of another",
     ),
-    "a storage as in a zip file": (older(pickled(mapping(w=tensor()))), "else than a storage"),
+    "a storage as in a zip file": (older(pickled(mapping(w=tensor()))), "other than a storage"),
     "no keys": (older(BEFORE, keys=pickled(b"]")), "other storages"),
     "no list of keys": (older(BEFORE, keys=pickled(text("0"))), "other storages"),
     "another key": (older(BEFORE, keys=pickled(b"]" + text("1") + b"a")), "other storages"),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import fingerprint, safetensors_header, weight_files
-from spectrum.checkpoint.disk.tensors import WeightFiles, read_tensor
+from spectrum.checkpoint.disk.tensors import WeightHeaders, read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
@@ -52,7 +52,7 @@ def random_bits(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def stored_tensors(directory: Path) -> Mapping[str, StoredTensor]:
-    return WeightFiles(directory).tensors()
+    return WeightHeaders(directory).tensors()
 
 
 def sample_state() -> State:
