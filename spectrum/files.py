@@ -140,6 +140,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Raises ResultsError if that fails.
     """
+    if not path.name:  # "." and "/", beside which there is no name
+        raise ResultsError(f"cannot write {path}: it is a directory")
     temporary = beside(path)
 
     def write() -> None:

@@ -109,3 +109,9 @@ def test_what_is_no_file_is_not_replaced(make: Callable[[Path], None], tmp_path:
         write_atomically(path, "text")
     assert [file.name for file in tmp_path.iterdir()] == ["list.yaml"]
     assert not path.is_file()
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name_is_an_error_that_says_so(path: str) -> None:
+    with pytest.raises(ResultsError, match="it is a directory"):
+        write_atomically(Path(path), "text")
