@@ -329,6 +329,7 @@ def test_help_shows_groups_and_ends_with_examples_that_are_right(tmp_path: Path)
         "what to select",
         "what to write",
         "where to run",
+        "how the model is opened",
         "other things to do, in place of a selection",
         "general",
         "examples",
