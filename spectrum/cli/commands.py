@@ -1,6 +1,6 @@
 """What does each mode of the command do? Options in, text out: select layers, check a list, draw one layer.
 
-What a cached selection does not need is imported within functions: it starts in a fifth of a second.
+A cached selection starts in 0.2 s, because functions import what it does not need.
 """
 
 from __future__ import annotations

@@ -57,11 +57,6 @@ class Job:
     layer_types: tuple[str, ...]
     batch_size: int | None
 
-    @property
-    def store(self) -> ScanStore:
-        """Where the scan is cached."""
-        return self.request.store
-
     def weights(self, checkpoint: Checkpoint) -> list[LayerWeight]:
         """The weights to score."""
         return [weight for weight in checkpoint.weights if weight.layer_type in self.layer_types]
@@ -83,13 +78,13 @@ def follow(callbacks: ScanCallbacks) -> None:
     """In every other process: work on each job that the main process sends, until it sends None."""
     distributed.join()
     try:
-        stop: Job | None = None
-        while (job := distributed.broadcast(stop)) is not None:
+        placeholder: Job | None = None  # what a process that is not the main one passes does not matter
+        while (job := distributed.broadcast(placeholder)) is not None:
             checkpoint = open_checkpoint_of(job.request)
             if identity_of(checkpoint) != job.identity:
                 raise CheckpointError(f"{checkpoint.directory} holds other weights here than for the main process")
             score_job(checkpoint, job, callbacks)
-            remove_journals(job.store)
+            remove_journals(job.request.store)
     finally:
         distributed.leave()
 
@@ -104,7 +99,7 @@ def score_job(checkpoint: Checkpoint, job: Job, callbacks: ScanCallbacks) -> tup
 
     num_processes = distributed.count()
     devices = devices_for(job.request.device, callbacks.warn, distributed.local_rank() if num_processes > 1 else None)
-    journal = Journal(job.store.journal_path(distributed.rank()), job.identity, job.replaced_digest)
+    journal = Journal(job.request.store.journal_path(distributed.rank()), job.identity, job.replaced_digest)
     try:
         scores = _resume(checkpoint, job, devices, journal, callbacks)
     finally:
@@ -179,8 +174,10 @@ def _resume(
     budget = distributed.broadcast(batch_budget(devices))
     work = _Work(checkpoint, job.weights(checkpoint), job.batch_size, budget, devices, callbacks)
     everything, rest = work.batches_without(()), work.batches_without(kept)
-    if job.request.rescan and not rest:  # the journal is of an earlier scan, which was complete
+    if job.request.rescan and not rest:  # an earlier scan scored everything; this one is to score it again
         kept, rest = {}, everything
+        journal.start_over()
+        remove_journals(job.request.store)
     total = num_matrices(everything)
     if is_main and journal.is_foreign and not kept:
         callbacks.info(
@@ -193,16 +190,16 @@ def _resume(
         if wrong is not None:
             kept, rest = {}, everything
             journal.start_over()
-            remove_journals(job.store)
+            remove_journals(job.request.store)
             if is_main:
                 callbacks.warn(
-                    f"the journal of an interrupted scan has another score of {wrong[0]} than its weight; starting over"
+                    f"the journal of an interrupted scan has a score of {wrong[0]} that its weight does not give; "
+                    "starting over"
                 )
-        new = work.compute(rest, journal)
+        return kept | dict(distributed.gather(work.compute(rest, journal)))
     except KeyboardInterrupt as error:
         rest = work.batches_without({**kept, **read(journal.path, job.identity)})
         raise Interrupted(_what_is_kept(total - num_matrices(rest), total)) from error
-    return kept | dict(distributed.gather(new))
 
 
 def _first_wrong_score(kept: Mapping[Matrix, MatrixScore], work: _Work) -> Matrix | None:
@@ -276,21 +273,24 @@ def _num_sharing(device: torch.device) -> int:
 
 
 def _what_is_kept(num_scored: int, total: int) -> str:
-    if not num_scored:
-        return "nothing is scored yet"
     elsewhere = ", and what the other processes scored" if distributed.count() > 1 else ""
+    if not num_scored:
+        return f"nothing is scored yet{elsewhere and ' by the main process'}"
     return f"{num_scored} of {total} matrices are scored and kept{elsewhere}; the same command resumes from there"
 
 
 def _journals_here(store: ScanStore) -> list[Path]:
-    """The journals on this machine, in the one process of the machine that reads and removes them; none in the rest."""
+    """The journals on this machine. Empty unless this is the first process of the machine, which sees to them all."""
     return store.journals() if distributed.local_rank() == 0 else []
 
 
 def _other_journals(job: Job, own: Path) -> dict[Matrix, MatrixScore]:
-    """The scores in all journals but this process's own. An earlier run may have had more processes."""
+    """In the first process of a machine: the scores in all journals there but its own. Empty in all others.
+
+    An earlier run may have had more processes.
+    """
     scores: dict[Matrix, MatrixScore] = {}
-    for path in _journals_here(job.store):
+    for path in _journals_here(job.request.store):
         if path != own:
             scores |= read(path, job.identity)
     return scores

@@ -145,8 +145,8 @@ def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: Sc
         if has_weights(local.directory) and local.fingerprint != provenance.fingerprint:
             return f"the weights in {local.directory} are not those that were scanned"
         return None
-    if provenance.commit is None:
-        return None
+    if provenance.commit is None:  # a directory was scanned, which is gone
+        return None if request.revision is None else "it is of a directory, not of a repository"
     if request.revision not in (provenance.revision, provenance.commit):
         return f"it is of revision {provenance.revision or 'default'}"
     on_disk = hub.cached_snapshot(request.model, request.revision)

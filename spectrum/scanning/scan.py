@@ -41,6 +41,7 @@ def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
     """
     check_name(request.model)
     outcome = _cached_or_computed(request, callbacks)
+    refuse_without_scores(outcome.result)
     warn_of_left_out(outcome.result, callbacks.warn)
     return outcome
 
@@ -50,7 +51,7 @@ class _PreparedScan:
     """A scan that is ready to be computed.
 
     Args:
-        started: when the scan began, by the monotonic clock, moved on by the time that the user took to choose.
+        started: when the scan began, by the monotonic clock, moved on by the waits for the user and for the lock.
         checkpoint: the open checkpoint.
         job: what of it to scan.
     """
@@ -72,7 +73,9 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     if cached is not None and not same_weights(cached.provenance, prepared.checkpoint.provenance):
         callbacks.info(f"the cached scan {store.scan_path} is of other weights than those found now; starting over")
         cached, prepared = None, _prepare(request, local, callbacks)
+    asked_for_lock = time.monotonic()
     with store.locked(callbacks.info, callbacks.warn):
+        prepared = replace(prepared, started=prepared.started + time.monotonic() - asked_for_lock)
         if request.rescan or store.written_at() == written_at:
             return _compute_and_save(prepared, cached, request, callbacks)
         return _after_another_run(prepared, request, callbacks)
@@ -127,25 +130,25 @@ def _compute_and_save(
         outcome = _compute(prepared, callbacks)
         if cached is not None:
             outcome = add_to_cached(cached, outcome, request, callbacks.warn)
+        if not outcome.result.whole.layers:  # there is nothing to save
+            remove_journals(store)
+            refuse_without_scores(outcome.result)
         store.save(outcome.result.whole)
         remove_journals(store)
     except BaseException:
-        distributed.leave()  # the other processes are mid-scan, and expect no stop message
+        distributed.leave()  # the other processes are mid-scan or waiting; this makes them fail too
         raise
     return outcome
 
 
 def _compute(prepared: _PreparedScan, callbacks: ScanCallbacks) -> ScanOutcome:
     """Score what was prepared, in all processes."""
-    checkpoint, provenance, store = prepared.checkpoint, prepared.checkpoint.provenance, prepared.job.store
+    checkpoint, provenance, store = prepared.checkpoint, prepared.checkpoint.provenance, prepared.job.request.store
     job = replace(prepared.job, replaced_digest=store.digest())
     distributed.broadcast(job)
     scores, where = score_job(checkpoint, job, callbacks)
     weights = job.weights(checkpoint)
     result = assemble(store.model, weights, layer_scores(weights, scores), provenance)
-    if not result.layers:
-        remove_journals(store)
-    refuse_without_scores(result)
     origin = (
         f"Scanned {plural(len(weights), 'layer')} of {result.model} ({provenance.info.model_class}) "
         f"{where} in {duration(time.monotonic() - prepared.started)}."

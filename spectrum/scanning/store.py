@@ -47,7 +47,7 @@ class ScanStore:
         return self.results_dir / f".snr_results_{slug(self.model)}.lock"
 
     def journal_path(self, process: int) -> Path:
-        """The journal of the process of this number."""
+        """The journal of process number `process`."""
         return self.results_dir / f"{self._journal_prefix}{process}.jsonl"
 
     def journals(self) -> list[Path]:

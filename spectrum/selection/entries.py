@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from spectrum.records import ScanResult
 
-# The two names that the reference always writes. They are also used if a scan does not name its model's embeddings.
+# The two names that the reference always writes. They are used only for scans of other tools, which name no embeddings.
 LLAMA_HEAD = "lm_head.weight"
 LLAMA_EMBEDDING = "model.embed_tokens.weight"
 Layers = Mapping[str, Sequence[str]]  # layer type -> names of layers
@@ -78,7 +78,7 @@ def unfrozen_entries(
     Every trainer reads an entry as a prefix. So the bare name of a layer is an entry only if every parameter whose name
     starts with it is selected. Otherwise each of the layer's own parameters is an entry.
 
-    A tied parameter is followed by its owner, unless the owner is selected already: trainers see only the owner.
+    A tied parameter is followed by its owner, unless the list has it already: trainers see only the owner.
 
     Args:
         layers: the selected layers.

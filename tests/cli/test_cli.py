@@ -33,6 +33,7 @@ from spectrum.compute import snr
 from spectrum.errors import LayerTypeError
 from spectrum.files import slug
 from spectrum.scanning.request import ScanCallbacks
+from spectrum.scanning.store import ScanStore
 from tests.helpers.changes import change_header, train_one_layer
 from tests.helpers.command import Finished, run
 from tests.helpers.forks import Forks
@@ -484,6 +485,22 @@ def test_the_time_that_a_question_stands_is_no_scanning_time(fresh: Path, monkey
     assert main(["--model-name", "tiny_llama", "--layer-types", "mlp.*"]) == 0
     assert now == 3600
     assert out.getvalue().partition("\n")[0].endswith(" in 0.0 s.")
+
+
+def test_the_wait_for_another_run_is_no_scanning_time(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    locked = ScanStore.locked
+
+    def waiting(self: ScanStore, *told: Any) -> Any:
+        nonlocal now
+        now += 3600
+        return locked(self, *told)
+
+    monkeypatch.setattr("spectrum.scanning.scan.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(ScanStore, "locked", waiting)
+    done = run(fresh, "--model-name", "tiny_llama", "--yes")
+    assert now == 3600
+    assert done.out.partition("\n")[0].endswith(" in 0.0 s.")
 
 
 @pytest.mark.parametrize("size", ["1", "3", "auto", "007"])

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from filelock import FileLock
 
@@ -446,6 +448,27 @@ def test_rescan_starts_afresh_where_the_journal_is_complete(scanned: Scanned, fr
     assert not journal(fresh).exists()
 
 
+def test_an_interrupt_of_the_wait_for_other_processes_says_what_is_kept(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(values: list[Any]) -> list[Any]:
+        if len(values) == MATRICES:  # all scores, when they are sent
+            raise KeyboardInterrupt
+        return values
+
+    monkeypatch.setattr(distributed, "gather", interrupted)
+    done = run(fresh)
+    assert done.status == 130
+    assert "; 75 of 75 matrices are scored and kept; " in done.err
+
+
+def test_a_rescan_that_is_cut_short_says_what_it_has_scored_itself(scanned: Scanned, fresh: Path) -> None:
+    finished_but_for_the_results(fresh)
+    assert "; 10 of 75 matrices are scored and kept; " in cut_short(fresh, 10, "--rescan").err
+    assert "resuming an interrupted scan: 10 of 75" in run(fresh, "--rescan").err
+    assert written(fresh) == scanned.files
+
+
 def test_a_journal_of_some_types_serves_a_scan_of_all(scanned: Scanned, fresh: Path, reads: Counter[str]) -> None:
     cut_short(fresh, 20, "--layer-types", "mlp.*")
     done_before = set(reads)
@@ -594,6 +617,29 @@ def test_what_is_no_journal_is_left_alone_by_a_cached_run(scanned: Scanned, fres
     assert journal(fresh).read_text() == "not a journal"
 
 
+# A layer type without any score.
+
+
+def test_a_type_without_a_score_is_added_to_a_cached_scan_and_refused_by_itself(tmp_path: Path) -> None:
+    file = command.tiny_llama(tmp_path / "model") / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    state["lm_head.weight"] *= math.nan
+    safetensors.torch.save_file(state, file, {"format": "pt"})
+    assert run(tmp_path, "--layer-types", "mlp.*").status == 0
+    for _ in range(2):  # scanned and added, then from the cache
+        assert "lm_head" in run(tmp_path, "--layer-types", "mlp.*", "lm_head").said("warning: left out")[0]
+        command.assert_refused(run(tmp_path, "--layer-types", "lm_head"), "every weight scanned holds NaN", "lm_head")
+
+
+def test_the_scan_of_a_directory_that_is_gone_is_none_of_a_revision(scanned: Scanned, fresh: Path) -> None:
+    shutil.copytree(scanned.directory / CACHE, fresh / CACHE)
+    shutil.rmtree(fresh / "model")
+    assert run(fresh).status == 0
+    done = run(fresh, "--revision", "v2")
+    assert done.status == 1
+    assert "it is of a directory, not of a repository" in done.err
+
+
 # A journal that was made up.
 
 
@@ -612,7 +658,7 @@ def test_scores_that_are_not_the_weights_are_not_believed(
     done = run(fresh, *again)
     assert done.status == 0
     if not again:
-        assert len(done.said("warning: the journal of an interrupted scan has another score of ")) == 1
+        assert len(done.said("warning: the journal of an interrupted scan has a score of ")) == 1
     assert written(fresh) == scanned.files
     assert list((fresh / CACHE).glob("*journal*")) == []
 
