@@ -109,8 +109,8 @@ def _module_class(module: torch.nn.Module) -> str | None:
 def _holds_matrices(path: str, own_name: str, module: torch.nn.Module, value: torch.Tensor) -> bool:
     """Whether a module's own parameter holds weight matrices.
 
-    A `weight` always does. So does any other parameter that is a matrix or a 3-D stack and is named `..._weight`, and
-    any 3-D stack of experts. The rest are biases, positions, decay rates and the like.
+    A `weight` does. So does any other parameter that is a matrix or a 3-D stack and is named `..._weight`, and any 3-D
+    stack of experts. The rest are biases, positions, decay rates and the like. An empty parameter holds none.
     """
     if value.numel() == 0:
         return False

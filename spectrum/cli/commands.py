@@ -139,6 +139,7 @@ def _scans(
             other = scan_json.read_published(Path(options.compare))
             return run_scan(request, callbacks), other
         scan = run_scan(request, callbacks)
+        # Both are versions of one model, so --model-class stands for both.
         of_other = replace(request, model=options.compare, revision=None, rescan=False)
         return scan, run_scan(of_other, callbacks).result
 

@@ -108,7 +108,8 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     asked = time.monotonic()
     batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
-    return _PreparedScan(started, checkpoint, Job(request, identity_of(checkpoint), None, tuple(chosen), batch_size))
+    job = Job(request, identity_of(checkpoint), replaced_digest=None, layer_types=tuple(chosen), batch_size=batch_size)
+    return _PreparedScan(started, checkpoint, job)
 
 
 def _skip_cached_types(prepared: _PreparedScan, cached: ScanResult | None, request: ScanRequest) -> _PreparedScan:

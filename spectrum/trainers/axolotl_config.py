@@ -19,7 +19,7 @@ _MULTIMODAL = {
 def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
     """What is wrong with the settings, one line for each. trained: the parameters that the list selects."""
     settings = config.settings
-    selects_rows = any(matching.without_rows(entry) != entry for entry in config.entries)
+    selects_rows = any(map(matching.selects_rows, config.entries))
     yield from _adapters(settings)
     plugins = settings.get("plugins")
     if isinstance(plugins, list) and any(isinstance(name, str) and "SpectrumPlugin" in name for name in plugins):

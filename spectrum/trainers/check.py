@@ -43,8 +43,10 @@ def check_list(entry_list: EntryList, model: ModelInfo) -> CheckReport:
     by_axolotl, trained_by_axolotl = matches[AXOLOTL], trained[AXOLOTL]
     owners = _owners([entry for entry, names in by_axolotl.items() if not names], model)
 
-    problems = [*_unmatched_problems(owners, trained_by_axolotl, model), *_wrong_matches(by_axolotl, model)]
-    notes = [*_tied_notes(owners, trained_by_axolotl), *_prefix_notes(by_axolotl, model)]
+    named = {*model.parameters, *model.modules}
+
+    problems = [*_unmatched_problems(owners, trained_by_axolotl, model), *_wrong_matches(by_axolotl, model, named)]
+    notes = [*_tied_notes(owners, trained_by_axolotl), *_prefix_notes(by_axolotl, named)]
     if not trained_by_axolotl:
         problems.append("nothing trains")
     elif len(trained_by_axolotl) == len(seen):
@@ -104,9 +106,11 @@ def _tied_notes(owners: Mapping[str, str | None], trained: frozenset[str]) -> It
 # Entries that match what they should not.
 
 
-def _wrong_matches(matches: Matches, model: ModelInfo) -> Iterator[str]:
-    """Problems of entries that match more than the module that they name, or select rows that do not exist."""
-    named = {*model.parameters, *model.modules}
+def _wrong_matches(matches: Matches, model: ModelInfo, named: Container[str]) -> Iterator[str]:
+    """Problems of entries that match more than the module that they name, or select rows that do not exist.
+
+    named: all names of modules and parameters.
+    """
     for entry, names in matches.items():
         yield from _matches_outside(entry, names, model, named)
     for entry, names in matches.items():
@@ -148,9 +152,11 @@ def _missing_rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterato
         yield f"{entry} selects rows that {listed(short, 2)} does not have, which Axolotl refuses"
 
 
-def _prefix_notes(matches: Matches, model: ModelInfo) -> Iterator[str]:
-    """Notes on entries that are not the name of a module or parameter, but the beginning of names."""
-    named = {*model.parameters, *model.modules}
+def _prefix_notes(matches: Matches, named: Container[str]) -> Iterator[str]:
+    """Notes on entries that are not the name of a module or parameter, but the beginning of names.
+
+    named: as of `_wrong_matches`.
+    """
     for entry, names in matches.items():
         if names and matching.is_plain_name(entry) and entry not in named:
             yield f"{entry} is not the name of a module; it matches all names that start so: {listed(sorted(names), 2)}"
@@ -189,5 +195,5 @@ def _pattern_notes(matches: Matches) -> Iterator[str]:
     patterns = [entry for entry, names in matches.items() if names and not matching.is_plain_name(entry)]
     if patterns:
         yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns)}"
-    if any(matching.without_rows(entry) != entry for entry in matches):
+    if any(map(matching.selects_rows, matches)):
         yield "entries that select rows: the other rows have gradients of zero, but weight decay still changes them"

@@ -71,6 +71,11 @@ def without_rows(entry: str) -> str:
     return ranged[1] if ranged else entry
 
 
+def selects_rows(entry: str) -> bool:
+    """Whether an entry for Axolotl ends in a range of rows."""
+    return _ROWS.match(entry) is not None
+
+
 def rows(entry: str) -> tuple[int, int | None] | None:
     """The rows that an entry for Axolotl selects: the first, and the one after the last. None if it selects all rows.
 

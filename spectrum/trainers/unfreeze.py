@@ -161,7 +161,7 @@ def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> s
     """The names of the parameters that a list on disk selects. Raises SelectionError if an entry cannot be applied."""
     entries = lists.read_list(Path(path)).entries
     for entry in entries:
-        if matching.without_rows(entry) != entry:
+        if matching.selects_rows(entry):
             raise SelectionError(f"{path}: {entry!r} selects some rows of a parameter, which only Axolotl can train")
     matched = matching.matched(matching.AXOLOTL, entries, names)
     for entry, parameters in matched.items():

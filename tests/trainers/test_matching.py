@@ -101,6 +101,7 @@ def test_each_rule_matches_as_its_reader_does(entry: str, name: str, expected: s
 )
 def test_a_range_of_rows_ends_an_entry(entry: str, expected: str) -> None:
     assert matching.without_rows(entry) == expected
+    assert matching.selects_rows(entry) == (expected != entry)
 
 
 def write(directory: Path, content: str | bytes) -> Path:
