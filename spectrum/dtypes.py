@@ -17,6 +17,7 @@ ITEM_BYTES = {
     "complex128": 16,
     "complex64": 8,
     "complex32": 4,
+    "bcomplex32": 4,
     "uint64": 8,
     "uint32": 4,
     "uint16": 2,

@@ -155,7 +155,7 @@ def test_every_tensor_is_where_torch_finds_it(state: str, protocol: int, layout:
         assert_same(read(content), loaded(content))
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.filterwarnings("ignore:(ComplexHalf|BComplex32) support is experimental")
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_that_torch_saves_is_read_bit_for_bit(dtype: str, layout: str) -> None:
@@ -167,7 +167,7 @@ def test_every_dtype_that_torch_saves_is_read_bit_for_bit(dtype: str, layout: st
     assert {tensor.dtype for tensor in found(content).values()} == {dtype}
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.filterwarnings("ignore:(ComplexHalf|BComplex32) support is experimental")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_that_torch_saves_is_read_as_torch_reads_it(dtype: str) -> None:
     content = saved({"w": random_bits(dtype, 3, 4)})
