@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
-_OUTSIDE = "\N{EN DASH}"  # the label of the column of lm_head and other modules that are not in a layer
+_OUTSIDE = "outside the stack"  # the label of the column of lm_head and other modules that have no layer index
 _INFINITE = "\N{INFINITY}"
 _NOTES = {
     "dashed": "some of the experts are selected; the colour is that of their median",
@@ -53,7 +53,7 @@ def _heatmap_figure(selection: Selection) -> Figure:
         subtitle=f"outlined: top {selection.percent} percent of each layer type",
         notes=[f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks],
         rows=[shown(row) for row in rows],
-        columns=[shown(column, 6) for column in columns],
+        columns=[column if column == _OUTSIDE else shown(column, 6) for column in columns],
     )
     place = _layout(text, columns, has_colours=not all(cell.sign for cell in cells))
     figure = Figure(figsize=(place.width, place.height), dpi=DPI)
@@ -170,7 +170,9 @@ def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     # A gap of half a cell follows the column of modules that are not in a layer.
     gap = 0.5 if columns[0] == _OUTSIDE else 0
     x = [i + gap * (i > 0) for i in range(len(columns))]
-    left = 0.22 + max(map(text_width, text.rows))
+    # The label of that column ends at its middle, and begins below the labels of the rows.
+    outside = text_width(_OUTSIDE) - cell_width / 2 if gap else 0.0
+    left = 0.22 + max(outside, *map(text_width, text.rows))
     table_width, table_height = cell_width * (x[-1] + 1), cell_height * len(text.rows)
     bar = min(max(table_height, 1.3), 4.0) if has_colours else 0.0
     titles = text_width(text.title, 10), text_width(text.subtitle, 8)
@@ -236,10 +238,12 @@ def _draw_outlines(axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
 
 def _label_axes(axes: Axes, text: _Text, place: _Layout, num_outside: int) -> None:
     """Label all rows, and as many columns as there is room for. num_outside: columns that stand for no layer."""
-    needed = (max(map(text_width, text.columns)) + 0.05) / place.cell_width
+    needed = (max([0.0, *map(text_width, text.columns[num_outside:])]) + 0.05) / place.cell_width
     step = next(n * 10**power for power in range(9) for n in (1, 2, 5) if n * 10**power >= needed)
     labelled = [i for i in range(len(text.columns)) if i < num_outside or (i - num_outside) % step == 0]
-    axes.set_xticks([place.x[i] + 0.5 for i in labelled], [text.columns[i] for i in labelled])
+    labels = axes.set_xticks([place.x[i] + 0.5 for i in labelled], [text.columns[i] for i in labelled])
+    for tick in labels[:num_outside]:
+        tick.label1.set_horizontalalignment("right")
     axes.set_yticks([i + 0.5 for i in range(len(text.rows))], text.rows)
     axes.tick_params(axis="y", length=0)
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from spectrum.selection.selection import Selection, top_percent
 from tests.helpers.oracle import oracle_snr
 from tests.helpers.paths import files_below
 
-DASH, INFINITY, ELLIPSIS = "\N{EN DASH}", "\N{INFINITY}", "\N{HORIZONTAL ELLIPSIS}"
+OUTSIDE, INFINITY, ELLIPSIS = "outside the stack", "\N{INFINITY}", "\N{HORIZONTAL ELLIPSIS}"
 MAGIC = {".png": b"\x89PNG\r\n", ".svg": b"<?xml", ".pdf": b"%PDF-", ".PNG": b"\x89PNG\r\n"}
 LLAMA = ("input_layernorm", "mlp.down_proj", "mlp.gate_proj", "self_attn.o_proj", "self_attn.q_proj")
 
@@ -156,7 +156,7 @@ def test_the_selected_cells_are_outlined_and_no_other(percent: str) -> None:
     figure = drawn(selection)
 
     def place(name: str) -> str:
-        return next((part for part in name.split(".") if part.isdigit()), DASH)
+        return next((part for part in name.split(".") if part.isdigit()), OUTSIDE)
 
     expected = {(kind.layer_type, place(layer.name)) for kind in selection.types for layer in kind.selected}
     assert boxes(figure, "solid").keys() == expected
@@ -228,12 +228,12 @@ def test_layers_of_norms_have_a_sign_and_take_no_part_in_the_colours() -> None:
 def test_of_norms_alone_there_is_no_colour_bar() -> None:
     figure = drawn(top_percent(scan(("h.0.ln", "ln", 1.0), ("norm", "norm", 1.0)), "100"))
     assert len(figure.axes) == 1
-    assert boxes(figure, "solid").keys() == {("ln", "0"), ("norm", DASH)}
+    assert boxes(figure, "solid").keys() == {("ln", "0"), ("norm", OUTSIDE)}
 
 
 def test_a_single_score_has_a_colour() -> None:
     figure = drawn(top_percent(scan(("lm_head", "lm_head", 2.0)), "25"))
-    assert boxes(figure, "scores") == {("lm_head", DASH): 2.0}
+    assert boxes(figure, "scores") == {("lm_head", OUTSIDE): 2.0}
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["1.818", "2", "2.2"]
 
 
@@ -294,9 +294,9 @@ def test_columns_go_by_number_however_long_it_is_after_those_of_no_layer() -> No
     long = "9" * 5000  # more digits than int() takes
     layers = [(f"h.{i}.a", "a", 2.0 + n) for n, i in enumerate(["10", "9", long, "0"])]
     selection = top_percent(scan(*layers, ("lm_head", "lm_head", 2.0)), "25")
-    assert heatmap._table(selection)[1] == [DASH, "0", "9", "10", long]
+    assert heatmap._table(selection)[1] == [OUTSIDE, "0", "9", "10", long]
     figure = drawn(selection)
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [DASH, "0", "10"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [OUTSIDE, "0", "10"]
     assert len(figure.axes[0].collections[0].get_paths()) == 5
     assert figure.get_figwidth() < 8
 
@@ -342,7 +342,7 @@ def test_text_is_large_enough_and_neither_overlaps_nor_leaves_the_picture(depth:
 def test_of_many_layers_every_fifth_or_tenth_is_labelled() -> None:
     labels = [label.get_text() for label in drawn(llama(126)).axes[0].get_xticklabels()]
     steps = {int(b) - int(a) for a, b in combinations(labels[1:], 2) if labels.index(b) == labels.index(a) + 1}
-    assert labels[:2] == [DASH, "0"]
+    assert labels[:2] == [OUTSIDE, "0"]
     assert steps <= {2, 5, 10}
     assert len(steps) == 1
 
@@ -434,8 +434,8 @@ def steps(axes: Axes, gid: str) -> StepPatch:
 
 
 def legend(figure: Figure) -> str:
-    (found,) = (made for axes in figure.axes if (made := axes.get_legend()))
-    return "\n".join([found.get_title().get_text(), *(text.get_text() for text in found.get_texts())])
+    (found,) = figure.legends
+    return "\n".join(text.get_text() for text in found.get_texts())
 
 
 def line(figure: Figure, gid: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
@@ -466,9 +466,9 @@ def test_the_edge_the_counts_and_the_snr_are_the_oracles(shape: tuple[int, int])
     assert drawn_edge is not None
     assert drawn_edge[0] == pytest.approx([edge, edge])
     said = legend(figure)
-    assert f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}\n" in said
-    assert f"SNR {oracle_snr(weight):.4g}\n" in said
-    assert f"sigma {sigma:.4g}\n" in said
+    facts = f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}, SNR {oracle_snr(weight):.4g}"
+    assert facts in written(figure).splitlines()
+    assert f"sigma = (q75 - q25) / 1.349 = {sigma:.4g}. " in " ".join(written(figure).split())
     assert f"bulk edge {edge:.4g}" in said
     assert f"signal: {over} values" in said
     assert f"noise: {len(values) - over} values" in said
@@ -517,8 +517,9 @@ def test_signal_and_noise_differ_in_grey_too() -> None:
 def test_a_value_far_beyond_the_others_has_a_panel_of_its_own() -> None:
     figure, values = drawn_histogram(spiked(300, 290, spike=40.0))
     bulk, tail = figure.axes
-    assert bulk.get_xlim()[1] == tail.get_xlim()[0]
+    assert bulk.get_xlim()[1] <= tail.get_xlim()[0]
     assert bulk.get_xlim()[1] < values[-1] / 2
+    assert "After the break, scale and bins are wider." in " ".join(written(figure).split())
     # The bulk keeps its width, and each of the two has a stroke where it is.
     assert bulk.get_xlim()[1] < 3 * np.quantile(values, 0.98)
     assert tail.get_xlim()[0] < values[-2] <= values[-1] < tail.get_xlim()[1]
@@ -535,12 +536,58 @@ def test_a_value_far_beyond_the_others_has_a_panel_of_its_own() -> None:
     assert not [(a, b) for a, b in combinations(extents([*figure.texts, *ticks]), 2) if a.overlaps(b)]
 
 
+SPIKES = [0.0, 3.0, 12.0, 40.0, 400.0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spike", SPIKES)
+def test_panels_end_where_their_values_end_and_every_bar_is_whole(shape: tuple[int, int], spike: float) -> None:
+    figure, values = drawn_histogram(spiked(*shape, spike=spike))
+    edges = list((line(figure, "edge") or ([], []))[0])[:1]
+    top, limits, _ = steps(figure.axes[0], "signal").get_data()
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        inside = [*(v for v in values if low <= v <= high), *(e for e in edges if low <= e <= high)]
+        bins = [(a, b) for a, b in pairwise(limits) if low <= a and b <= high]
+        widest = max(b - a for a, b in bins)
+        assert high - max(inside) <= 2.001 * widest  # no empty stretch, neither before a break nor at the end
+        if panel is not figure.axes[0]:
+            assert min(inside) - low <= 1.001 * widest
+    drawn_bars = [(a, b) for a, b, count in zip(limits[:-1], limits[1:], top, strict=True) if count]
+    assert all(any(p.get_xlim()[0] <= a and b <= p.get_xlim()[1] for p in figure.axes) for a, b in drawn_bars)
+    assert sum(low <= v <= high for v in values for low, high in (p.get_xlim() for p in figure.axes)) == len(values)
+
+
+@pytest.mark.parametrize("spike", SPIKES)
+def test_the_plot_fills_the_page_and_plain_words_are_below_it(spike: float) -> None:
+    figure, _ = drawn_histogram(spiked(96, 200, spike=spike))
+    figure.draw_without_rendering()
+    assert figure.axes[-1].get_position().x1 > 0.95
+    *_, words = (text.get_window_extent() for text in figure.texts)
+    key = figure.legends[0].get_window_extent()
+    assert key.x1 < figure.bbox.x1
+    assert words.x1 < figure.bbox.x1
+    labels = extents([label for axes in figure.axes for label in (*axes.get_xticklabels(), axes.xaxis.label)])
+    assert key.y1 < min(label.y0 for label in labels)
+    assert 0 < words.y0 < words.y1 < key.y0
+
+
+@pytest.mark.parametrize(("length", "end"), [(5.0, "Every vector scores exactly 1."), (0.0, "so it scores 0.")])
+def test_a_norm_has_a_sentence_of_its_own(length: float, end: str) -> None:
+    with own_settings():
+        figure = histogram._histogram_figure(spectrum_of(np.array([length]), (1, 8)), "org/model")
+    words = " ".join(written(figure).split())
+    assert "This weight is a vector, as the weights of norms are." in words
+    assert words.endswith(end)
+    assert "bulk edge are signal" not in words
+
+
 @pytest.mark.parametrize(
     ("values", "shape", "edge", "said"),
     [
         ([0.0] * 8, (8, 8), 0.0, ["SNR 0", "signal: 0 values", "noise: 8 values"]),
-        ([0.0], (1, 8), 0.0, ["SNR 0", "signal: 0 values", "noise: 1 values"]),
-        ([5.0], (1, 8), 0.0, ["SNR 1", "signal: 1 values", "noise: 0 values"]),
+        ([0.0], (1, 8), 0.0, ["SNR 0", "signal: 0 values", "noise: 1 value"]),
+        ([5.0], (1, 8), 0.0, ["SNR 1", "signal: 1 value", "noise: 0 values"]),
         ([0.0] * 60 + [1.0, 3.0], (62, 62), 0.0, ["SNR 1.333", "signal: 2 values", "noise: 60 values"]),
         ([2.0] * 4, (4, 9), 0.0, ["SNR 4", "signal: 4 values", "noise: 0 values"]),
         ([0.0, 0.0, 1.0, 1.0], (4, 4), 2 / 1.349, ["SNR 0", "signal: 0 values", "noise: 4 values"]),
@@ -560,7 +607,8 @@ def test_matrices_without_bulk_are_drawn(
     low, high = figure.axes[0].get_xlim()
     assert low <= edge <= high
     assert figure.axes[-1].get_xlim()[1] > values[-1]
+    snr = written(figure).splitlines()[1].partition(", ")[2]
     for words in said:
-        assert words in legend(figure).splitlines()
+        assert words in [snr, *legend(figure).splitlines()]
     spectrum_histogram(spectrum, "org/model", tmp_path / "histogram.png")
     assert files_below(tmp_path) == ["histogram.png"]
