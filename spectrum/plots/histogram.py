@@ -45,7 +45,7 @@ def _histogram_figure(spectrum: LayerSpectrum, model: str) -> Figure:
     num_noise, num_signal = (np.histogram(part, bins.edges)[0] for part in (noise, signal))
     highest = max((num_noise + num_signal).max(), law.max())
 
-    words = _explanation(spectrum, len(signal), has_law=law.any(), has_tail=len(bins.panels) > 1)
+    words = _explanation(spectrum, len(signal), has_law=bool(law.any()), has_tail=len(bins.panels) > 1)
     below = 0.78 + _LINE_HEIGHT * len(words)  # inches: the axis, the legend and the words
     figure = Figure(figsize=(_WIDTH, _TOP + _PLOT_HEIGHT + below), dpi=DPI)
     panels = _panels(figure, bins, below)

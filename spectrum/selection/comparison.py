@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from spectrum.errors import SelectionError
+from spectrum.records import LayerSnr, ScanResult
 from spectrum.selection.margins import RankedType
-from spectrum.selection.selection import Selection
-from spectrum.text import aligned, in_line, listed
+from spectrum.selection.selection import Selection, top_percent
+from spectrum.text import aligned, in_line, listed, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class TypeComparison:
     Args:
         layer_type: the type.
         num_layers: the number of these layers.
+        num_first: the number of layers of the type in the first scan.
+        num_second: the number of layers of the type in the second scan.
         correlation: Spearman's rank correlation of their scores. None if there are fewer than two layers, or if one
             scan gives them all the same score.
         enter: layers that the second scan selects and the first does not.
@@ -27,6 +30,8 @@ class TypeComparison:
 
     layer_type: str
     num_layers: int
+    num_first: int
+    num_second: int
     correlation: float | None
     enter: tuple[str, ...]
     leave: tuple[str, ...]
@@ -52,40 +57,56 @@ class Comparison:
 
 
 def compare(first: Selection, second: Selection) -> Comparison:
-    """Compare two selections, type by type. Raises SelectionError if the scans have no layer in common."""
-    of_second = {ranked.layer_type: ranked for ranked in second.types}
-    selected, selected_by_second = first.layers(), second.layers()
+    """Compare two selections, type by type. Layers that only one of the scans has are left out of both.
+
+    If the models differ in depth, the top percent is thus that of the layers that both have. Raises SelectionError if
+    the scans have no layer in common.
+    """
+    keys_of_second = {_key(layer) for layer in second.result.layers}
+    common = {key for layer in first.result.layers if (key := _key(layer)) in keys_of_second}
+    if not common:
+        raise SelectionError(
+            f"{first.result.model} and {second.result.model} have no layer in common, so there is nothing to compare"
+        )
+    num_first, num_second = (
+        {ranked.layer_type: len(ranked.layers) for ranked in selection.types} for selection in (first, second)
+    )
+    of_common, of_common_in_second = (_restricted(selection, common) for selection in (first, second))
+    selected, selected_by_second = of_common.layers(), of_common_in_second.layers()
+    of_second = {ranked.layer_type: ranked for ranked in of_common_in_second.types}
     compared = []
-    for ranked in first.types:
+    for ranked in of_common.types:
         layer_type = ranked.layer_type
-        if layer_type not in of_second:
-            continue
         scores, scores_of_second = _scores(ranked), _scores(of_second[layer_type])
-        common = [name for name in scores if name in scores_of_second]
-        if not common:
-            continue
         before, after = selected[layer_type], selected_by_second[layer_type]
         compared.append(
             TypeComparison(
                 layer_type=layer_type,
-                num_layers=len(common),
-                correlation=rank_correlation(
-                    [scores[name] for name in common], [scores_of_second[name] for name in common]
-                ),
+                num_layers=len(scores),
+                num_first=num_first[layer_type],
+                num_second=num_second[layer_type],
+                correlation=rank_correlation([scores[name] for name in scores], [scores_of_second[n] for n in scores]),
                 enter=tuple(name for name in after if name not in before),
                 leave=tuple(name for name in before if name not in after),
             )
         )
-    if not compared:
-        raise SelectionError(
-            f"{first.result.model} and {second.result.model} have no layer in common, so there is nothing to compare"
-        )
-    in_both = {comparison.layer_type for comparison in compared}
     only_first, only_second = (
-        tuple(ranked.layer_type for ranked in selection.types if ranked.layer_type not in in_both)
+        tuple(ranked.layer_type for ranked in selection.types if ranked.layer_type not in of_second)
         for selection in (first, second)
     )
     return Comparison(first, second, tuple(compared), only_first, only_second)
+
+
+def _key(layer: LayerSnr) -> tuple[str, str]:
+    return layer.layer_type, layer.name
+
+
+def _restricted(selection: Selection, common: Collection[tuple[str, str]]) -> Selection:
+    """The same selection among the layers that both scans have. common: their types and names."""
+    result: ScanResult = replace(
+        selection.result, layers=tuple(layer for layer in selection.result.layers if _key(layer) in common)
+    )
+    return top_percent(result, selection.percent, embeddings=selection.embeddings)
 
 
 def _scores(ranked: RankedType) -> dict[str, float]:
@@ -119,12 +140,26 @@ def described(comparison: Comparison) -> str:
     parts = [
         title,
         aligned([header, *map(_row, comparison.types)]),
+        _depths(comparison, first, second),
         "\n".join(changes or ["of these types, both select the same layers"]),
     ]
     sides = ((comparison.only_first, first), (comparison.only_second, second))
     if only := [f"only in {name}: {listed(types)}" for types, name in sides if types]:
         parts.append("\n".join(only))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
+
+
+def _depths(comparison: Comparison, first: str, second: str) -> str:
+    """A line that says that the models differ in depth; empty if they do not. first, second: their names."""
+    unequal = [compared for compared in comparison.types if compared.num_first != compared.num_second]
+    if not unequal:
+        return ""
+    largest = max(unequal, key=lambda compared: max(compared.num_first, compared.num_second))
+    others = f" (and {plural(len(unequal) - 1, 'more type differs', 'more types differ')})" if len(unequal) > 1 else ""
+    return (
+        f"the depths differ: {first} has {plural(largest.num_first, 'layer')} of {largest.layer_type}, {second} has "
+        f"{largest.num_second}{others}; only layers that both have are compared and selected here"
+    )
 
 
 def _row(compared: TypeComparison) -> tuple[str, ...]:

@@ -106,8 +106,36 @@ def test_the_same_scan_has_the_same_selection() -> None:
 
 def test_models_of_other_depths_are_compared_in_what_they_share() -> None:
     first, second = selected("a", up=[1, 2, 3, 4]), selected("b", up=[5, 2, 3, 4, 1, 6])
-    # Of four layers two are selected, of six three.
-    assert compared(first, second) == {"up": (4, pytest.approx(-0.2), ["layers.5.up", "layers.0.up"], ["layers.2.up"])}
+    # Of the four layers that both have, each selects two.
+    assert compared(first, second) == {"up": (4, pytest.approx(-0.2), ["layers.0.up"], ["layers.2.up"])}
+    assert compared(second, first) == {"up": (4, pytest.approx(-0.2), ["layers.2.up"], ["layers.0.up"])}
+
+
+def test_it_is_said_that_depths_differ() -> None:
+    first, second = selected("a", up=[1, 2, 3, 4], down=[1, 2]), selected("b", up=[5, 2, 3, 4, 1, 6], down=[1, 2])
+    text = described(compare(first, second))
+    said = "the depths differ: a has 4 layers of up, b has 6; only layers that both have are compared and selected here"
+    assert said in text.splitlines()
+    assert "+ layers.0.up\n- layers.2.up" in text
+    assert "layers.5" not in text
+    deeper = described(compare(first, selected("b", up=[1, 2, 3], down=[1, 2, 3, 4, 5])))
+    assert "a has 2 layers of down, b has 5 (and 1 more type differs); " in deeper
+    assert "depths" not in described(compare(first, first))
+
+
+def test_a_frozen_embedding_neither_enters_nor_leaves() -> None:
+    layers = ("model.layers.0.up", "up"), ("lm_head", "lm_head"), ("model.embed_tokens", "model.embed_tokens")
+    results = [
+        ScanResult(m, tuple(LayerSnr(*x, snr=1.0 + i) for i, x in enumerate(layers)), (), (), None) for m in "ab"
+    ]
+    first, second = (
+        top_percent(result, percent, embeddings=False) for result, percent in zip(results, ("100", "50"), strict=True)
+    )
+    assert {each.layer_type: (each.enter, each.leave) for each in compare(first, second).types} == {
+        "up": ((), ("model.layers.0.up",)),
+        "lm_head": ((), ()),
+        "model.embed_tokens": ((), ()),
+    }
 
 
 def test_types_of_one_scan_alone_are_not_compared() -> None:
@@ -156,5 +184,5 @@ def test_a_comparison_is_a_table_and_the_layers_that_change() -> None:
 
 def test_no_correlation_is_not_written_as_a_negative_one() -> None:
     first = selected("a", up=[1, 2, 3])
-    found = Comparison(first, first, (comparison.TypeComparison("up", 3, -1e-17, (), ()),), (), ())
+    found = Comparison(first, first, (comparison.TypeComparison("up", 3, 3, 3, -1e-17, (), ()),), (), ())
     assert rows(found)[0][2] == "0.000"
