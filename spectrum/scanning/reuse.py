@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,10 +12,13 @@ from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk.weight_files import has_weights
 from spectrum.errors import CheckpointError, SpectrumError
 from spectrum.layer_types import match_types
-from spectrum.records import Provenance, ScanResult
+from spectrum.records import ModelInfo, Provenance, ScanResult
 from spectrum.scanning.assemble import merge
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
 from spectrum.text import listed, plural
+
+# A layer of one expert, where each expert is a module of its own.
+_ONE_EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
 def find_local(request: ScanRequest) -> hub.ResolvedModel | None:
@@ -68,6 +72,7 @@ def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: Scan
             f"the cached scan was made with --model-class {provenance.class_asked}, and its names are those of "
             f"{provenance.info.model_class}; --rescan scans under the checkpoint's own class"
         )
+    _warn_of_single_experts(cached, request, callbacks.warn)
     of_class = f" ({provenance.info.model_class})" if provenance is not None else ""
     origin = f"{plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
     result = cached if wanted is None else cached.only(wanted)
@@ -173,3 +178,46 @@ def _warn_of_other_names(cached: ScanResult, result: ScanResult, warn: Callable[
             f"the cached scan has layers that {result.info.model_class} does not: {listed(strange, 2)}; "
             "--rescan scans the model as it is loaded now"
         )
+
+
+def _warn_of_single_experts(cached: ScanResult, request: ScanRequest, warn: Callable[[str], None]) -> None:
+    """Warn if a scan of another tool names experts one by one, but the model has them fused today.
+
+    Transformers 4 had a module for each expert. Transformers 5 keeps the experts of most models in one parameter. The
+    model's config tells, if it is at hand; this is the only case in which a cached scan takes the import of torch.
+    """
+    single = [layer.name for layer in cached.layers if _ONE_EXPERT.search(layer.name)]
+    if cached.provenance is not None or not single:
+        return
+    start = f"the cached scan names experts one by one, as transformers 4 did ({listed(single, 1)})"
+    info = _info_at_hand(request)
+    if info is None:
+        warn(
+            f"{start}; transformers 5 keeps the experts of most models fused, and such names then match nothing: "
+            "compare the list with the model (--check), or scan the model again (--rescan)"
+        )
+    elif lost := [name for name in single if name not in info.modules]:
+        stack = next((layer for layer in info.parameters if re.search(r"\bexperts\.[a-z]", layer)), None)
+        fused = f" ({stack})" if stack else ""
+        warn(
+            f"{start}; {info.model_class} has them fused{fused}, so {plural(len(lost), 'name matches', 'names match')} "
+            "nothing: --rescan scores the model as it is loaded now"
+        )
+
+
+def _info_at_hand(request: ScanRequest) -> ModelInfo | None:
+    """What the requested model consists of by its config on this disk. None if there is none, or it cannot be used."""
+    local = find_local(request)
+    directory = local.directory if local is not None else hub.cached_snapshot(request.model, request.revision)
+    if directory is None or not (directory / "config.json").exists():
+        return None
+    from spectrum.checkpoint.reader import describe_model
+
+    with suppress(CheckpointError):
+        return describe_model(
+            str(directory),
+            revision=None,
+            model_class=request.model_class,
+            trust_remote_code=request.trust_remote_code,
+        )[0]
+    return None
