@@ -176,17 +176,28 @@ def stream(model: Any, stored: Mapping[str, StoredTensor], quantizer: Any) -> St
 
     Raises MappingUnavailableError if transformers does not provide that mapping.
     """
-    try:
-        with quiet():
-            inputs, unused = _match_keys(model, stored, quantizer)
-    except Exception as error:  # this interface is not public: if it has changed, the caller uses the public loader
-        raise MappingUnavailableError(first_line(error)) from error
+    inputs, unused = _matched_keys(model, stored, quantizer)
     return StreamedParameters(model, quantizer, stored, inputs, tuple(unused))
 
 
-def _match_keys(
-    model: Any, stored: Mapping[str, StoredTensor], quantizer: Any
-) -> tuple[dict[str, ConversionInput], list[str]]:
+def keys_for(model: Any, keys: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Those of some keys, stored or not, that transformers would make one of these parameters of.
+
+    Raises MappingUnavailableError if transformers does not provide the mapping from keys to parameters.
+    """
+    inputs, _ = _matched_keys(model, keys, None)
+    return {key for name in names if name in inputs for made_of in inputs[name].keys.values() for key in made_of}
+
+
+def _matched_keys(model: Any, keys: Iterable[str], quantizer: Any) -> tuple[dict[str, ConversionInput], list[str]]:
+    try:
+        with quiet():
+            return _match_keys(model, keys, quantizer)
+    except Exception as error:  # this interface is not public: if it has changed, the caller uses the public loader
+        raise MappingUnavailableError(first_line(error)) from error
+
+
+def _match_keys(model: Any, stored: Iterable[str], quantizer: Any) -> tuple[dict[str, ConversionInput], list[str]]:
     """The stored tensors that each parameter is made of, and the keys of tensors that no parameter is made of."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key

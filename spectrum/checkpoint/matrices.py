@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from spectrum.checkpoint.parameters import ParameterSource
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import display_order, layer_types
 from spectrum.records import LayerWeight, ModelInfo, Parameter
-from spectrum.text import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,38 +134,58 @@ def _matrix_shape(module: torch.nn.Module, shape: tuple[int, ...]) -> tuple[tupl
 def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[dict[str, str], dict[str, Parameter]]:
     """The holder of each parameter's values, see `describe`, and the shape and the dtype of each parameter as read.
 
-    A parameter that the source lacks has the values of one that it is tied to. Raises CheckpointError if a parameter is
-    missing or has another shape: transformers would fill it with random numbers.
+    Parameters without values are left out, see `missing_parameters`. Raises CheckpointError if a parameter has another
+    shape: transformers would fill it with random numbers.
     """
-    holders = {name: name for name, _ in meta_model.named_parameters(model) if name in source}
-    for group in meta_model.tied_groups(model):
-        stored = sorted(group & holders.keys())
-        if stored:
-            equal = [name for name in stored[1:] if _are_equal(stored[0], name, source)]
-            holders |= dict.fromkeys([stored[0], *equal, *(group - holders.keys())], stored[0])
-    _refuse_missing(model, holders, where)
-    spec_of = functools.cache(source.spec)
     specs = {}
-    for name, value in meta_model.named_parameters(model):
-        if name in holders:
-            specs[name] = spec_of(holders[name])
-            if specs[name].shape != tuple(value.shape):
-                raise CheckpointError(
-                    f"{where} holds {name} as {list(specs[name].shape)}, but {type(model).__name__} has it as "
-                    f"{list(value.shape)}: the weights are not those of config.json"
-                )
+    for name, spec, expected in _shapes(model, source):  # all of them, before any value is read
+        if spec.shape != expected:
+            raise CheckpointError(
+                f"{where} holds {name} as {list(spec.shape)}, but {type(model).__name__} has it as {list(expected)}: "
+                "the weights are not those of config.json"
+            )
+        specs[name] = spec
+    holders = _first_holders(model, source)
+    for group in meta_model.tied_groups(model):
+        first, *others = sorted(name for name in group if name in source) or [""]
+        holders |= {name: first for name in others if _are_equal(first, name, source)}
     return holders, specs
 
 
-def _refuse_missing(model: Any, holders: Mapping[str, str], where: object) -> None:
-    missing = [
+def fits(model: Any, source: ParameterSource) -> bool:
+    """Whether the source has all parameters of a model in the model's shapes. No value is read."""
+    return not missing_parameters(model, source) and all(
+        spec.shape == expected for _, spec, expected in _shapes(model, source)
+    )
+
+
+def missing_parameters(model: Any, source: ParameterSource) -> list[str]:
+    """The parameters that transformers would fill with random numbers, in model order.
+
+    The source lacks them and all that they are tied to, and transformers does not itself expect that.
+    """
+    holders = _first_holders(model, source)
+    return [
         name for name, _ in meta_model.named_parameters(model) if name not in holders and not _is_optional(model, name)
     ]
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks the parameter {listed(missing, limit=1)} of {type(model).__name__}; "
-            "if it was saved from another class, name that with --model-class"
-        )
+
+
+def _first_holders(model: Any, source: ParameterSource) -> dict[str, str]:
+    """For each parameter, the one that has its values: itself or, if the source lacks it, one that it is tied to."""
+    holders = {name: name for name, _ in meta_model.named_parameters(model) if name in source}
+    for group in meta_model.tied_groups(model):
+        if stored := group & holders.keys():
+            holders |= dict.fromkeys(group - stored, min(stored))
+    return holders
+
+
+def _shapes(model: Any, source: ParameterSource) -> Iterator[tuple[str, Parameter, tuple[int, ...]]]:
+    """For each parameter that has values, how it is read and the shape that it must have, in model order."""
+    holders = _first_holders(model, source)
+    spec_of = functools.cache(source.spec)
+    for name, value in meta_model.named_parameters(model):
+        if name in holders:
+            yield name, spec_of(holders[name]), tuple(value.shape)
 
 
 def _is_optional(model: Any, name: str) -> bool:

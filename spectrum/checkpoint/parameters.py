@@ -91,7 +91,6 @@ def load(
     if unfilled:
         raise CheckpointError(
             f"{directory} lacks the parameter {listed(unfilled, limit=1)} of {model_class.__name__}, "
-            "or holds it in another shape; "
-            "if it was saved from another class, name that with --model-class"
+            "or holds it in another shape: config.json, or its class, is that of another model"
         )
     return LoadedParameters(dict(model.named_parameters(remove_duplicate=False)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,13 @@ from spectrum.errors import CheckpointError, first_line
 
 _SCAN_ORIGINAL = "scan the original checkpoint"
 
-# Suffixes of keys that the quantized checkpoints of all methods in use have, and other checkpoints do not have.
+# Names of tensors that quantized checkpoints of all methods in use store beside a weight or in place of it: at the end
+# of the weight's key, or under its own or its module's path. Scales of activations (input_scale) and of caches
+# (k_scale) are not among them, because weights are read without them.
 _QUANTIZED_KEY = re.compile(
-    r"(scales?|scale_inv|zero_point|zeros|qweight|g_idx|absmax|quant_map|quant_state.*|weight_packed|_blocks|SCB)$"
+    r"(?P<weight>.+?)(?P<join>[._])((global_)?scales?(_inv|_2)?|qscale_weight|zero_point|zeros|SCB"
+    r"|(nested_)?(absmax|quant_map)"
+    r"|(?P<packed>q_?weight|qzeros|g_idx|quant_state\..*|packed|blocks|_weight_qdata|W_q|codes|Qidxs|trellis))"
 )
 
 # Suffixes of the keys of tensors that are stored beside quantized weights. These tensors need no scale.
@@ -96,10 +100,38 @@ def _with_dequantize(settings: Any) -> Any:
     return settings
 
 
-def refuse_leftovers(directory: Path, unused: Iterable[str]) -> None:
-    """Raises CheckpointError if a scale is among the unused keys: its weight would be read without it."""
+def weights_beside(key: str) -> tuple[str, ...]:
+    """The keys that a weight may have for which a quantized checkpoint stores a tensor under this key.
+
+    Nothing if only ordinary tensors have such a key.
+    """
+    match = _QUANTIZED_KEY.fullmatch(key)
+    if match is None:
+        return ()
+    weight = match["weight"]
+    return (weight, f"{weight}.weight") if match["join"] == "." else (weight,)
+
+
+def _is_packed(key: str) -> bool:
+    match = _QUANTIZED_KEY.fullmatch(key)
+    return match is not None and match["packed"] is not None
+
+
+def refuse_leftovers(directory: Path, unused: Iterable[str], used: Container[str], absent: Container[str]) -> None:
+    """Raises CheckpointError if an unused tensor is a scale of a weight that is used, or a weight in a packed form.
+
+    Without its scale, the weight would be read as other numbers. Tensors beside weights that are not used either, such
+    as those of an extra head, are no reason.
+
+    Args:
+        directory: the checkpoint, for messages.
+        unused: the keys of tensors that no parameter is made of.
+        used: the keys of tensors that parameters are made of.
+        absent: the keys of tensors that are not stored, and that missing parameters would be made of.
+    """
     for key in unused:
-        if _QUANTIZED_KEY.search(key):
+        beside = weights_beside(key)
+        if any(weight in used or (weight in absent and _is_packed(key)) for weight in beside):
             raise CheckpointError(
                 f"{directory} holds {key}, as quantized checkpoints do, but config.json does not say what it "
                 f"scales; {_SCAN_ORIGINAL}"

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization
+from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization, unfilled
 from spectrum.checkpoint.config import own_class, read_config
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.matrices import describe, find_holders
+from spectrum.checkpoint.matrices import describe, find_holders, missing_parameters
 from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -178,45 +178,64 @@ class _Matched:
 def _match(directory: Path, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode) -> _Matched:
     """Match the tensors of a checkpoint with the parameters of a model on the meta device.
 
-    Parameters are streamed if possible. Otherwise transformers loads the whole model.
+    Parameters are streamed. Transformers loads the whole model only if its quantization asks for that, or if the
+    installed version does not provide its mapping from keys to parameters.
     """
     if mode != "loaded":
-        streamed = _match_streamed(directory, model, stored, is_quantized=mode == "dequantized")
-        if streamed is not None:
-            return streamed
-    _refuse_mostly_missing(directory, model, stored)
+        try:
+            return _match_streamed(directory, model, stored, is_quantized=mode == "dequantized")
+        except conversion.MappingUnavailableError as error:
+            names = {name for name, _ in meta_model.named_parameters(model)}
+            quantization.refuse_leftovers(directory, stored, used=stored, absent=names - stored.keys())
+            if mode == "dequantized":
+                raise CheckpointError(
+                    f"this transformers cannot stream the quantized {directory}; try a newer one"
+                ) from error
+    _refuse_unloadable(directory, model, stored)
     loaded = parameters.load(directory, model, stored, dequantize=mode == "loaded")
     return _Matched(loaded, *find_holders(model, loaded, directory))
 
 
-def _match_streamed(
-    directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
-) -> _Matched | None:
-    """Match parameters that are streamed. None if transformers has to load the whole model instead.
+def _match_streamed(directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool) -> _Matched:
+    """Match parameters that are streamed. The mapping is transformers' own: what it does not fill, loading does not.
 
-    That is so if transformers does not provide its mapping, or if the mapping leaves tensors unused while parameters
-    are missing or have another shape. For a quantized checkpoint, both are errors.
+    Raises MappingUnavailableError if transformers does not provide that mapping.
     """
-    quantizer = quantization.dequantizer(directory, model) if is_quantized else None
-    try:
-        streamed = conversion.stream(model, stored, quantizer)
-    except conversion.MappingUnavailableError as error:
-        quantization.refuse_leftovers(directory, stored)
-        if is_quantized:
-            raise CheckpointError(
-                f"this transformers cannot stream the quantized {directory}; try a newer one"
-            ) from error
-        return None
-    quantization.refuse_leftovers(directory, streamed.unused)
+
+    def stream(model: Any) -> conversion.StreamedParameters:
+        return conversion.stream(model, stored, quantization.dequantizer(directory, model) if is_quantized else None)
+
+    streamed = stream(model)
+    missing = missing_parameters(model, streamed)
+    _refuse_leftovers(directory, model, streamed, missing)
+    if missing:
+        raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, stream))
+    if reason := unfilled.partitioned_reason(directory, model, streamed):
+        raise CheckpointError(reason)
     if is_quantized:
         names = (name for name, _ in meta_model.named_parameters(model))
         quantization.check_scales(directory, stored, streamed.keys_of(names))
-    try:
-        return _Matched(streamed, *find_holders(model, streamed, directory))
-    except CheckpointError:
-        if is_quantized or not streamed.unused:
-            raise
-        return None
+    return _Matched(streamed, *find_holders(model, streamed, directory))
+
+
+def _refuse_leftovers(
+    directory: Path, model: Any, streamed: conversion.StreamedParameters, missing: Sequence[str]
+) -> None:
+    """Raises CheckpointError if the tensors that no parameter is made of are those of quantized weights."""
+    beside = {weight for key in streamed.unused for weight in quantization.weights_beside(key)}
+    if beside:
+        names = (name for name, _ in meta_model.named_parameters(model))
+        used = set(streamed.keys_of(names))
+        absent = conversion.keys_for(model, beside - streamed.stored.keys(), missing) if missing else set()
+        quantization.refuse_leftovers(directory, streamed.unused, used, absent)
+
+
+def _refuse_unloadable(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises CheckpointError if the checkpoint cannot fill the model, as far as that is known without the mapping."""
+    names = model.state_dict().keys()
+    if reason := unfilled.wrapped_reason(directory, stored.keys() - names, lambda keys: names & set(keys)):
+        raise CheckpointError(reason)
+    _refuse_mostly_missing(directory, model, stored)
 
 
 def _refuse_mostly_missing(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:

@@ -1,0 +1,254 @@
+"""Why a checkpoint does not fill a model, judged from the names and shapes of its tensors alone. No weight is read."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from spectrum.checkpoint import conversion, meta_model
+from spectrum.checkpoint.conversion import StreamedParameters
+from spectrum.checkpoint.matrices import fits
+from spectrum.dtypes import WEIGHT_DTYPES
+from spectrum.errors import CheckpointError
+from spectrum.text import listed
+
+# What puts a part of its own into the names of parameters, by that part.
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+# The part that DDP, DataParallel and DeepSpeed put before all names. In other places, it is an ordinary name.
+_AT_START = "module"
+
+_FLATTENED = re.compile(r"(^|[._])flat_param(_\d+)?$")
+_UNMERGED = re.compile(
+    r"(^base_model\.model\.|\.(base_layer|lora_(A|B|embedding_A|embedding_B|magnitude_vector)|modules_to_save)\.)"
+)
+
+# Formats of other programs, by keys that only they have.
+_FORMATS = (
+    (re.compile(r"(^|\.)layers\.\d+\.attention\.w[qkvo]\.weight$"), "Meta or Mistral"),
+    (re.compile(r"(^|\.)(linear_qkv|linear_fc1|linear_proj)\.weight$"), "Megatron"),
+    (re.compile(r"^blk\.\d+\.\w+\.weight$"), "llama.cpp"),
+)
+
+# Where classes of one family are looked for, those first that people fine-tune.
+_AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModel",
+)
+_MAX_MODULES = 20_000  # of a class that is only tried. Mixtures of experts have 10,000, as their experts are fused.
+
+_MAX_PREFIX = 4  # parts of a name
+
+
+def missing_reason(
+    directory: Path,
+    model: Any,
+    missing: Sequence[str],
+    unused: Sequence[str],
+    stream: Callable[[Any], StreamedParameters],
+) -> str:
+    """A message that says why a checkpoint lacks parameters of a model, and what to do.
+
+    Args:
+        directory: the checkpoint.
+        model: on the meta device.
+        missing: the names of the parameters that the checkpoint lacks, one or more, in model order.
+        unused: the keys of tensors that no parameter is made of.
+        stream: matches the checkpoint with another model.
+    """
+    model_class = type(model).__name__
+    lacks = f"{directory} lacks the parameter {listed(missing, limit=1)} of {model_class}"
+    if reason := wrapped_reason(directory, unused, lambda keys: conversion.keys_for(model, keys, missing)):
+        return reason
+    if fitting := _fitting_class(directory, model, len(unused), stream):
+        return f"{lacks}, but has all those of {fitting}: scan it with --model-class {fitting}"
+    if not unused:
+        return f"{lacks}: it is incomplete, or config.json is that of another model"
+    for pattern, owner in _FORMATS:
+        if foreign := _first(unused, pattern):
+            return f"{directory} holds {foreign}: it is in the format of {owner}; convert it to that of transformers"
+    if change := _change_of_prefix(model, missing, unused):
+        return (
+            f"{directory} holds {change.key} in place of {model_class}'s {change.name}, so transformers would train "
+            f"random numbers instead; {change.advice}, and save it again"
+        )
+    key = max(unused, key=lambda key: _likeness(key, missing[0]))
+    more = f" (and {len(unused) - 1} other such keys)" if len(unused) > 1 else ""
+    return f"{lacks}, which has no place for the key {key}{more}: config.json, or its class, is that of another model"
+
+
+def wrapped_reason(
+    directory: Path, unused: Collection[str], known: Callable[[Collection[str]], Collection[str]]
+) -> str | None:
+    """A message if keys are those of a model inside a wrapper or with adapters, None if they are not.
+
+    Args:
+        directory: the checkpoint.
+        unused: the keys of tensors that no parameter is made of.
+        known: selects from other keys those that a missing parameter would be made of.
+    """
+    if unmerged := _first(unused, _UNMERGED):
+        return (
+            f"{directory} holds {unmerged}: it is a PEFT model whose adapter is not merged; save what its "
+            "merge_and_unload() returns, or scan the base model"
+        )
+    if flattened := _first(unused, _FLATTENED):
+        return f"{directory} holds {flattened}, parameters that FSDP has flattened; {_MERGE_FSDP}"
+    in_module = {_unwrapped(key): key for key in unused if key.startswith(f"{_AT_START}.")}
+    found = [in_module[key] for key in known(in_module)] if in_module else []
+    shown: dict[str, str] = {_AT_START: min(found)} if found else {}  # a key for each part that a wrapper has added
+    for key in unused:
+        for part in _WRAPPERS.keys() & set(key.split(".")):
+            shown.setdefault(part, key)
+    if not shown:
+        return None
+    causes = " and ".join(_WRAPPERS.get(part, "data-parallel training") for part in shown)
+    parts = " and ".join(repr(part) for part in shown)
+    return (
+        f"{directory} holds {next(iter(shown.values()))}: {causes} put {parts} into its keys, so transformers would "
+        f"train random numbers instead; save the model inside that wrapper, or take {parts} out of every key"
+    )
+
+
+_MERGE_FSDP = (
+    "make a model of the sharded checkpoint in the training folder with `accelerate merge-weights`, or save a full "
+    "state dict"
+)
+
+
+def partitioned_reason(directory: Path, model: Any, streamed: StreamedParameters) -> str | None:
+    """A message if tensors are what sharded training leaves of parameters on one process, None if they are whole."""
+    empty, flat, whole = [], [], 0
+    for name, value in meta_model.named_parameters(model):
+        for key in streamed.keys_of([name]):
+            tensor = streamed.stored[key]
+            if 0 in tensor.shape and value.numel():
+                empty.append(key)
+            elif len(tensor.shape) == 1 < value.ndim and tensor.dtype in WEIGHT_DTYPES:
+                flat.append(key)
+            elif value.ndim > 1:
+                whole += 1
+    if flat and not whole:
+        return f"{directory} holds {listed(flat, limit=1)} in one dimension, as FSDP flattens parameters; {_MERGE_FSDP}"
+    if empty:
+        return (
+            f"{directory} holds {listed(empty, limit=1)} without elements, as DeepSpeed's ZeRO-3 leaves parameters "
+            "that are not gathered; run the zero_to_fp32.py of the training folder, or train with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+    return None
+
+
+def _first(keys: Collection[str], pattern: re.Pattern[str]) -> str | None:
+    return next((key for key in keys if pattern.search(key)), None)
+
+
+def _unwrapped(key: str) -> str:
+    """A key without the parts that wrappers have put into it."""
+    parts = [part for part in key.split(".") if part not in _WRAPPERS]
+    while parts and parts[0] == _AT_START:
+        del parts[0]
+    return ".".join(parts)
+
+
+def _fitting_class(
+    directory: Path, model: Any, num_unused: int, stream: Callable[[Any], StreamedParameters]
+) -> str | None:
+    """The name of another class for the model's config, or its text model's, that the checkpoint fills.
+
+    None if there is none. A class that has no place for more tensors than the model's does not count.
+    """
+    for name in _family(model):
+        try:
+            candidate = meta_model.build_meta_model(
+                directory, copy.deepcopy(model.config), name, _MAX_MODULES, trust_remote_code=False
+            )
+            streamed = stream(candidate)
+            if len(streamed.unused) <= num_unused and fits(candidate, streamed):
+                return name
+        except (CheckpointError, conversion.MappingUnavailableError):  # it cannot be built, or does not fit
+            continue
+    return None
+
+
+def _family(model: Any) -> Iterator[str]:
+    """The names of the other classes that the auto classes have for a model's config, or for its text model's."""
+    text = model.config.get_text_config(decoder=True)
+    seen = {type(model).__name__}
+    for config in (model.config, text):
+        for auto in _AUTO_CLASSES:
+            mapping = getattr(transformers, auto)._model_mapping
+            found = mapping.get(type(config), ())
+            for model_class in found if isinstance(found, tuple) else (found,):
+                if model_class.__name__ not in seen:
+                    seen.add(model_class.__name__)
+                    yield model_class.__name__
+
+
+@dataclass(frozen=True, slots=True)
+class _ChangeOfPrefix:
+    """A change at the beginning of keys, the first key that it concerns, the key's parameter then, and advice."""
+
+    key: str
+    name: str
+    advice: str
+
+
+def _change_of_prefix(model: Any, missing: Sequence[str], unused: Sequence[str]) -> _ChangeOfPrefix | None:
+    """The change at the beginning of keys after which most of them fill missing parameters, None if there is none."""
+    by_suffix: dict[str, str] = {}
+    for name in missing:
+        for prefix in _prefixes(name):
+            by_suffix.setdefault(name[len(prefix) :], prefix)
+    pairs: Counter[tuple[str, str]] = Counter()
+    for key in unused:
+        old = next((prefix for prefix in _prefixes(key) if key[len(prefix) :] in by_suffix), None)
+        if old is not None and old != by_suffix[key[len(old) :]]:
+            pairs[old, by_suffix[key[len(old) :]]] += 1
+    for (old, new), _ in pairs.most_common(3):
+        renamed = {new + key[len(old) :]: key for key in unused if key.startswith(old)}
+        filling = conversion.keys_for(model, renamed, missing)
+        if 2 * len(filling) > len(renamed):
+            name = next((name for name in missing if name in filling), min(filling))
+            return _ChangeOfPrefix(renamed[name], name, _advice(old, new))
+    return None
+
+
+def _advice(old: str, new: str) -> str:
+    if not new:
+        return f"take {old!r} off the keys that begin with it"
+    if not old:
+        return f"put {new!r} before the keys that have no place"
+    return f"replace {old!r} by {new!r} where keys begin with it"
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The beginnings of a dotted name that leave two parts or more, the shortest first, which is empty."""
+    parts = name.split(".")
+    for length in range(max(1, min(_MAX_PREFIX, len(parts) - 2) + 1)):
+        yield "".join(f"{part}." for part in parts[:length])
+
+
+def _likeness(key: str, name: str) -> int:
+    """The number of parts that two dotted names have in common at their ends."""
+    count = 0
+    for one, other in zip(reversed(key.split(".")), reversed(name.split(".")), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
