@@ -233,7 +233,8 @@ def _refuse_leftovers(
 def _refuse_unloadable(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
     """Raises CheckpointError if the checkpoint cannot fill the model, as far as that is known without the mapping."""
     names = model.state_dict().keys()
-    if reason := unfilled.wrapped_reason(directory, stored.keys() - names, lambda keys: names & set(keys)):
+    unknown = [key for key in stored if key not in names]
+    if reason := unfilled.wrapped_reason(directory, unknown, lambda keys: names & set(keys)):
         raise CheckpointError(reason)
     _refuse_mostly_missing(directory, model, stored)
 

@@ -17,7 +17,7 @@ from spectrum.checkpoint.conversion import StreamedParameters
 from spectrum.checkpoint.matrices import fits
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
-from spectrum.text import listed
+from spectrum.text import listed, plural
 
 # What puts a part of its own into the names of parameters, by that part.
 _WRAPPERS = {
@@ -40,17 +40,20 @@ _FORMATS = (
     (re.compile(r"^blk\.\d+\.\w+\.weight$"), "llama.cpp"),
 )
 
-# Where classes of one family are looked for, those first that people fine-tune.
+# Where classes of one family are looked for. A class that more specific ones contain comes after them.
 _AUTO_CLASSES = (
     "AutoModelForImageTextToText",
-    "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoModel",
 )
 _MAX_MODULES = 20_000  # of a class that is only tried. Mixtures of experts have 10,000, as their experts are fused.
+
+# Buffers that older versions of transformers stored, and newer ones compute.
+_FORMER_BUFFER = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 
 _MAX_PREFIX = 4  # parts of a name
 
@@ -73,9 +76,11 @@ def missing_reason(
     """
     model_class = type(model).__name__
     lacks = f"{directory} lacks the parameter {listed(missing, limit=1)} of {model_class}"
+    num_unused = len(unused)
+    unused = [key for key in unused if not _FORMER_BUFFER.search(key)]
     if reason := wrapped_reason(directory, unused, lambda keys: conversion.keys_for(model, keys, missing)):
         return reason
-    if fitting := _fitting_class(directory, model, len(unused), stream):
+    if fitting := _fitting_class(directory, model, num_unused, stream):
         return f"{lacks}, but has all those of {fitting}: scan it with --model-class {fitting}"
     if not unused:
         return f"{lacks}: it is incomplete, or config.json is that of another model"
@@ -88,7 +93,7 @@ def missing_reason(
             f"random numbers instead; {change.advice}, and save it again"
         )
     key = max(unused, key=lambda key: _likeness(key, missing[0]))
-    more = f" (and {len(unused) - 1} other such keys)" if len(unused) > 1 else ""
+    more = f" (and {plural(len(unused) - 1, 'other such key')})" if len(unused) > 1 else ""
     return f"{lacks}, which has no place for the key {key}{more}: config.json, or its class, is that of another model"
 
 
@@ -113,8 +118,9 @@ def wrapped_reason(
     found = [in_module[key] for key in known(in_module)] if in_module else []
     shown: dict[str, str] = {_AT_START: min(found)} if found else {}  # a key for each part that a wrapper has added
     for key in unused:
-        for part in _WRAPPERS.keys() & set(key.split(".")):
-            shown.setdefault(part, key)
+        for part in key.split("."):
+            if part in _WRAPPERS:
+                shown.setdefault(part, key)
     if not shown:
         return None
     causes = " and ".join(_WRAPPERS.get(part, "data-parallel training") for part in shown)
@@ -167,37 +173,39 @@ def _unwrapped(key: str) -> str:
 
 
 def _fitting_class(
-    directory: Path, model: Any, num_unused: int, stream: Callable[[Any], StreamedParameters]
+    directory: Path, model: Any, max_unused: int, stream: Callable[[Any], StreamedParameters]
 ) -> str | None:
     """The name of another class for the model's config, or its text model's, that the checkpoint fills.
 
-    None if there is none. A class that has no place for more tensors than the model's does not count.
+    None if there is none. A class that has no place for more tensors than the model's does not count, nor does the
+    model's own base class if the checkpoint is not of that class alone: the rest is missing.
     """
+    base_prefix, base_class = f"{model.base_model_prefix}.", type(model.base_model).__name__
     for name in _family(model):
         try:
             candidate = meta_model.build_meta_model(
                 directory, copy.deepcopy(model.config), name, _MAX_MODULES, trust_remote_code=False
             )
             streamed = stream(candidate)
-            if len(streamed.unused) <= num_unused and fits(candidate, streamed):
+            is_part = name == base_class and any(key.startswith(base_prefix) for key in streamed.stored)
+            if not is_part and len(streamed.unused) <= max_unused and fits(candidate, streamed):
                 return name
         except (CheckpointError, conversion.MappingUnavailableError):  # it cannot be built, or does not fit
             continue
     return None
 
 
-def _family(model: Any) -> Iterator[str]:
-    """The names of the other classes that the auto classes have for a model's config, or for its text model's."""
-    text = model.config.get_text_config(decoder=True)
-    seen = {type(model).__name__}
-    for config in (model.config, text):
+def _family(model: Any) -> list[str]:
+    """The names of other classes: those that the config names, and those that the auto classes have for it.
+
+    Those for the config of its text model are among them.
+    """
+    names = list(model.config.architectures or ())
+    for config in (model.config, model.config.get_text_config(decoder=True)):
         for auto in _AUTO_CLASSES:
-            mapping = getattr(transformers, auto)._model_mapping
-            found = mapping.get(type(config), ())
-            for model_class in found if isinstance(found, tuple) else (found,):
-                if model_class.__name__ not in seen:
-                    seen.add(model_class.__name__)
-                    yield model_class.__name__
+            found = getattr(transformers, auto)._model_mapping.get(type(config), ())
+            names += (model_class.__name__ for model_class in (found if isinstance(found, tuple) else (found,)))
+    return [name for name in dict.fromkeys(names) if name != type(model).__name__]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +246,12 @@ def _advice(old: str, new: str) -> str:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """The beginnings of a dotted name that leave two parts or more, the shortest first, which is empty."""
+    """The beginnings of a dotted name without a number that leave two parts or more, the shortest first: none."""
     parts = name.split(".")
-    for length in range(max(1, min(_MAX_PREFIX, len(parts) - 2) + 1)):
+    yield ""
+    for length in range(1, min(_MAX_PREFIX, len(parts) - 2) + 1):
+        if parts[length - 1].isdigit():
+            break
         yield "".join(f"{part}." for part in parts[:length])
 
 

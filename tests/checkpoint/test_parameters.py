@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import conversion_mapping
 
 from spectrum.checkpoint import conversion
 from spectrum.checkpoint.conversion import MappingUnavailableError, StreamedParameters
@@ -152,13 +151,6 @@ def test_a_mapping_that_is_not_what_it_was_is_no_error(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(conversion, "_match_keys", changed)
     assert type(open_checkpoint(str(save("llama", tmp_path)))._source).__name__ == "LoadedParameters"
-
-
-def test_a_mapping_that_leaves_keys_over_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = save("mixtral", tmp_path)
-    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *_: [])
-    loaded = open_checkpoint(str(directory))
-    assert type(loaded._source).__name__ == "LoadedParameters"
 
 
 def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(

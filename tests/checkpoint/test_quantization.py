@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -263,14 +264,101 @@ def test_numbers_that_are_no_weights_are_refused_without_a_quantization_config(
         open_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name", ["weight_scale_inv", "weight_scale", "scales", "qweight", "g_idx", "weight.absmax", "weight_zero_point"]
-)
+UP_PROJ = "model.layers.1.mlp.up_proj"
+BESIDE_A_WEIGHT = [
+    *("weight_scale_inv", "weight_scale", "weight_scales", "scale", "scales", "scale_inv", "qscale_weight"),
+    *("weight_scale_2", "weight_global_scale", "weight_zero_point", "zeros", "SCB", "weight.absmax"),
+    *("weight.nested_absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
+]
+IN_PLACE_OF_A_WEIGHT = ["qweight", "qzeros", "g_idx", "weight_packed", "q_weight", "_weight_qdata", "W_q", "codes"]
+
+
+@pytest.mark.parametrize("name", [*BESIDE_A_WEIGHT, *IN_PLACE_OF_A_WEIGHT])
 def test_leftover_scales_are_refused(tmp_path: Path, name: str) -> None:
     state = save(llama_model(), tmp_path, None)
-    key = f"model.layers.1.mlp.up_proj.{name}"
+    key = f"{UP_PROJ}.{name}"
     store(tmp_path, state | {key: torch.ones(1)})
-    with pytest.raises(CheckpointError, match=rf"holds {key}.*original"):
+    with pytest.raises(CheckpointError, match=rf"holds {re.escape(key)}, as quantized.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["experts.down_proj_scale_inv", "experts.down_proj_scales", "experts.down_proj_blocks"]
+)
+def test_leftover_scales_of_a_stack_of_experts_are_refused(tmp_path: Path, name: str) -> None:
+    state = save(causal_lm(mixture(transformers.GptOssConfig, num_local_experts=4, head_dim=8)), tmp_path, None)
+    key = f"model.layers.1.mlp.experts.{name}"
+    assert "model.layers.1.mlp.experts.down_proj" in state
+    store(tmp_path, state | {key: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=rf"holds {re.escape(key)}, as quantized.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", IN_PLACE_OF_A_WEIGHT)
+@pytest.mark.parametrize("experts", [True, False])
+def test_packed_weights_without_a_quantization_config_are_refused_as_quantized(
+    tmp_path: Path, name: str, experts: bool
+) -> None:
+    model = causal_lm(mixture(transformers.MixtralConfig, num_local_experts=4)) if experts else llama_model()
+    packed = {}
+    for key, value in save(model, tmp_path, None).items():
+        is_packed = ".experts." in key or ("mlp" in key and not experts)
+        packed[f"{key.removesuffix('.weight')}.{name}" if is_packed else key] = value
+    store(tmp_path, packed)
+    with pytest.raises(CheckpointError, match=rf"holds model\.layers\.0\..*\.{name}, as quantized.*original"):
+        open_checkpoint(str(tmp_path))
+
+
+ORDINARY: dict[str, dict[str, tuple[int, ...]]] = {
+    "temperature of a dropped tower": {"tower.logit_scale": (), "tower.proj.weight": (4, 4), "logit_scale": ()},
+    "scales of layers that are dropped": {
+        f"tower.blocks.{i}.{n}": (4,) for i in (0, 1) for n in ("layer_scale", "ls1")
+    },
+    "norms of a dropped tower": {"tower.norm.scale": (4,), "tower.norm.weight": (4,)},
+    "scales of a cache": {f"model.layers.0.self_attn.{name}": () for name in ("k_scale", "v_scale")},
+    "scales of activations": {f"{UP_PROJ}.{name}": () for name in ("input_scale", "output_scale")},
+    "a scale at the top": {"scale": (), "scales": (3,), "zeros": (3,)},
+    "a dropped head in packed form": {
+        f"mtp.0.proj.{name}": (4, 4) for name in ("qweight", "qzeros", "scales", "g_idx")
+    },
+    "a dropped head with scales": {"mtp.0.proj.weight": (4, 4), "mtp.0.proj.weight_scale_inv": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_scales_that_no_weight_in_use_stands_beside_are_no_reason_to_refuse(tmp_path: Path, kind: str) -> None:
+    state = save(llama_model(), tmp_path, None)
+    expected = open_checkpoint(str(tmp_path)).weights
+    store(tmp_path, state | {key: torch.ones(shape) for key, shape in ORDINARY[kind].items()})
+    assert open_checkpoint(str(tmp_path)).weights == expected
+
+
+@pytest.mark.usefixtures("fp8_is_read")
+@pytest.mark.parametrize("experts", [True, False])
+def test_an_fp8_layer_after_the_last_one_changes_nothing(tmp_path: Path, experts: bool) -> None:
+    # As DeepSeek-V3 stores the layer that predicts several tokens, which transformers does not build.
+    meant = save_fp8(tmp_path, experts=experts)
+    state = load_file(tmp_path / "model.safetensors")
+    expected = open_checkpoint(str(tmp_path))
+    extra = {key.replace("layers.1.", "layers.2."): value.clone() for key, value in state.items() if "layers.1." in key}
+    assert any(key.endswith("_scale_inv") for key in extra)
+    store(tmp_path, state | extra | {"model.layers.2.eh_proj.weight": torch.ones(128, 256)})
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert checkpoint.weights == expected.weights
+    assert type(checkpoint._source).__name__ == "StreamedParameters"
+    key = "model.layers.1.self_attn.q_proj"
+    read = matrix(checkpoint, key)
+    assert torch.allclose(read.float(), meant[f"{key}.weight"].float(), rtol=2**-7, atol=0)
+    # A scale of a layer in use that nothing applies is still a reason to refuse.
+    store(tmp_path, state | extra | {f"{key}.scales": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=rf"holds {re.escape(key)}\.scales, as quantized"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_norm_that_goes_by_another_name_is_not_taken_for_quantized(tmp_path: Path) -> None:
+    state = save(llama_model(), tmp_path, None)
+    store(tmp_path, {key.replace("norm.weight", "norm.scale"): value for key, value in state.items()})
+    with pytest.raises(CheckpointError, match=r"lacks .*norm\.weight .*no place for the key .*norm\.scale"):
         open_checkpoint(str(tmp_path))
 
 

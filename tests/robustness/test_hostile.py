@@ -433,7 +433,7 @@ TOO_MUCH: Mapping[str, tuple[Change, tuple[str, ...]]] = {
         with_an_unused_tensor_and(num_hidden_layers=2, intermediate_size=10**8),
         (),
     ),
-    "nothing-but-an-unused-tensor": (only_an_unused_tensor_and(vocab_size=6 * 10**7), ("lacks most of the param",)),
+    "nothing-but-an-unused-tensor": (only_an_unused_tensor_and(vocab_size=6 * 10**7), ("no place for the key unused",)),
     # Counts that go by other names, in other models
     "groups-of-layers": (config_set(model_type="albert", architectures=["AlbertModel"], num_hidden_groups=10**9), ()),
     "adapters-of-languages": (
