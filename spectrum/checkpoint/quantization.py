@@ -21,7 +21,8 @@ _SCAN_ORIGINAL = "scan the original checkpoint"
 _QUANTIZED_KEY = re.compile(
     r"(?P<weight>.+?)(?P<join>[._])((global_)?scales?(_inv|_2)?|qscale_weight|zero_point|zeros|SCB"
     r"|(nested_)?(absmax|quant_map)"
-    r"|(?P<packed>q_?weight|qzeros|g_idx|quant_state\..*|packed|blocks|_weight_qdata|W_q|codes|Qidxs|trellis))"
+    r"|(?P<packed>q_?weight|qzeros|g_idx|quant_state\..*|packed|blocks|_weight_qdata|W_q|codes|Qidxs|trellis))",
+    re.DOTALL,
 )
 
 # Suffixes of the keys of tensors that are stored beside quantized weights. These tensors need no scale.

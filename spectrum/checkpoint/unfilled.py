@@ -51,6 +51,7 @@ _AUTO_CLASSES = (
     "AutoModel",
 )
 _MAX_MODULES = 20_000  # of a class that is only tried. Mixtures of experts have 10,000, as their experts are fused.
+_MAX_ARCHITECTURES = 4  # of a config that are tried, so that a long list does not take long
 
 # Buffers that older versions of transformers stored, and newer ones compute.
 _FORMER_BUFFER = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
@@ -200,7 +201,7 @@ def _family(model: Any) -> list[str]:
 
     Those for the config of its text model are among them.
     """
-    names = list(model.config.architectures or ())
+    names = list(model.config.architectures or ())[:_MAX_ARCHITECTURES]
     for config in (model.config, model.config.get_text_config(decoder=True)):
         for auto in _AUTO_CLASSES:
             found = getattr(transformers, auto)._model_mapping.get(type(config), ())

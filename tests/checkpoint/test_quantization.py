@@ -282,9 +282,7 @@ def test_leftover_scales_are_refused(tmp_path: Path, name: str) -> None:
         open_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name", ["experts.down_proj_scale_inv", "experts.down_proj_scales", "experts.down_proj_blocks"]
-)
+@pytest.mark.parametrize("name", ["down_proj_scale_inv", "down_proj_scales", "down_proj_blocks"])
 def test_leftover_scales_of_a_stack_of_experts_are_refused(tmp_path: Path, name: str) -> None:
     state = save(causal_lm(mixture(transformers.GptOssConfig, num_local_experts=4, head_dim=8)), tmp_path, None)
     key = f"model.layers.1.mlp.experts.{name}"

@@ -168,6 +168,11 @@ KINDS: dict[str, tuple[str, Change, list[str]]] = {
         ["layers.0.", "no place for the key model"],
     ),
     "layers-not-there": ("llama", without(r"layers\.1"), ["model.layers.1.", "8 more", "it is incomplete, or config"]),
+    "one-lost-of-a-part-that-other-classes-lack": (
+        "whisper",
+        without(r"model\.encoder\.layer_norm\.weight"),
+        ["model.encoder.layer_norm.weight of WhisperForConditionalGeneration: it is incomplete"],
+    ),
     "head-not-there": ("llama", without("lm_head"), ["lm_head.weight of LlamaForCausalLM: it is incomplete"]),
     "one-lost-beside-an-old-buffer": (
         "llama",
