@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from spectrum.checkpoint.conversion import StreamedParameters, keys_for
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.isolation import quiet
 from spectrum.dtypes import WEIGHT_DTYPES
@@ -118,7 +119,21 @@ def _is_packed(key: str) -> bool:
     return match is not None and match["packed"] is not None
 
 
-def refuse_leftovers(directory: Path, unused: Iterable[str], used: Container[str], absent: Container[str]) -> None:
+def refuse_leftovers(directory: Path, streamed: StreamedParameters, missing: Sequence[str]) -> None:
+    """Raises CheckpointError if tensors that no parameter is made of are those of quantized weights.
+
+    Args:
+        directory: the checkpoint, for messages.
+        streamed: the parameters.
+        missing: the names of those that the checkpoint lacks.
+    """
+    beside = {weight for key in streamed.unused for weight in weights_beside(key)}
+    if beside:
+        absent = keys_for(streamed.model, beside - streamed.stored.keys(), missing) if missing else set()
+        refuse_scales(directory, streamed.unused, set(streamed.keys_of(streamed.inputs)), absent)
+
+
+def refuse_scales(directory: Path, unused: Iterable[str], used: Container[str], absent: Container[str]) -> None:
     """Raises CheckpointError if an unused tensor is a scale of a weight that is used, or a weight in a packed form.
 
     Without its scale, the weight would be read as other numbers. Tensors beside weights that are not used either, such

@@ -7,7 +7,7 @@ weight files (`disk`), build the model without values (`meta_model`), match the 
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -90,7 +90,7 @@ def open_checkpoint(
     limit = meta_model.max_modules(sum(0 not in tensor.shape for tensor in stored.values()))
     meta = meta_model.build_meta_model(directory, config, model_class, limit, trust_remote_code=trust_remote_code)
     meta_model.check_names(meta, directory)
-    matched = _match(directory, meta, stored, mode)
+    matched = _match(directory, config, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -175,7 +175,9 @@ class _Matched:
     specs: Mapping[str, Parameter]
 
 
-def _match(directory: Path, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode) -> _Matched:
+def _match(
+    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode
+) -> _Matched:
     """Match the tensors of a checkpoint with the parameters of a model on the meta device.
 
     Parameters are streamed. Transformers loads the whole model only if its quantization asks for that, or if the
@@ -183,33 +185,32 @@ def _match(directory: Path, model: Any, stored: Mapping[str, StoredTensor], mode
     """
     if mode != "loaded":
         try:
-            return _match_streamed(directory, model, stored, is_quantized=mode == "dequantized")
+            return _match_streamed(directory, config, model, stored, is_quantized=mode == "dequantized")
         except conversion.MappingUnavailableError as error:
             names = {name for name, _ in meta_model.named_parameters(model)}
-            quantization.refuse_leftovers(directory, stored, used=stored, absent=names - stored.keys())
+            quantization.refuse_scales(directory, stored, used=stored, absent=names - stored.keys())
             if mode == "dequantized":
                 raise CheckpointError(
                     f"this transformers cannot stream the quantized {directory}; try a newer one"
                 ) from error
-    _refuse_unloadable(directory, model, stored)
+    unfilled.refuse_unloadable(directory, model, stored)
     loaded = parameters.load(directory, model, stored, dequantize=mode == "loaded")
     return _Matched(loaded, *find_holders(model, loaded, directory))
 
 
-def _match_streamed(directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool) -> _Matched:
+def _match_streamed(
+    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+) -> _Matched:
     """Match parameters that are streamed. The mapping is transformers' own: what it does not fill, loading does not.
 
     Raises MappingUnavailableError if transformers does not provide that mapping.
     """
-
-    def stream(model: Any) -> conversion.StreamedParameters:
-        return conversion.stream(model, stored, quantization.dequantizer(directory, model) if is_quantized else None)
-
-    streamed = stream(model)
+    streamed = _stream(directory, model, stored, is_quantized=is_quantized)
     missing = missing_parameters(model, streamed)
-    _refuse_leftovers(directory, model, streamed, missing)
+    quantization.refuse_leftovers(directory, streamed, missing)
     if missing:
-        raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, stream))
+        others = _other_classes(directory, config, model, stored, is_quantized=is_quantized)
+        raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, others))
     if reason := unfilled.partitioned_reason(directory, model, streamed):
         raise CheckpointError(reason)
     if is_quantized:
@@ -218,35 +219,26 @@ def _match_streamed(directory: Path, model: Any, stored: Mapping[str, StoredTens
     return _Matched(streamed, *find_holders(model, streamed, directory))
 
 
-def _refuse_leftovers(
-    directory: Path, model: Any, streamed: conversion.StreamedParameters, missing: Sequence[str]
-) -> None:
-    """Raises CheckpointError if the tensors that no parameter is made of are those of quantized weights."""
-    beside = {weight for key in streamed.unused for weight in quantization.weights_beside(key)}
-    if beside:
-        names = (name for name, _ in meta_model.named_parameters(model))
-        used = set(streamed.keys_of(names))
-        absent = conversion.keys_for(model, beside - streamed.stored.keys(), missing) if missing else set()
-        quantization.refuse_leftovers(directory, streamed.unused, used, absent)
+def _stream(
+    directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+) -> conversion.StreamedParameters:
+    return conversion.stream(model, stored, quantization.dequantizer(directory, model) if is_quantized else None)
 
 
-def _refuse_unloadable(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
-    """Raises CheckpointError if the checkpoint cannot fill the model, as far as that is known without the mapping."""
-    names = model.state_dict().keys()
-    unknown = [key for key in stored if key not in names]
-    if reason := unfilled.wrapped_reason(directory, unknown, lambda keys: names & set(keys)):
-        raise CheckpointError(reason)
-    _refuse_mostly_missing(directory, model, stored)
-
-
-def _refuse_mostly_missing(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
-    """Raises CheckpointError if the checkpoint cannot fill the model: loading would allocate memory for all of it.
-
-    An element of a packed tensor holds up to 8 weights.
-    """
-    num_stored = sum(math.prod(tensor.shape) for tensor in stored.values())
-    if sum(parameter.numel() for parameter in model.parameters()) > 16 * num_stored + 2**20:
-        raise CheckpointError(f"{directory} lacks most of the parameters of {type(model).__name__}")
+def _other_classes(
+    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+) -> Iterator[tuple[Any, conversion.StreamedParameters]]:
+    """Models of other classes of the same family, each with the parameters that the checkpoint provides for it."""
+    for name in unfilled.family(config):
+        if name == type(model).__name__:
+            continue
+        try:
+            other = meta_model.build_meta_model(
+                directory, copy.deepcopy(config), name, unfilled.MAX_MODULES, trust_remote_code=False
+            )
+            yield other, _stream(directory, other, stored, is_quantized=is_quantized)
+        except (CheckpointError, conversion.MappingUnavailableError):  # this class cannot be built from the config
+            continue
 
 
 def _warnings(model: Any, source: ParameterSource) -> Iterator[str]:

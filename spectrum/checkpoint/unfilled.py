@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import transformers
 
 from spectrum.checkpoint import conversion, meta_model
 from spectrum.checkpoint.conversion import StreamedParameters
+from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.matrices import fits
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -50,7 +51,7 @@ _AUTO_CLASSES = (
     "AutoModelForTokenClassification",
     "AutoModel",
 )
-_MAX_MODULES = 20_000  # of a class that is only tried. Mixtures of experts have 10,000, as their experts are fused.
+MAX_MODULES = 20_000  # of a class that is only tried. Mixtures of experts have 10,000, as their experts are fused.
 _MAX_ARCHITECTURES = 4  # of a config that are tried, so that a long list does not take long
 
 # Buffers that older versions of transformers stored, and newer ones compute.
@@ -64,7 +65,7 @@ def missing_reason(
     model: Any,
     missing: Sequence[str],
     unused: Sequence[str],
-    stream: Callable[[Any], StreamedParameters],
+    others: Iterable[tuple[Any, StreamedParameters]],
 ) -> str:
     """A message that says why a checkpoint lacks parameters of a model, and what to do.
 
@@ -73,7 +74,7 @@ def missing_reason(
         model: on the meta device.
         missing: the names of the parameters that the checkpoint lacks, one or more, in model order.
         unused: the keys of tensors that no parameter is made of.
-        stream: matches the checkpoint with another model.
+        others: models of other classes, each with the parameters that the checkpoint provides for it.
     """
     model_class = type(model).__name__
     lacks = f"{directory} lacks the parameter {listed(missing, limit=1)} of {model_class}"
@@ -81,7 +82,7 @@ def missing_reason(
     unused = [key for key in unused if not _FORMER_BUFFER.search(key)]
     if reason := wrapped_reason(directory, unused, lambda keys: conversion.keys_for(model, keys, missing)):
         return reason
-    if fitting := _fitting_class(directory, model, num_unused, stream):
+    if fitting := _fitting_class(model, num_unused, others):
         return f"{lacks}, but has all those of {fitting}: scan it with --model-class {fitting}"
     if not unused:
         return f"{lacks}: it is incomplete, or config.json is that of another model"
@@ -132,6 +133,20 @@ def wrapped_reason(
     )
 
 
+def refuse_unloadable(directory: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises CheckpointError if a checkpoint cannot fill a model, as far as that is known without the mapping of keys.
+
+    Loading would allocate memory for all of the model. An element of a packed tensor holds up to 8 weights.
+    """
+    names = model.state_dict().keys()
+    unknown = [key for key in stored if key not in names]
+    if reason := wrapped_reason(directory, unknown, lambda keys: names & set(keys)):
+        raise CheckpointError(reason)
+    num_stored = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if sum(parameter.numel() for parameter in model.parameters()) > 16 * num_stored + 2**20:
+        raise CheckpointError(f"{directory} lacks most of the parameters of {type(model).__name__}")
+
+
 _MERGE_FSDP = (
     "make a model of the sharded checkpoint in the training folder with `accelerate merge-weights`, or save a full "
     "state dict"
@@ -173,40 +188,34 @@ def _unwrapped(key: str) -> str:
     return ".".join(parts)
 
 
-def _fitting_class(
-    directory: Path, model: Any, max_unused: int, stream: Callable[[Any], StreamedParameters]
-) -> str | None:
-    """The name of another class for the model's config, or its text model's, that the checkpoint fills.
+def _fitting_class(model: Any, max_unused: int, others: Iterable[tuple[Any, StreamedParameters]]) -> str | None:
+    """The name of the first of the other classes that the checkpoint fills, None if there is none.
 
-    None if there is none. A class that has no place for more tensors than the model's does not count, nor does the
-    model's own base class if the checkpoint is not of that class alone: the rest is missing.
+    A class that has no place for more tensors than the model's does not count, nor does the model's own base class if
+    the checkpoint is not of that class alone: the rest is missing.
     """
-    base_prefix, base_class = f"{model.base_model_prefix}.", type(model.base_model).__name__
-    for name in _family(model):
+    base_prefix, base_class = f"{model.base_model_prefix}.", type(model.base_model)
+    for other, streamed in others:
+        is_part = type(other) is base_class and any(key.startswith(base_prefix) for key in streamed.stored)
         try:
-            candidate = meta_model.build_meta_model(
-                directory, copy.deepcopy(model.config), name, _MAX_MODULES, trust_remote_code=False
-            )
-            streamed = stream(candidate)
-            is_part = name == base_class and any(key.startswith(base_prefix) for key in streamed.stored)
-            if not is_part and len(streamed.unused) <= max_unused and fits(candidate, streamed):
-                return name
-        except (CheckpointError, conversion.MappingUnavailableError):  # it cannot be built, or does not fit
+            if not is_part and len(streamed.unused) <= max_unused and fits(other, streamed):
+                return type(other).__name__
+        except CheckpointError:  # stored tensors do not fit together
             continue
     return None
 
 
-def _family(model: Any) -> list[str]:
-    """The names of other classes: those that the config names, and those that the auto classes have for it.
+def family(config: Any) -> list[str]:
+    """The names of classes for a model: those that its config names, and those that the auto classes have for it.
 
     Those for the config of its text model are among them.
     """
-    names = list(model.config.architectures or ())[:_MAX_ARCHITECTURES]
-    for config in (model.config, model.config.get_text_config(decoder=True)):
+    names = list(config.architectures or ())[:_MAX_ARCHITECTURES]
+    for part in (config, config.get_text_config(decoder=True)):
         for auto in _AUTO_CLASSES:
-            found = getattr(transformers, auto)._model_mapping.get(type(config), ())
+            found = getattr(transformers, auto)._model_mapping.get(type(part), ())
             names += (model_class.__name__ for model_class in (found if isinstance(found, tuple) else (found,)))
-    return [name for name in dict.fromkeys(names) if name != type(model).__name__]
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,16 @@ def test_keys_of_a_wrapper_are_recognized_before_the_whole_model_is_loaded(
     assert refusal(directory).split()[2:] == message.split()[2:]  # the first key of several may be another
 
 
+def test_a_checkpoint_far_smaller_than_its_model_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: object) -> None:
+        raise MappingUnavailableError("not in this version")
+
+    monkeypatch.setattr(conversion, "stream", unavailable)
+    save("llama", tmp_path)
+    edit_config(tmp_path, vocab_size=10**7)
+    assert refusal(tmp_path) == "lacks most of the parameters of LlamaForCausalLM"
+
+
 # What sharded training leaves of parameters on one process.
 
 
