@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.compute.batches import parse_batch_size
-from spectrum.errors import SpectrumError
+from spectrum.errors import SpectrumError, short_traceback
+from spectrum.layer_types import split_patterns
+from spectrum.model_names import parse_model_name
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed, uncached
 from spectrum.scanning import scan as scanning
@@ -31,6 +33,7 @@ __all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "scan", "sele
 _logger = logging.getLogger("spectrum")
 
 
+@short_traceback
 def scan(
     model: str | Path | torch.nn.Module,
     layer_types: str | Sequence[str] | None = None,
@@ -51,27 +54,28 @@ def scan(
     With `rescan`, or with a model in memory, each process scans by itself.
 
     Args:
-        model: a local directory or a repository id, as for the command, which shares the cache; or a model in memory,
-            which is scanned as it is now and not cached.
-        layer_types: exact types or shell patterns; None for the types in the cached scan, or for all types if there is
-            none.
+        model: a local directory, a repository id or the address of its page, as for the command, which shares the
+            cache; or a model in memory, which is scanned as it is now and not cached.
+        layer_types: exact types or shell patterns, also several in one string with commas between them; None for the
+            types in the cached scan, or for all types if there is none.
         results_dir: where scans are cached.
         batch_size: how many same-shape matrices are decomposed together: a number, or `auto`.
         device: `auto` (every visible GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
         rescan: whether to ignore a cached scan.
-        revision: a branch, tag or commit of a repository on the Hub; None for its default.
+        revision: a branch, tag or commit of a repository on the Hub; None for the one in the address, else its default.
         model_class: the transformers class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether code from the model's repository may run.
         show_progress: whether to show a progress bar.
 
     Raises:
-        SpectrumError: if the model cannot be scanned. The message is one line that says what to do.
+        SpectrumError: if the model cannot be scanned. The message is one line that says what to do. What led to it is
+            shown only under SPECTRUM_DEBUG=1.
         ValueError: if an argument is not of the expected form.
     """
     if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
         raise ValueError(f"a name, a path or a model is expected, not {model!r}")
     size = parse_batch_size(str(batch_size))
-    patterns = [layer_types] if isinstance(layer_types, str) else layer_types or None
+    patterns = split_patterns([layer_types] if isinstance(layer_types, str) else layer_types or ()) or None
     _tqdm()  # first: the imports below import tqdm too, and would show its warnings
     callbacks = ScanCallbacks(
         info=lambda message: _logger.info("%s", in_line(message)),
@@ -82,10 +86,11 @@ def scan(
     with distributed.single_process():
         if not isinstance(model, str | Path):
             return uncached.scan_model(model, patterns or ["all"], size, device, callbacks)
+        named = parse_model_name(str(model))
         request = ScanRequest(
-            model=str(model).rstrip("/") or "/",
-            results_dir=Path(results_dir),
-            revision=revision,
+            model=named.name,
+            results_dir=Path(results_dir).expanduser(),
+            revision=revision or named.revision,
             model_class=model_class,
             trust_remote_code=trust_remote_code,
             layer_types=patterns,
@@ -96,6 +101,7 @@ def scan(
         return scanning.scan(request, callbacks).result
 
 
+@short_traceback
 def select(
     result: ScanResult,
     top_percent: float | str | None = None,

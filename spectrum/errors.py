@@ -12,7 +12,15 @@ SpectrumError
 └── Cancelled           a dialog that the user closed
 """
 
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 from spectrum.text import in_line
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class SpectrumError(Exception):
@@ -56,6 +64,25 @@ class UnmetError(ProcessError):
 
 class Cancelled(SpectrumError):  # noqa: N818 - the user's choice, not an error
     """The user cancelled a dialog. Nothing is scanned or written."""
+
+
+def short_traceback(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A function for users of Python. The traceback of its SpectrumErrors has their line and one of ours, no more.
+
+    The exceptions of libraries that led to the error are not shown; SPECTRUM_DEBUG=1 shows them, and all frames.
+    """
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        __tracebackhide__ = True  # IPython and pytest then leave out this frame too
+        try:
+            return function(*args, **kwargs)
+        except SpectrumError as error:
+            if os.environ.get("SPECTRUM_DEBUG") == "1":
+                raise
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 def first_line(error: BaseException) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from spectrum.errors import LayerTypeError
+from spectrum.text import listed, nearest
 
 # The names that a module or a parameter may have. Names are written to YAML, used in patterns and shown on terminals:
 # characters that one of these might interpret are refused. Longer names are refused because they widen every table.
@@ -57,8 +59,55 @@ def match_types(patterns: Sequence[str], layer_types: Sequence[str]) -> list[str
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        matched = {t for t in layer_types if pattern in ("all", t) or fnmatchcase(t, pattern)}
+        matched = _matched(pattern, layer_types)
         if not matched:
-            raise LayerTypeError(f"no layer type matches {pattern!r}; this model has: {', '.join(layer_types)}")
+            raise LayerTypeError(_no_match(patterns, layer_types))
         chosen |= matched
     return [t for t in layer_types if t in chosen]
+
+
+def split_patterns(patterns: Iterable[str]) -> list[str]:
+    """The patterns, where one argument may hold several with commas between them. No layer type has a comma.
+
+    Braces and brackets keep theirs: they belong to the shell, or to one pattern.
+    """
+    split: list[str] = []
+    for pattern in patterns:
+        if "," not in pattern or re.search(r"[\[{]", pattern):
+            split.append(pattern)
+        else:
+            split += [part.strip() for part in pattern.split(",") if part.strip()]
+    return split
+
+
+def _matched(pattern: str, layer_types: Iterable[str]) -> set[str]:
+    return {t for t in layer_types if pattern in ("all", t) or fnmatchcase(t, pattern)}
+
+
+def _no_match(patterns: Sequence[str], layer_types: Sequence[str]) -> str:
+    """The message about patterns of which at least one matches nothing. It proposes what all of them may mean."""
+    wrong = list(dict.fromkeys(pattern for pattern in patterns if not _matched(pattern, layer_types)))
+    # The shell replaces a pattern without quotes by the files that it matches.
+    files = [pattern for pattern in wrong if os.path.lexists(pattern)]
+    meant = [_meant(pattern, layer_types, is_file=pattern in files) for pattern in wrong]
+    hint = "; this"
+    if all(meant):
+        hint = f"; did you mean {' '.join(dict.fromkeys(filter(None, meant)))}? This"
+    elif files:
+        hint = ". Put a pattern in quotes, or the shell replaces it by the names of files. This"
+    return f"no layer type matches {listed(list(map(repr, wrong)))}{hint} model has: {', '.join(layer_types)}"
+
+
+def _meant(pattern: str, layer_types: Sequence[str], *, is_file: bool) -> str | None:
+    """The pattern, as a shell takes it, that one which matches nothing most likely means."""
+    stem = pattern.strip(".*")
+    wider = [f"{stem}.*", f"*.{stem}", pattern.replace(".*", "*"), f"*{stem}*"] if stem else []
+    if is_file:
+        wider.append(f"{stem.partition('.')[0]}.*")
+    for candidate in wider:
+        matched = _matched(candidate, layer_types)
+        if len(matched) == 1:
+            return matched.pop()
+        if matched:
+            return f"'{candidate}'"
+    return nearest(pattern, layer_types)

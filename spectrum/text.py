@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 Row = tuple[str, ...]
@@ -11,6 +12,8 @@ Row = tuple[str, ...]
 # Unicode categories of characters that a terminal may act on instead of showing them: controls, formats, surrogates,
 # separators of lines and paragraphs.
 _NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+_MAX_WORD = 300  # characters; the time to compare grows with the square of them
 
 
 def aligned(rows: Sequence[Row]) -> str:
@@ -46,6 +49,18 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     """The first few names, and how many more there are: `a, b and 3 more`."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that a misspelt word most likely means, None if no name is close to it. Upper case does not matter."""
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), folded, 1) if len(word) <= _MAX_WORD else []
+    return folded[close[0]] if close else None
+
+
+def proposal(meant: str | None) -> str:
+    """The end of a message about a misspelt word: `; did you mean X?`. It is empty if nothing is known to be meant."""
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def duration(seconds: float) -> str:

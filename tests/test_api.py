@@ -383,7 +383,7 @@ def test_any_number_in_the_range_is_a_percentage(sample: ScanResult, percent: fl
     assert set(counts(selection).values()) <= {0, 7}
 
 
-@pytest.mark.parametrize("percent", [0, -1, 100.1, 101, float("nan"), float("inf"), "", "x", "25%", "1_0", True])
+@pytest.mark.parametrize("percent", [0, -1, 100.1, 101, float("nan"), float("inf"), "", "x", "25%%", "1_0", True])
 @pytest.mark.parametrize("argument", ["top_percent", "top_params"])
 def test_what_is_no_percentage_is_a_value_error(sample: ScanResult, argument: str, percent: Any) -> None:
     with pytest.raises(ValueError, match=r"over 0 and at most 100"):

@@ -25,13 +25,14 @@ from tests.helpers.paths import ROOT, TINY_LLAMA
 from tests.helpers.records import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
-FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}
+FOUNDATION = {"records", "layer_types", "model_names", "dtypes", "files", "text", "errors", "version"}
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "dtypes": set(),
     "text": set(),
     "errors": {"text"},
-    "layer_types": {"errors"},
+    "layer_types": {"errors", "text"},
+    "model_names": set(),
     "records": {"text"},
     "files": {"errors"},
     "checkpoint.disk": {*FOUNDATION, "torch"},

@@ -13,12 +13,9 @@ import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from spectrum.checkpoint.disk.weight_files import not_a_model_reason
+from spectrum.checkpoint.hub import read_config_file
 from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
-from spectrum.files import parse_json, read_untrusted
-
-_MAX_CONFIG_BYTES = 16 << 20
 
 # The largest count for each setting, by its name or by the last word of its name. A model with more would fill the
 # memory with Python objects before any weight is read.
@@ -135,17 +132,7 @@ def _build_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
 def _read_settings(directory: Path) -> dict[str, Any]:
     """The content of config.json. Raises CheckpointError if there is none, or if it is broken."""
     path = directory / "config.json"
-    try:
-        settings = parse_json(read_untrusted(path, _MAX_CONFIG_BYTES))
-    except FileNotFoundError as error:
-        reason = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
-        raise CheckpointError(reason or f"{directory} has no config.json, so it is not a transformers model") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
+    settings = read_config_file(directory)
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{path} is broken: its architectures are not a list of class names")

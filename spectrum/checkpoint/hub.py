@@ -6,17 +6,27 @@ Cache, tokens, offline mode, mirrors and progress bars are those of huggingface_
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.checkpoint.disk.tensors import WeightHeaders
-from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES, SINGLE_FILES, no_weights_reason
+from spectrum.checkpoint.disk.weight_files import (
+    MAX_FILES,
+    MAX_INDEX_BYTES,
+    SINGLE_FILES,
+    no_weights_reason,
+    not_a_model_reason,
+)
 from spectrum.errors import CheckpointError, HubError, first_line
 from spectrum.files import parse_json, read_untrusted
+from spectrum.text import nearest, proposal
 
+_MAX_CONFIG_BYTES = 16 << 20
 _TIMEOUT = 10  # seconds for the first request; without a limit, a dead network would mean a long wait
 
 
@@ -45,6 +55,11 @@ class ResolvedModel:
         """
         return fingerprint.fingerprint(self.headers) if self.commit is None else None
 
+    def check_files(self) -> None:
+        """Raises CheckpointError if there is no config, if it is damaged, or if a weight file is missing."""
+        read_config_file(self.directory)
+        _ = self.headers.files
+
 
 def resolve_local(model: str) -> ResolvedModel | None:
     """The model in a local directory of this name, None if the name can only be a repository's id.
@@ -60,8 +75,45 @@ def resolve_local(model: str) -> ResolvedModel | None:
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the directory that contains it")
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
-        raise CheckpointError(f"there is no directory {model!r}")
+        raise CheckpointError(f"there is no directory {model!r}{_similar_directory(model)}")
     return None
+
+
+def check_local(model: str) -> None:
+    """Raises CheckpointError if a name is a path where there is no model. Needs neither torch nor the network."""
+    local = resolve_local(model)
+    if local is not None:
+        local.check_files()
+
+
+def _similar_directory(model: str) -> str:
+    """The end of a message about a directory that is missing: `; did you mean X?` with a similar path, or nothing."""
+    wrong, rest = Path(model).expanduser(), Path()
+    while not wrong.parent.is_dir() and wrong != wrong.parent:
+        wrong, rest = wrong.parent, wrong.name / rest
+    try:
+        names = [name for name in os.listdir(wrong.parent) if (wrong.parent / name / rest).is_dir()]
+    except OSError:  # it cannot be read
+        return ""
+    name = nearest(wrong.name, (name for name in names if not name.startswith(".")))
+    return proposal(name and str(wrong.parent / name / rest))
+
+
+def read_config_file(directory: Path) -> dict[str, Any]:
+    """The content of config.json. Raises CheckpointError if there is none, or if it is not a JSON object."""
+    path = directory / "config.json"
+    try:
+        settings = parse_json(read_untrusted(path, _MAX_CONFIG_BYTES))
+    except FileNotFoundError as error:
+        reason = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
+        raise CheckpointError(reason or f"{directory} has no config.json, so it is not a transformers model") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return settings
 
 
 def resolve(model: str, revision: str | None, *, remote_code: bool) -> ResolvedModel:
@@ -127,7 +179,9 @@ def _file_names(repo: str, revision: str | None) -> set[str] | Path:
         # This request comes first: it alone gives up soon if the Hub does not answer.
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
     except errors.HFValidationError as error:
-        raise HubError(f"{repo!r} is neither a directory here nor the id of a repository on the Hub") from error
+        raise HubError(
+            f"{repo!r} is neither a directory here nor the id of a repository on the Hub{_similar_directory(repo)}"
+        ) from error
     except _failures() as error:
         if earlier := cached_snapshot(repo, revision):
             return earlier
@@ -163,11 +217,11 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"there is no directory {repo!r} here and no such repository on the Hub; "
-            "if it is private, set HF_TOKEN or run `hf auth login`"
+            f"if it is private, set HF_TOKEN or run `hf auth login`{_similar_directory(repo)}"
         )
     return (
         f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{first_line(error)}; check the path, or the network"
+        f"{first_line(error)}; check the path, or the network{_similar_directory(repo)}"
     )
 
 

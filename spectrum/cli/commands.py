@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spectrum.checkpoint import hub
 from spectrum.cli import report
 from spectrum.cli.options import CheckOptions, ModelOptions, PlotSpectrumOptions, SelectOptions
 from spectrum.errors import SelectionError, SpectrumError
@@ -17,7 +18,8 @@ from spectrum.files import check_writable, selection_path, sorted_path, write_at
 from spectrum.records import ScanResult
 from spectrum.scanning import scan_json
 from spectrum.scanning.job import lead
-from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
+from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest, check_request
+from spectrum.scanning.reuse import refuse_unknown_layer
 from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.selection import Selection
@@ -78,11 +80,15 @@ def select(
 
 def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> ModeOutcome:
     """Compare a list with the names in the model that is to be trained."""
-    from spectrum.checkpoint.reader import describe_model
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
     entry_list = lists.read_list(options.check)
+    local = hub.resolve_local(model.model_name)
+    if local is not None:
+        hub.read_config_file(local.directory)
+    from spectrum.checkpoint.reader import describe_model  # only now, because it imports torch
+
     info, warnings = describe_model(
         model.model_name,
         revision=model.revision,
@@ -111,13 +117,15 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutc
 
     layer, file = options.plot_spectrum
     path = Path(file)
-    figure.check_can_draw(path)
-    check_writable([path])
     named = _LAYER.fullmatch(layer)
     if named is None:
         raise SelectionError(f"{layer!r} is not a layer; write its name, or name[7] for matrix 7 of a stack")
-    # Only the model and the device matter: nothing is read from the cache or written to it.
-    request = _request(model, SelectOptions(device=options.device), ())
+    check_writable([path])
+    hub.check_local(model.model_name)
+    # The values come from the model. The cache only tells which layers it has.
+    request = _request(model, SelectOptions(device=options.device, results_dir=options.results_dir), ())
+    refuse_unknown_layer(request, named[1])
+    figure.check_can_draw(path)
     index = None if named[2] is None else int(named[2])
     histogram.spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
     return ModeOutcome(in_line(str(path)))
@@ -129,19 +137,22 @@ def _scans(
     """The scan of the model, and the scan to compare it with; None if there is none."""
     request = _request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
+        check_request(request)  # again in the scan, but nothing slow comes before this one
+        other = None
+        if options.compare is not None and options.compare.lower().endswith(".json"):  # the file of a scan
+            other = scan_json.read_published(Path(options.compare))
+        elif options.compare is not None:
+            # Both are versions of one model, so --model-class stands for both.
+            of_other = replace(request, model=options.compare, revision=None, rescan=False)
+            check_request(of_other)
         if options.plot is not None:
             from spectrum.plots import figure
 
             figure.check_can_draw(options.plot)
-        if options.compare is None:
-            return run_scan(request, callbacks), None
-        if options.compare.endswith(".json"):  # the file of a scan, read first: it may be missing
-            other = scan_json.read_published(Path(options.compare))
-            return run_scan(request, callbacks), other
         scan = run_scan(request, callbacks)
-        # Both are versions of one model, so --model-class stands for both.
-        of_other = replace(request, model=options.compare, revision=None, rescan=False)
-        return scan, run_scan(of_other, callbacks).result
+        if options.compare is not None and other is None:
+            other = run_scan(of_other, callbacks).result
+        return scan, other
 
 
 def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence[Path]) -> ScanRequest:

@@ -142,6 +142,8 @@ def _run(options: Options) -> commands.ModeOutcome:
     if distributed.rank() > 0:
         follow(callbacks)
         return commands.ModeOutcome("")
+    for warning in options.warnings:
+        warn(warning)
     if isinstance(mode, SelectOptions):
         return commands.select(model, mode, callbacks, quiet=quiet, columns=coloured_columns())
     with lead():  # the other processes wait until this ends

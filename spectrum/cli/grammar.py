@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from spectrum.compute.batches import parse_batch_size
+from spectrum.compute.device_names import check_device_name
+from spectrum.errors import DeviceError
+from spectrum.model_names import ModelName, parse_model_name
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
-from spectrum.text import in_line
+from spectrum.text import in_line, nearest, proposal
 from spectrum.trainers import formats
 from spectrum.version import __version__
 
@@ -39,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line. Its result holds only the options that were given, without defaults."""
     grammar = _Parser(
         prog="spectrum",
-        usage="%(prog)s --model-name NAME_OR_PATH [options]",
+        usage="%(prog)s [--model-name] NAME_OR_PATH [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_MAX_OPTION_COLUMNS),
@@ -74,7 +78,8 @@ class _Parser(argparse.ArgumentParser):
 def _add_what_to_scan(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model-name",
-        type=_model_name,
+        type=model_name,
+        action="append",  # so that `options` can refuse two
         metavar="NAME_OR_PATH",
         help="local directory or Hugging Face repository (required)",
     )
@@ -109,7 +114,7 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--compare",
-        type=_model_name,
+        type=_other_model,
         metavar="OTHER",
         help="also select from another model, or from the JSON file of a scan, and compare",
     )
@@ -118,21 +123,21 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
 def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
-        choices=_FORMATS,
+        type=_format,
         metavar="FORMAT",
         help=f"format of the list: {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} (default: axolotl)",
     )
     group.add_argument(
         "--output-dir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="where the list and the sorted JSON go (default: the working directory)",
     )
     group.add_argument(
-        "--results-dir", type=Path, metavar="DIR", help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})"
+        "--results-dir", type=path, metavar="DIR", help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})"
     )
     group.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
+        "--plot", type=path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
     )
     group.add_argument(
         "--training-gpus",
@@ -146,6 +151,7 @@ def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
 def _add_where_to_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device",
+        type=_device,
         metavar="DEVICE",
         help="auto (every visible GPU, else the CPU), cpu, cuda, cuda:1, ... (default: auto)",
     )
@@ -170,7 +176,7 @@ def _add_how_to_open(group: argparse._ArgumentGroup) -> None:
 def _add_other_modes(group: argparse._ArgumentGroup) -> None:
     modes = group.add_mutually_exclusive_group()
     modes.add_argument(
-        "--check", type=Path, metavar="CONFIG", help="check the unfrozen_parameters of a YAML file against the model"
+        "--check", type=path, metavar="CONFIG", help="check the unfrozen_parameters of a YAML file against the model"
     )
     modes.add_argument(
         "--plot-spectrum",
@@ -187,9 +193,48 @@ def _add_general(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-h", "--help", action="help", help="print this help")
 
 
-def _model_name(text: str) -> str:
-    """A model's name without the slash that shells add to the name of a directory."""
-    return text.rstrip("/") or text[:1]
+def model_name(text: str) -> ModelName:
+    """A model's name in the arguments."""
+    try:
+        return parse_model_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path(text: str) -> Path:
+    """A path in the arguments. The shell leaves the ~ in `--output-dir=~/lists` as it is, and a ~ in quotes."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a shell variable not set?")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} begins with a user that this machine does not have") from error
+
+
+def _other_model(text: str) -> str:
+    if text.lower().endswith(".json"):  # of a scan
+        return str(path(text))
+    if text.lower().endswith((".yaml", ".yml")) and os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text} is a list; give the model itself, or the JSON file of its scan")
+    model = model_name(text)
+    if model.revision is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} names a revision, and a model to compare with has its default")
+    return model.name
+
+
+def _format(text: str) -> str:
+    if text not in _FORMATS:
+        known = f"; there are {', '.join(map(repr, _FORMATS))}"
+        raise argparse.ArgumentTypeError(f"there is no format {text!r}{proposal(nearest(text, _FORMATS)) or known}")
+    return text
+
+
+def _device(text: str) -> str:
+    try:
+        check_device_name(text)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _percent(text: str) -> str:

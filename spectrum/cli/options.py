@@ -7,12 +7,17 @@ uses. `parse` refuses an option that is not in the record of the mode.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS, hyphenated, parser
+from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS, hyphenated, model_name, parser, path
+from spectrum.cli.spelling import unknown_option
+from spectrum.layer_types import split_patterns
+from spectrum.model_names import ModelName
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 
@@ -69,30 +74,36 @@ class PlotSpectrumOptions:
 
     plot_spectrum: tuple[str, str]
     device: str = "auto"
+    results_dir: Path = Path(DEFAULT_RESULTS_DIR)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All options of a command line."""
+    """All options of a command line. warnings: about values that may not mean what the user thinks."""
 
     model: ModelOptions
     mode: SelectOptions | CheckOptions | PlotSpectrumOptions
     yes: bool
     quiet: bool
+    warnings: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> Options:
     """The options in the arguments of the command. Wrong usage prints one line and raises SystemExit(2)."""
     grammar = parser()
-    given = vars(grammar.parse_args(hyphenated(argv)))
-    if "model_name" not in given:  # checked last, so that a misspelt --model-name is the error that is shown
-        grammar.error("the following arguments are required: --model-name")
+    if not {"-h", "--help", "--version"} & set(argv) and (problem := unknown_option(argv, _spellings(grammar))):
+        grammar.error(problem)
+    namespace, words = grammar.parse_known_args(hyphenated(argv))
+    given = vars(namespace)
+    try:
+        _complete(given, [word for word in words if word != "--"])
+    except argparse.ArgumentTypeError as error:
+        grammar.error(str(error))
     mode: type[SelectOptions | CheckOptions | PlotSpectrumOptions] = SelectOptions
     if "check" in given:
         mode = CheckOptions
     elif "plot_spectrum" in given:
         mode = PlotSpectrumOptions
-        given["plot_spectrum"] = tuple(given["plot_spectrum"])
     used = {field.name for record in (ModelOptions, mode, Options) for field in fields(record)}
     if ignored := [_spelling(grammar, name) for name in given if name not in used]:
         name = "--check" if mode is CheckOptions else "--plot-spectrum"
@@ -104,7 +115,56 @@ def parse(argv: Sequence[str]) -> Options:
         mode=_record(mode, given),
         yes=given.get("yes", False),
         quiet=given.get("quiet", False),
+        warnings=tuple(_fractions(given)),
     )
+
+
+def _complete(given: dict[str, Any], words: Sequence[str]) -> None:
+    """Check the options that the parser leaves to this module, and bring them into the form of the records.
+
+    Raises ArgumentTypeError for wrong usage.
+
+    Args:
+        given: the options.
+        words: the arguments that belong to no option. The first names the model.
+    """
+    if "layer_types" in given:
+        given["layer_types"] = split_patterns(given["layer_types"])
+        if not given["layer_types"]:
+            raise argparse.ArgumentTypeError("argument --layer-types: a layer type is expected, or a pattern, or all")
+    if "plot_spectrum" in given:
+        layer, file = given["plot_spectrum"]
+        given["plot_spectrum"] = layer, str(path(file))
+    model = _model(given, words)  # checked last, so that other wrong usage is the error that is shown
+    given["model_name"] = model.name
+    if model.revision is not None:  # an address names it
+        given.setdefault("revision", model.revision)
+
+
+def _model(given: Mapping[str, Any], words: Sequence[str]) -> ModelName:
+    """The model that --model-name names, or a word without an option. Raises ArgumentTypeError if they name two."""
+    named: list[ModelName] = [*given.get("model_name", ()), *map(model_name, words)]
+    if not named:
+        types = given.get("layer_types") or [""]
+        hint = f"; write it before --layer-types, which has taken {types[-1]!r}" if _may_be_a_model(types[-1]) else ""
+        raise argparse.ArgumentTypeError(f"the following arguments are required: --model-name{hint}")
+    if len(set(named)) > 1:
+        names = ", ".join(repr(model.name) for model in dict.fromkeys(named))
+        raise argparse.ArgumentTypeError(f"one model is expected, not {names}; a name with spaces needs quotes")
+    return named[0]
+
+
+def _may_be_a_model(text: str) -> bool:
+    return "/" in text or os.path.isdir(text)
+
+
+def _fractions(given: Mapping[str, Any]) -> Iterator[str]:
+    """Warnings about percentages that are likely to be meant as fractions of 1."""
+    for name in ("top_percent", "top_params"):
+        if name in given and Fraction(given[name]) < 1:
+            meant = float(Fraction(given[name]) * 100)
+            option = f"--{name.replace('_', '-')}"
+            yield f"{option} {given[name]} is less than one percent; write {option} {meant:g} for {meant:g} percent"
 
 
 _Record = TypeVar("_Record", ModelOptions, SelectOptions | CheckOptions | PlotSpectrumOptions)
@@ -113,6 +173,11 @@ _Record = TypeVar("_Record", ModelOptions, SelectOptions | CheckOptions | PlotSp
 def _record(of: type[_Record], given: dict[str, Any]) -> _Record:
     """A record with the given options; the rest have their defaults."""
     return of(**{field.name: given[field.name] for field in fields(of) if field.name in given})
+
+
+def _spellings(grammar: argparse.ArgumentParser) -> set[str]:
+    """All spellings of all options."""
+    return {spelling for action in grammar._actions for spelling in action.option_strings}
 
 
 def _spelling(grammar: argparse.ArgumentParser, name: str) -> str:

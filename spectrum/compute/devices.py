@@ -19,6 +19,7 @@ import torch
 
 from spectrum.compute import main_memory
 from spectrum.compute.batches import BatchBudget
+from spectrum.compute.device_names import check_device_name, not_a_device
 from spectrum.errors import DeviceError, first_line
 
 # How many lanes a GPU has for matrices of at most this short side k. The host's part of the eigensolver takes k^2 time,
@@ -55,6 +56,7 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
 
     Raises DeviceError if the name is not a device, or if this machine does not have that GPU.
     """
+    check_device_name(name)
     cpu = torch.device("cpu")
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     if process is not None and gpus and name in ("auto", "cuda"):
@@ -63,8 +65,8 @@ def devices_for(name: str, warn: Callable[[str], None], process: int | None = No
         return gpus or [cpu]
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError as error:  # this torch does not have it
+        raise not_a_device(name) from error
     if device.type == "cuda":
         if (device.index or 0) >= len(gpus):
             raise DeviceError(

@@ -1,12 +1,13 @@
 """The request for a scan, the callbacks by which it reports, and its outcome.
 
 A scan neither prints nor prompts: the caller passes callbacks. `ProgressBar` is what callers pass for progress.
-`open_checkpoint_of` opens the model that a request names.
+`check_request` finds what is wrong with a request at once. `open_checkpoint_of` opens the model that a request names.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spectrum.checkpoint import hub
 from spectrum.compute.batches import WeightBatch, batch_cost, num_matrices
+from spectrum.compute.device_names import check_device_name, num_driver_gpus
+from spectrum.files import check_name, check_writable
 from spectrum.records import ScanResult
 from spectrum.scanning.store import ScanStore
 
 if TYPE_CHECKING:
-    from spectrum.checkpoint.hub import ResolvedModel
     from spectrum.checkpoint.reader import Checkpoint
 
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
@@ -161,13 +164,46 @@ class ProgressBar:
         self._bar.set_description_str(f"{self._done}/{self._total} {self._unit}{detail}", refresh=refresh)
 
 
-def open_checkpoint_of(request: ScanRequest, local: ResolvedModel | None = None) -> Checkpoint:
+def check_request(request: ScanRequest) -> None:
+    """Find mistakes in a request that need neither torch nor the network: in names, in paths, in a local model's files.
+
+    If there is a cached scan, the model need not exist. Raises SpectrumError.
+    """
+    check_name(request.model)
+    check_device_name(request.device)
+    check_writable(request.also_written)
+    if request.rescan or request.store.written_at() is None:
+        hub.check_local(request.model)
+        check_writable([request.store.scan_path, request.store.sidecar_path])
+
+
+def check_device(name: str) -> None:
+    """Raises DeviceError if a name is not a device's, or is a GPU's that this machine does not have.
+
+    The CUDA driver is asked first, which takes no import. If it does not know the GPU, torch decides, which may use
+    GPUs of other makers.
+    """
+    check_device_name(name)
+    device_type, _, index = name.partition(":")
+    if device_type != "cuda" or ("torch" not in sys.modules and int(index or 0) < num_driver_gpus()):
+        return
+    from spectrum.compute.devices import devices_for
+
+    devices_for(name, lambda warning: None)
+
+
+def open_checkpoint_of(request: ScanRequest, local: hub.ResolvedModel | None = None) -> Checkpoint:
     """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does.
+
+    A name without a model, a missing file and an absent GPU are found before torch is imported, which takes seconds.
 
     Args:
         request: the model, and how it is opened.
         local: the model's directory if it has been found already, so that its headers are not read again.
     """
+    resolved = local or hub.resolve(request.model, request.revision, remote_code=request.trust_remote_code)
+    resolved.check_files()
+    check_device(request.device)
     _return_freed_memory()
     from spectrum.checkpoint.reader import open_checkpoint
 
@@ -176,7 +212,7 @@ def open_checkpoint_of(request: ScanRequest, local: ResolvedModel | None = None)
         revision=request.revision,
         model_class=request.model_class,
         trust_remote_code=request.trust_remote_code,
-        resolved=local,
+        resolved=resolved,
     )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk.weight_files import has_weights
-from spectrum.errors import CheckpointError, SpectrumError
+from spectrum.errors import CheckpointError, LayerTypeError, SpectrumError
 from spectrum.layer_types import match_types
 from spectrum.records import ModelInfo, Provenance, ScanResult
 from spectrum.scanning.assemble import merge
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
-from spectrum.text import listed, plural
+from spectrum.text import listed, nearest, plural, proposal
 
 # A layer of one expert, where each expert is a module of its own.
 _ONE_EXPERT = re.compile(r"\bexperts\.\d+\.")
@@ -49,6 +49,28 @@ def load_usable(
         return cached.result
     info(f"the cached scan {request.store.scan_path} is not used: {reason}; scanning again")
     return None
+
+
+def refuse_unknown_layer(request: ScanRequest, layer: str) -> None:
+    """Raises LayerTypeError if the cached scan shows that the model has no layer of this name.
+
+    A cached scan that is missing, damaged or of other weights shows nothing; nor does one without provenance.
+    """
+    names: set[str] = set()
+    with suppress(SpectrumError):
+        cached = request.store.load()
+        if cached is None or not cached.consistent or cached.result.info is None:
+            return
+        if _why_stale(request, find_local(request), cached.result) is None:
+            names = {name.removesuffix(".weight") for name in cached.result.info.parameters}
+            names |= {scanned.name for scanned in cached.result.layers}
+    if names and layer not in names:
+        raise no_such_layer(request.model, layer, names)
+
+
+def no_such_layer(model: str, layer: str, names: Iterable[str]) -> LayerTypeError:
+    """The error for a layer that the model does not have. names: of the layers that it has."""
+    return LayerTypeError(f"{model} has no layer {layer!r}{proposal(nearest(layer, names))}")
 
 
 def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome | None:

@@ -11,13 +11,20 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spectrum.files import check_name, check_writable
+from spectrum.files import check_writable
 from spectrum.layer_types import match_types
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed
 from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_scores, warn_of_left_out
 from spectrum.scanning.job import Job, identity_of, remove_journals, score_job
-from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest, open_checkpoint_of
+from spectrum.scanning.request import (
+    ScanCallbacks,
+    ScanOutcome,
+    ScanRequest,
+    check_device,
+    check_request,
+    open_checkpoint_of,
+)
 from spectrum.scanning.reuse import (
     add_to_cached,
     find_local,
@@ -39,7 +46,7 @@ def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
 
     Raises SpectrumError if the model cannot be scanned, Interrupted if a signal ends the scan.
     """
-    check_name(request.model)
+    check_request(request)
     outcome = _cached_or_computed(request, callbacks)
     refuse_without_scores(outcome.result)
     warn_of_left_out(outcome.result, callbacks.warn)
@@ -67,6 +74,7 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     local = find_local(request)
     cached = None if request.rescan else load_usable(request, local, callbacks.info)
     if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
+        check_device(request.device)  # it is not needed now, but the same command may scan another model next
         store.remove_leftover_journals()
         return outcome
     prepared = _prepare(request if cached is None else request_missing(request, cached), local, callbacks)

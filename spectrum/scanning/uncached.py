@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from spectrum.scanning.assemble import (
     warn_of_left_out,
 )
 from spectrum.scanning.request import ScanCallbacks, ScanRequest, open_checkpoint_of
+from spectrum.scanning.reuse import no_such_layer
 from spectrum.text import plural
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
     checkpoint = open_checkpoint_of(request)
     weights = {weight.name: weight for weight in checkpoint.weights}
     if layer not in weights:
-        close = difflib.get_close_matches(layer, weights, 1)
-        raise LayerTypeError(f"{request.model} has no layer {layer!r}{f'; the nearest is {close[0]}' if close else ''}")
+        raise no_such_layer(request.model, layer, weights)
     weight, number = weights[layer], index or 0
     if number >= weight.num_matrices:
         raise LayerTypeError(

@@ -15,7 +15,7 @@ from html import escape
 from itertools import count
 from pathlib import Path
 
-from spectrum.errors import SelectionError
+from spectrum.errors import SelectionError, short_traceback
 from spectrum.files import write_atomically
 from spectrum.records import ScanResult
 from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
@@ -77,10 +77,12 @@ class Selection:
         names = [*self.embedding_parameters(), *own]
         return list(dict.fromkeys([*names, *map(self._index.owner, names)]))
 
+    @short_traceback
     def to_yaml(self, path: str | Path) -> Path:
         """Write the list for Axolotl, and return the path. Raises ResultsError if the file cannot be written."""
-        write_atomically(Path(path), render_axolotl(self.entries(), self.embedding_parameters()))
-        return Path(path)
+        file = Path(path).expanduser()
+        write_atomically(file, render_axolotl(self.entries(), self.embedding_parameters()))
+        return file
 
     def __repr__(self) -> str:
         return f"{self._title()}\n\n{aligned(self.rows())}"
@@ -110,10 +112,11 @@ def _row(ranked: RankedType) -> tuple[str, ...]:
 
 
 def parse_percent(text: str) -> str:
-    """A percentage as typed, checked. Raises ValueError if it is not a decimal number in (0, 100]."""
-    if len(text) > MAX_PERCENT_LENGTH or not _PERCENT.fullmatch(text) or not 0 < Fraction(text) <= 100:
+    """A percentage as typed, without a percent sign. Raises ValueError if it is not a decimal number in (0, 100]."""
+    number = text[:-1].rstrip(" ") if text.endswith("%") else text
+    if len(number) > MAX_PERCENT_LENGTH or not _PERCENT.fullmatch(number) or not 0 < Fraction(number) <= 100:
         raise ValueError(f"a number over 0 and at most 100 is expected, such as 25 or 12.5, not {text!r}")
-    return text
+    return number
 
 
 def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
@@ -127,7 +130,8 @@ def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True) ->
             layers are 123, while binary floats may give 122.
         embeddings: whether the input embedding and the output head always train, or never.
     """
-    exact_percent = Fraction(parse_percent(percent))
+    percent = parse_percent(percent)
+    exact_percent = Fraction(percent)
     types = []
     for layer_type, layers in result.by_type().items():
         ranked = sorted((layer for layer in layers if not math.isnan(layer.snr)), key=lambda layer: -layer.snr)

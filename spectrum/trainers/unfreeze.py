@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectrum.errors import SelectionError
+from spectrum.errors import SelectionError, short_traceback
 from spectrum.layer_types import WRAPPERS
 from spectrum.selection.entries import ParameterIndex
 from spectrum.selection.selection import Selection
@@ -63,6 +63,7 @@ class _NamedParameter:
     is_adapter: bool
 
 
+@short_traceback
 def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfrozen:
     """Let exactly the selected parameters of a model train, freeze all others, and return what trains.
 
@@ -159,7 +160,7 @@ def _missing_message(model: torch.nn.Module, selection: Selection, missing: Sequ
 
 def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> set[str]:
     """The names of the parameters that a list on disk selects. Raises SelectionError if an entry cannot be applied."""
-    entries = lists.read_list(Path(path)).entries
+    entries = lists.read_list(Path(path).expanduser()).entries
     for entry in entries:
         if matching.selects_rows(entry):
             raise SelectionError(f"{path}: {entry!r} selects some rows of a parameter, which only Axolotl can train")

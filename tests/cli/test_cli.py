@@ -156,7 +156,8 @@ def cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
         "inf",
         "",
         " ",
-        "50%",
+        "%",
+        "50%%",
         "1_0",
         "\N{ARABIC-INDIC DIGIT FIVE}",
     ],
@@ -236,7 +237,7 @@ def test_help_names_every_option(option: str, tmp_path: Path) -> None:
 
 CHECK, SPECTRUM = ("--check", "list.yaml"), ("--plot-spectrum", "lm_head", "x.png")
 OF_EVERY_MODE = {"--model-name", "--revision", "--model-class", "--trust-remote-code", "--yes", "--quiet"}
-USED = {CHECK: {*OF_EVERY_MODE, "--training-gpus"}, SPECTRUM: {*OF_EVERY_MODE, "--device"}}
+USED = {CHECK: {*OF_EVERY_MODE, "--training-gpus"}, SPECTRUM: {*OF_EVERY_MODE, "--device", "--results-dir"}}
 VALUES = {
     "--revision": ["main"],
     "--model-class": ["LlamaModel"],

@@ -309,7 +309,7 @@ def test_one_matrix_of_a_stack_is_drawn(asked: str, index: int, experts: Path, d
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        ("model.layers.1.mlp.experts.down_prj", ["no layer", "nearest is model.layers.1.mlp.experts.down_proj"]),
+        ("model.layers.1.mlp.experts.down_prj", ["no layer", "did you mean model.layers.1.mlp.experts.down_proj"]),
         ("model.layers.1.mlp.experts.down_proj[4]", ["has 4 matrices", "no model.layers.1.mlp.experts.down_proj[4]"]),
         ("model.norm[1]", ["has 1 matrix"]),
         ("model.norm[x]", ["'model.norm[x]' is not a layer"]),

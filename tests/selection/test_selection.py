@@ -115,8 +115,14 @@ def test_a_percentage_stays_as_it_is_typed(text: str) -> None:
     assert parse_percent(text) == text
 
 
+@pytest.mark.parametrize(("text", "number"), [("25%", "25"), ("12.50 %", "12.50"), (".5%", ".5")])
+def test_a_percentage_may_have_its_sign(text: str, number: str) -> None:
+    assert parse_percent(text) == number
+
+
 REFUSED = [
-    *("", " ", "0", "0.0", ".0", "-1", "+1", "100.1", "101", "1000", "1e1", "inf", "nan", "abc", "50%", "1_0", "1,5"),
+    *("", " ", "0", "0.0", ".0", "-1", "+1", "100.1", "101", "1000", "1e1", "inf", "nan", "abc", "1_0", "1,5"),
+    *("%", "50%%", "101%"),
     *("5.", ".", " 5", "5\n", "1/2", "0x10", "\N{ARABIC-INDIC DIGIT FIVE}", "\N{SUPERSCRIPT TWO}", "../5"),
     # Part of a file's name, whose length is limited.
     "1." + "0" * 23,
