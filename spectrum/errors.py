@@ -74,7 +74,6 @@ def short_traceback(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        __tracebackhide__ = True  # IPython and pytest then leave out this frame too
         try:
             return function(*args, **kwargs)
         except SpectrumError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spectrum.errors import LayerTypeError
-from spectrum.layer_types import display_order, layer_types, match_types
+from spectrum.layer_types import display_order, layer_types, match_types, split_patterns
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,46 @@ def test_match_types_refuses_what_matches_nothing_and_says_which_types_exist(pat
     assert repr(pattern) in str(refused.value)
     for name in TYPES:
         assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "meant"),
+    [
+        (["mlp"], "'mlp.*'"),
+        (["mlp", "self_attn"], "'mlp.*' self_attn.q_proj"),
+        (["lm_head", "mlp."], "'mlp.*'"),
+        (["mlp", "mlp"], "'mlp.*'"),
+        (["up_proj"], "mlp.up_proj"),
+        (["_proj"], "'*_proj*'"),
+        ([".*mlp.*"], "'mlp.*'"),
+        (["mlp.dwon_proj"], "mlp.up_proj"),
+        (["mlp.upp_proj"], "mlp.up_proj"),
+        (["LM_HEAD"], "lm_head"),
+        (["mlp.up_proj.weight"], "mlp.up_proj"),
+        (["zebra", "mlp"], None),
+        ([""], None),
+    ],
+)
+def test_a_pattern_that_matches_nothing_gets_a_proposal_that_does(patterns: list[str], meant: str | None) -> None:
+    types = ["lm_head", "mlp.gate", "mlp.up_proj", "self_attn.q_proj"]
+    with pytest.raises(LayerTypeError) as refused:
+        match_types(patterns, types)
+    hint = "; this" if meant is None else f"; did you mean {meant}? This"
+    assert f"{hint} model has: lm_head, " in str(refused.value)
+    if meant is not None:
+        assert match_types([word.strip("'") for word in meant.split()], types)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "split"),
+    [
+        (["a,b", "c"], ["a", "b", "c"]),
+        (["a, b ,"], ["a", "b"]),
+        (["mlp.*,lm_head"], ["mlp.*", "lm_head"]),
+        ([","], []),
+        ([""], [""]),
+        (["x[a,b]", "x{a,b}"], ["x[a,b]", "x{a,b}"]),
+    ],
+)
+def test_patterns_may_have_commas_between_them(patterns: list[str], split: list[str]) -> None:
+    assert split_patterns(patterns) == split

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum.text import Row, aligned, duration, html, listed, plural
+from spectrum.text import Row, aligned, duration, html, listed, nearest, plural, proposal
 
 ROWS: list[Row] = [("layer type", "layers", "SNR"), ("mlp", "8", "0.125"), ("a < b & c", "1024", ""), ("total", "", "")]
 
@@ -143,3 +143,16 @@ def test_a_list_names_the_first_few_and_counts_the_rest(count: int, limit: int, 
 )
 def test_a_duration_is_said_in_the_units_that_people_use(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("bannana", "banana"), ("BANANA", "banana"), ("cherry", "Cherry"), ("x", None), ("", None)]
+)
+def test_the_nearest_name_is_proposed(word: str, meant: str | None) -> None:
+    assert nearest(word, ["apple", "banana", "Cherry"]) == meant
+    assert proposal(meant) == ("" if meant is None else f"; did you mean {meant}?")
+
+
+def test_no_name_is_near_to_an_endless_word() -> None:
+    assert nearest("a" * 300, ["a" * 301]) is not None
+    assert nearest("a" * 301, ["a" * 301]) is None
