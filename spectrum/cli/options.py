@@ -134,6 +134,8 @@ def _complete(given: dict[str, Any], words: Sequence[str]) -> None:
             raise argparse.ArgumentTypeError("argument --layer-types: a layer type is expected, or a pattern, or all")
     if "plot_spectrum" in given:
         layer, file = given["plot_spectrum"]
+        if layer.lower().endswith((".png", ".svg", ".pdf")):
+            raise argparse.ArgumentTypeError(f"argument --plot-spectrum: the layer comes first, then the file: {layer}")
         given["plot_spectrum"] = layer, str(path(file))
     model = _model(given, words)  # checked last, so that other wrong usage is the error that is shown
     given["model_name"] = model.name

@@ -86,6 +86,7 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
     return {
         "org/sharded": Repo(sharded, commit("a"), refs={"v1": Revision(single, commit("b"))}),
         "org/tagged": Repo(sharded, commit("a"), refs={"v1": Revision(single, commit("b"))}),
+        "org/addressed": Repo(sharded, commit("a"), refs={"v1": Revision(single, commit("b"))}),
         "org/archive": Repo(archive, commit("c")),
         "org/kept": Repo(single, commit("a")),
         "org/moving": Repo(single, commit("a")),
@@ -156,6 +157,23 @@ def test_only_config_and_weights_are_downloaded_and_the_commit_is_recorded(
         "snr_results_org-sharded_sorted.json",
         "snr_results_org-sharded_unfrozenparameters_50percent.yaml",
     ]
+
+
+def test_the_address_of_a_page_stands_for_the_id_and_the_revision(
+    server: HubServer, online: Command, tmp_path: Path
+) -> None:
+    address = f"{server.endpoint}/org/addressed/blob/v1/config.json"
+    assert online("--model-name", address, cwd=tmp_path).returncode == 0
+    made = sidecar(tmp_path, "org-addressed")
+    assert (made["revision"], made["commit"]) == ("v1", commit("b"))
+
+
+@pytest.mark.parametrize("name", ["tini", "checkpoints/tini"])
+def test_a_directory_that_is_nearly_called_so_is_proposed(online: Command, tmp_path: Path, name: str) -> None:
+    meant = name.replace("tini", "tiny")
+    (tmp_path / meant).mkdir(parents=True)
+    done = online("--model-name", name, cwd=tmp_path)
+    assert_refused(done, f"there is no directory {name!r} here", f"did you mean {meant}?")
 
 
 def test_a_revision_is_scanned_instead_of_the_default_and_recorded(

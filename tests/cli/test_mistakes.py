@@ -151,6 +151,7 @@ def test_an_address_may_hold_a_revision_and_the_option_comes_first() -> None:
         (["m", "--output-dir", ""], ["--output-dir: the path is empty"]),
         (["m", "--output-dir=~no-such-user/x"], ["'~no-such-user/x' begins with a user"]),
         (["m", "--plot-spectrum", "lm_head", ""], ["the path is empty"]),
+        (["m", "--plot-spectrum", "x.png", "lm_head"], ["the layer comes first", "x.png"]),
         (["m", "--device", "gpu0"], ["--device: 'gpu0' is not a device; did you mean cuda:0?"]),
     ],
     ids=lambda value: " ".join(value)[:40],
