@@ -241,7 +241,7 @@ CHEAP: list[tuple[list[str], int, str]] = [
     (["models/tiny", "--layer-types", "mlp", "self_attn"], 1, "did you mean 'mlp.*' self_attn.q_proj?"),
     (["models/tiny", "--layer-types", "mlp.upproj"], 1, "did you mean mlp.up_proj?"),
     (["models/tiny", "--compare", "missing.json"], 1, "no scan missing.json"),
-    (["models/tiny", "--compare", "./models/tinny"], 1, "did you mean models/tiny?"),
+    (["models/tiny", "--rescan", "--yes", "--compare", "./models/tinny"], 1, "did you mean models/tiny?"),
     (["models/tiny", "--compare", "list.yaml"], 2, "list.yaml is a list"),
     (["broken", "--compare", "models/tiny"], 1, "broken/config.json is not valid JSON"),
     (["models/tiny", "--check", "missing.yaml"], 1, "cannot read missing.yaml"),
