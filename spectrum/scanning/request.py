@@ -201,9 +201,9 @@ def open_checkpoint_of(request: ScanRequest, local: hub.ResolvedModel | None = N
         request: the model, and how it is opened.
         local: the model's directory if it has been found already, so that its headers are not read again.
     """
+    check_device(request.device)  # before a download, which may take hours
     resolved = local or hub.resolve(request.model, request.revision, remote_code=request.trust_remote_code)
     resolved.check_files()
-    check_device(request.device)
     _return_freed_memory()
     from spectrum.checkpoint.reader import open_checkpoint
 
