@@ -36,16 +36,33 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
 
     Raises CheckpointError if there is none, or if transformers does not understand it.
     """
-    path = directory / "config.json"
-    code_from = str(directory) if trust_remote_code else None
-    settings = _without_other_repositories(_read_settings(directory), code_from=code_from)
+    settings = _usable_settings(directory, trust_remote_code=trust_remote_code)
     foreign = _foreign_code(settings)
     if foreign and trust_remote_code:
         raise CheckpointError(
-            f"{path} takes code from another repository, {foreign}; put that repository's Python files beside it, "
-            "and take the part before -- out of its auto_map"
+            f"{directory / 'config.json'} takes code from another repository, {foreign}; put that repository's Python "
+            "files beside it, and take the part before -- out of its auto_map"
         )
     build = _config_builder(directory, settings, foreign, trust_remote_code=trust_remote_code)
+    return _built(directory, build, trust_remote_code=trust_remote_code)
+
+
+def config_of_class(directory: Path, config_class: Any, *, trust_remote_code: bool) -> Any:
+    """The config that `config_class.from_pretrained` reads from the config.json of a directory.
+
+    If the class describes a part of the model, such as its language model, transformers takes the settings of that
+    part. If it describes another type of model, transformers takes the settings that it knows, and defaults for others.
+
+    Raises CheckpointError if transformers cannot build such a config.
+    """
+    settings = _usable_settings(directory, trust_remote_code=trust_remote_code)
+    build = partial(_build, settings, directory, config_class)
+    return _built(directory, build, trust_remote_code=trust_remote_code)
+
+
+def _built(directory: Path, build: Callable[[], Any], *, trust_remote_code: bool) -> Any:
+    """A config within limits, that names no code unless code may be run. Raises CheckpointError for others."""
+    path = directory / "config.json"
     try:
         with quiet(), nothing_fetched():
             config = build()
@@ -57,12 +74,6 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     except Exception as error:  # each config class validates itself in its own way
         raise CheckpointError(f"transformers cannot read {path}: {failure_reason(error)}") from error
     return config
-
-
-def own_class(config: Any) -> str | None:
-    """The name of the transformers class that a config gives its model, None if it gives none."""
-    model_class = native_class(getattr(config, "architectures", None))
-    return None if model_class is None else str(model_class.__name__)
 
 
 def _config_builder(
@@ -127,6 +138,12 @@ def _build(settings: Mapping[str, Any], directory: Path, loader: Any) -> Any:
 def _build_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
     config_class: Any = get_class_from_dynamic_module(settings["auto_map"]["AutoConfig"], str(directory))
     return config_class.from_dict(dict(settings), name_or_path=str(directory))
+
+
+def _usable_settings(directory: Path, *, trust_remote_code: bool) -> dict[str, Any]:
+    """The content of config.json without what leads to other repositories. Raises CheckpointError if it is broken."""
+    code_from = str(directory) if trust_remote_code else None
+    return _without_other_repositories(_read_settings(directory), code_from=code_from)
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Calls into transformers that keep it silent, off the Hub, away from foreign code, and to its own model classes."""
+"""Calls into transformers that keep it silent, off the Hub, away from foreign code, and to its own model classes.
+
+Here is also which of these classes a config means, and whether a class takes the whole config or a part of it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +16,19 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import dynamic_module_utils
+from transformers.models.auto import modeling_auto
 
 from spectrum.errors import first_line
+
+# In Axolotl's order: a multimodal class comes before that of the language model inside it.
+AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModel",
+)
 
 _NOWHERE = os.path.join(os.devnull, "nowhere")  # no directory can have this path
 
@@ -72,6 +86,64 @@ def transformers_model_attribute(name: str) -> Any:
         return None
     with quiet(), nothing_fetched():
         return getattr(transformers, name, None)
+
+
+def own_classes(config: Any, *, trust_remote_code: bool) -> tuple[Any, ...]:
+    """The classes of transformers that a config may mean, the likeliest first.
+
+    There is none if transformers knows none, or if the class is in the model's own code. There are two if the first of
+    the config's architectures is not a class of the whole model that it describes: that class, and the one that auto
+    classes, and so trainers, load. If the former is not even the class of a part, the latter is likelier. For example,
+    prunings are published with a multimodal class in the config of the language model alone.
+    """
+    if remote_classes(config, trust_remote_code=trust_remote_code):
+        return ()
+    named = native_class(getattr(config, "architectures", None))
+    if named is not None and takes_whole(named, config):
+        return (named,)
+    by_auto = [class_of_auto(getattr(transformers, name), config) for name in AUTO_CLASSES]
+    first = next(filter(None, by_auto), None)
+    candidates = (named, first) if named is not None and fits(named, config) else (first, named)
+    return tuple(dict.fromkeys(filter(None, candidates)))
+
+
+def remote_classes(config: Any, *, trust_remote_code: bool) -> Mapping[str, Any]:
+    """The classes in the model's own code that may be run, by the auto classes that build them."""
+    return (getattr(config, "auto_map", None) or {}) if trust_remote_code else {}
+
+
+def class_of_auto(auto: Any, config: Any) -> Any:
+    """The class of transformers that an auto class builds from a config, None if it knows none."""
+    if type(config) not in auto._model_mapping:
+        return None
+    known = auto._model_mapping[type(config)]
+    if not isinstance(known, list | tuple):
+        return known
+    return next((choice for choice in known if choice.__name__ in (config.architectures or ())), known[0])
+
+
+def fits(model_class: Any, config: Any) -> bool:
+    """Whether a class builds the model that a config describes, or a part of that model."""
+    return takes_whole(model_class, config) or part_of(config, model_class.config_class) is not None
+
+
+def part_of(config: Any, config_class: Any) -> str | None:
+    """The name of the nested config that is of this class, None if there is none."""
+    return next((name for name in config.sub_configs if isinstance(getattr(config, name, None), config_class)), None)
+
+
+def takes_whole(model_class: Any, config: Any) -> bool:
+    """Whether a class takes this config as it is, because it is of its config class, or because an auto class says so.
+
+    An auto class says so of a part's class too, but that gets the part.
+    """
+    config_class = model_class.config_class
+    if config_class is None or isinstance(config, config_class):
+        return True
+    if part_of(config, config_class):
+        return False
+    autos = (auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None) is not None)
+    return any(class_of_auto(auto, config) is model_class for auto in autos)
 
 
 @contextmanager

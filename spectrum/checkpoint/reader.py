@@ -7,9 +7,9 @@ weight files (`disk`), build the model without values (`meta_model`), match the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization, unfilled
-from spectrum.checkpoint.config import own_class, read_config
+from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.matrices import describe, find_holders, missing_parameters
+from spectrum.checkpoint.matrices import describe, find_holders, fits, missing_parameters
 from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -88,8 +88,9 @@ def open_checkpoint(
     fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
     stored = resolved.headers.tensors()
     limit = meta_model.max_modules(sum(0 not in tensor.shape for tensor in stored.values()))
-    meta = meta_model.build_meta_model(directory, config, model_class, limit, trust_remote_code=trust_remote_code)
-    meta_model.check_names(meta, directory)
+    can_fill = partial(_can_fill, resolved, config)
+    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, limit, can_fill)
+    meta, class_asked, name_warnings = _build(unbuilt, model_class)
     matched = _match(directory, config, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
@@ -97,11 +98,11 @@ def open_checkpoint(
         revision=revision,
         commit=resolved.commit,
         fingerprint=fingerprint,
-        class_asked=model_class if model_class != own_class(config) else None,  # its own class is the default
+        class_asked=class_asked,
         versions=_versions(),
         info=description.info,
     )
-    warnings = tuple(_warnings(meta, matched.source))
+    warnings = (*_memory_warnings(matched.source), *name_warnings)
     return Checkpoint(directory, provenance, description.weights, warnings, matched.source, description.groups)
 
 
@@ -138,16 +139,47 @@ def describe_model(
     local = hub.resolve_local(model)
     directory = local.directory if local else hub.config_snapshot(model, revision, remote_code=trust_remote_code)
     config = read_config(directory, trust_remote_code=trust_remote_code)
-    meta = meta_model.build_meta_model(
-        directory, config, model_class, meta_model.MAX_MODULES, trust_remote_code=trust_remote_code
-    )
-    meta_model.check_names(meta, directory)
+    can_fill = partial(_can_fill, local, config)
+    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, meta_model.MAX_MODULES, can_fill)
+    meta, _, warnings = _build(unbuilt, model_class)
     source = LoadedParameters(dict(meta_model.named_parameters(meta)))
     specs = {name: source.spec(name) for name in source.tensors}
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
-    return describe(meta, holders, specs).info, tuple(meta_model.name_warnings(meta))
+    return describe(meta, holders, specs).info, warnings
+
+
+def _build(unbuilt: meta_model.Unbuilt, class_name: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
+    """A model on the meta device, the class that was asked for, and warnings about its names.
+
+    The class that was asked for is None for the model's own, which is the default.
+    """
+    model = meta_model.build_meta_model(unbuilt, class_name)
+    meta_model.check_names(model, unbuilt.directory)
+    own = None if class_name is None else meta_model.own_class(unbuilt)
+    class_asked = None if own is not None and class_name == own.__name__ else class_name
+    return model, class_asked, tuple(meta_model.name_warnings(unbuilt, model, class_asked))
+
+
+def _can_fill(resolved: hub.ResolvedModel | None, config: Any, model: Any) -> bool:
+    """Whether a checkpoint has all parameters of a model on the meta device; True if its headers do not tell."""
+    if resolved is None:
+        return True
+    directory = resolved.directory
+    try:
+        mode = quantization.read_mode(directory, quantization.method(config))
+        stored = resolved.headers.tensors()
+    except CheckpointError:
+        return True
+    if mode == "loaded":
+        return True
+    try:
+        return fits(model, _stream(directory, model, stored, is_quantized=mode == "dequantized"))
+    except conversion.MappingUnavailableError:
+        return True
+    except CheckpointError:  # stored tensors do not fit together
+        return False
 
 
 def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
@@ -229,19 +261,17 @@ def _other_classes(
     directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
 ) -> Iterator[tuple[Any, conversion.StreamedParameters]]:
     """Models of other classes of the same family, each with the parameters that the checkpoint provides for it."""
+    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code=False, limit=unfilled.MAX_MODULES)
     for name in unfilled.family(config):
         if name == type(model).__name__:
             continue
         try:
-            other = meta_model.build_meta_model(
-                directory, copy.deepcopy(config), name, unfilled.MAX_MODULES, trust_remote_code=False
-            )
+            other = meta_model.build_meta_model(unbuilt, name)
             yield other, _stream(directory, other, stored, is_quantized=is_quantized)
         except (CheckpointError, conversion.MappingUnavailableError):  # this class cannot be built from the config
             continue
 
 
-def _warnings(model: Any, source: ParameterSource) -> Iterator[str]:
+def _memory_warnings(source: ParameterSource) -> Iterator[str]:
     if isinstance(source, LoadedParameters):
         yield "this checkpoint cannot be read weight by weight: the whole model is loaded, and takes its memory"
-    yield from meta_model.name_warnings(model)

@@ -18,7 +18,7 @@ from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.conversion import MappingUnavailableError
 from spectrum.checkpoint.disk import tensors
 from spectrum.checkpoint.matrices import missing_parameters
-from spectrum.checkpoint.meta_model import MAX_MODULES, build_meta_model
+from spectrum.checkpoint.meta_model import MAX_MODULES, Unbuilt, build_meta_model
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.architectures import built
@@ -207,9 +207,8 @@ def test_what_is_refused_is_what_transformers_fills_with_random_numbers(tmp_path
     # So nothing is lost by not asking its loader, which would read all weights.
     architecture, change, _ = KINDS[kind]
     directory = save(architecture, tmp_path, change)
-    model = build_meta_model(
-        directory, read_config(directory, trust_remote_code=False), None, MAX_MODULES, trust_remote_code=False
-    )
+    config = read_config(directory, trust_remote_code=False)
+    model = build_meta_model(Unbuilt(directory, config, trust_remote_code=False, limit=MAX_MODULES), None)
     stored = hub.resolve(str(directory), None, remote_code=False).headers.tensors()
     ours = set(missing_parameters(model, conversion.stream(model, stored, None)))
     _, info = type(model).from_pretrained(directory, output_loading_info=True)

@@ -312,8 +312,12 @@ ARCHITECTURES: Mapping[str, Callable[[], Any]] = {
 
 def built(architecture: str) -> Any:
     """The model in bfloat16, every value of every parameter random: two that were mixed up would differ."""
+    return randomized(ARCHITECTURES[architecture]())
+
+
+def randomized(model: Any) -> Any:
+    """The model in bfloat16, with random values in every parameter."""
     torch.manual_seed(0)
-    model = ARCHITECTURES[architecture]()
     for parameter in model.parameters():
         parameter.data = (torch.randn(parameter.shape) * 0.05).bfloat16()
     model.config.dtype = torch.bfloat16
