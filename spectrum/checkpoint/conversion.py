@@ -227,6 +227,33 @@ def _match_keys(model: Any, stored: Iterable[str], quantizer: Any) -> tuple[dict
     return inputs, unused
 
 
+def renaming(model: Any) -> Callable[[str], str]:
+    """The mapping from the keys of checkpoints to a model's parameters, for one key at a time.
+
+    Keys of older versions of transformers are among those that it knows. A key that it does not know stays as it is. So
+    does every key if transformers does not provide the mapping.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        with quiet():
+            mapping = get_model_conversion_mapping(model, None, None)
+    except Exception:  # this interface is not public
+        return lambda key: key
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    state = model.state_dict()
+
+    def renamed(key: str) -> str:
+        try:
+            return str(rename_source_key(key, renamings, converters, model.base_model_prefix, state)[0])
+        except Exception:  # not every text is a key
+            return key
+
+    return renamed
+
+
 def _targets(conversion: ConversionInput) -> list[str]:
     """The names of the parameters that a conversion makes.
 

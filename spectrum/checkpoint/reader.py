@@ -7,7 +7,7 @@ weight files (`disk`), build the model without values (`meta_model`), match the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -130,8 +130,8 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
 
 def describe_model(
     model: str, *, revision: str | None, model_class: str | None, trust_remote_code: bool
-) -> tuple[ModelInfo, tuple[str, ...]]:
-    """What a model consists of by its config alone, and what a user should know before relying on the names.
+) -> tuple[ModelInfo, tuple[str, ...], Callable[[str], str]]:
+    """What a model consists of by its config alone, what a user should know of its names, and `conversion.renaming`.
 
     Shapes, dtypes and ties are those of the config; no weights are needed. The arguments are those of
     `open_checkpoint`. Raises CheckpointError or HubError if there is no such model, or if transformers cannot build it.
@@ -147,7 +147,7 @@ def describe_model(
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
-    return describe(meta, holders, specs).info, warnings
+    return describe(meta, holders, specs).info, warnings, conversion.renaming(meta)
 
 
 def _build(unbuilt: meta_model.Unbuilt, class_name: str | None) -> tuple[Any, str | None, tuple[str, ...]]:

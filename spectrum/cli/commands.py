@@ -12,6 +12,7 @@ from pathlib import Path
 
 from spectrum.checkpoint import hub
 from spectrum.cli import report
+from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS
 from spectrum.cli.options import CheckOptions, ModelOptions, PlotSpectrumOptions, SelectOptions
 from spectrum.errors import SelectionError, SpectrumError
 from spectrum.files import check_writable, selection_path, sorted_path, write_atomically
@@ -89,7 +90,7 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
         hub.read_config_file(local.directory)
     from spectrum.checkpoint.reader import describe_model  # only now, because it imports torch
 
-    info, warnings = describe_model(
+    info, warnings, renamed = describe_model(
         model.model_name,
         revision=model.revision,
         model_class=model.model_class,
@@ -97,16 +98,19 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     )
     for warning in warnings:
         warn(warning)
-    found = check_list(entry_list, info)
+    found = check_list(entry_list, info, renamed)
     count = plural(len(entry_list.entries), "entry", "entries")
     title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
     parts = [report.check_summary(found, title)]
-    if trained := found.trained[matching.AXOLOTL]:
-        parts.append(report.training_plan(trained, info, options.training_gpus))
+    trained = found.trained[matching.AXOLOTL]
+    # What a wrong list takes to train is of interest only if it is asked for.
+    if trained and (options.training_gpus is not None or not found.problems):
+        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS))
     problem = None
     if found.problems:
-        several = f"{len(found.problems)} problems, the first: " if len(found.problems) > 1 else ""
-        problem = f"{options.check}: {several}{found.problems[0]}"
+        problem = f"{options.check}: {plural(len(found.problems), 'problem')}"
+        if quiet:  # the report is not printed
+            problem += f"{', the first' if len(found.problems) > 1 else ''}: {found.problems[0]}"
     return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 

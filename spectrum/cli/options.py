@@ -62,10 +62,10 @@ class SelectOptions:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """The options of the mode that checks the list in a YAML file."""
+    """The options of the mode that checks the list in a YAML file. training_gpus: None if it is not given."""
 
     check: Path
-    training_gpus: int = DEFAULT_TRAINING_GPUS
+    training_gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

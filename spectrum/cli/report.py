@@ -79,12 +79,14 @@ def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
 
 
 def check_summary(check: CheckReport, title: str) -> str:
-    """The result of a check: the problems of a list, notes on it, and a table of what each trainer's rule matches."""
-    header = ("rule", "entries that match", "parameters that train")
-    rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
+    """The result of a check: the problems of a list, notes on it and, where rules differ, what each of them matches."""
     findings = [f"problem: {in_line(text)}" for text in check.problems] or ["ok: every entry does what it says"]
     findings += [f"note: {in_line(text)}" for text in check.notes]
-    return "\n\n".join([in_line(title), "\n".join(findings), aligned([header, *rows])])
+    parts = [in_line(title), "\n".join(findings)]
+    if check.rules_differ:
+        rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
+        parts.append(aligned([("rule", "entries that match", "tensors that train"), *rows]))
+    return "\n\n".join(parts)
 
 
 def written(paths: Sequence[tuple[str, Path]]) -> str:

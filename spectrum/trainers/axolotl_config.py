@@ -7,7 +7,15 @@ from typing import Any
 
 from spectrum.text import listed
 from spectrum.trainers import matching
-from spectrum.trainers.lists import EntryList
+from spectrum.trainers.lists import EntryList, in_lines
+
+# The settings that are checked.
+_KEYS = frozenset(
+    {
+        *("adapter", "load_in_4bit", "load_in_8bit", "plugins", "gradient_checkpointing_kwargs", "freeze_mm_modules"),
+        *("fsdp", "fsdp_config", "fsdp_version", "deepspeed"),
+    }
+)
 
 # Axolotl's `freeze_mm_modules` freezes the modules that have one of these in their path.
 _MULTIMODAL = {
@@ -20,6 +28,9 @@ def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
     """What is wrong with the settings, one line for each. trained: the parameters that the list selects."""
     settings = config.settings
     selects_rows = any(map(matching.selects_rows, config.entries))
+    for key, lines in config.repeated.items():
+        if key.partition(".")[0] in _KEYS:
+            yield f"{key} stands {in_lines(lines)}, and only the last counts; remove the others"
     yield from _adapters(settings)
     plugins = settings.get("plugins")
     if isinstance(plugins, list) and any(isinstance(name, str) and "SpectrumPlugin" in name for name in plugins):

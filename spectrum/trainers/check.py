@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from spectrum.records import ModelInfo
 from spectrum.text import listed, plural
-from spectrum.trainers import axolotl_config, matching
+from spectrum.trainers import axolotl_config, matching, remedies
 from spectrum.trainers.lists import EntryList
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
+from spectrum.trainers.proposals import ModelNames
 
-_MAX_UNMATCHED = 5  # entries without a match that are reported one by one
+_MAX_ALIKE = 3  # entries with the same mistake that are reported one by one
 
 Matches = Mapping[str, frozenset[str]]  # entry -> the parameters that it matches
 
@@ -24,43 +24,67 @@ class CheckReport:
     Args:
         trained: for each rule, the parameters that train. Of tied parameters, only the owner is among them.
         num_matching: for each rule, how many entries match a parameter.
+        rules_differ: whether the rules differ in what trains, apart from patterns that only some of them know.
         problems: why the list does not do what it says, one line for each problem.
         notes: other lines that inform the user.
     """
 
     trained: Mapping[str, frozenset[str]]
     num_matching: Mapping[str, int]
+    rules_differ: bool
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def check_list(entry_list: EntryList, model: ModelInfo) -> CheckReport:
-    """Compare a list with a model's parameters, under the rule of each program that reads lists."""
+def check_list(
+    entry_list: EntryList, model: ModelInfo, renamed: Callable[[str], str] = lambda name: name
+) -> CheckReport:
+    """Compare a list with a model's parameters, under the rule of each program that reads lists.
+
+    Args:
+        entry_list: the list.
+        model: the model.
+        renamed: the model's name for the parameter that a stored tensor of some name becomes; any other name as it is.
+    """
     # Trainers go through `named_parameters()`, which yields tied parameters once.
     seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
     matches = {rule: matching.matched(rule, entry_list.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*matches[rule].values()) for rule in RULES}
     by_axolotl, trained_by_axolotl = matches[AXOLOTL], trained[AXOLOTL]
     owners = _owners([entry for entry, names in by_axolotl.items() if not names], model)
-
     named = {*model.parameters, *model.modules}
 
-    problems = [*_unmatched_problems(owners, trained_by_axolotl, model), *_wrong_matches(by_axolotl, model, named)]
+    repeated = entry_list.repeated_list()
+    problems = [*([] if repeated is None else [repeated]), *_tied_problems(owners, trained_by_axolotl)]
+    nothing = [entry for entry, owner in owners.items() if owner is None]
+    if nothing:
+        problems += remedies.problems(nothing, ModelNames.of(model, renamed), len(by_axolotl))
+    problems += _wrong_matches(by_axolotl, model, named)
     notes = [*_tied_notes(owners, trained_by_axolotl), *_prefix_notes(by_axolotl, named)]
     if not trained_by_axolotl:
         problems.append("nothing trains")
     elif len(trained_by_axolotl) == len(seen):
         notes.append("every parameter trains")
 
-    differences = _rule_differences(matches, trained)
-    if entry_list.settings:  # a trainer's config: only Axolotl reads it, so differences are not problems
+    rules_differ = False
+    if entry_list.settings:  # a trainer's config, which only Axolotl reads
         problems += axolotl_config.problems(entry_list, sorted(trained_by_axolotl))
-        notes += differences
     else:
-        problems += [*differences, *_line_differences(entry_list)]
-    notes += _pattern_notes(by_axolotl)
+        differences = list(_rule_differences(matches))
+        rules_differ = bool(differences) or any(matches[rule][entry] for rule in RULES for entry in nothing)
+        problems += [*differences, *(_line_differences(entry_list) if repeated is None else [])]
+        notes += _pattern_notes(by_axolotl)
+    if any(map(matching.selects_rows, by_axolotl)):
+        notes.append("entries that select rows: the other rows have no gradients, but weight decay still changes them")
     num_matching = {rule: sum(map(bool, matches[rule].values())) for rule in RULES}
-    return CheckReport(trained, num_matching, tuple(problems), tuple(notes))
+    return CheckReport(trained, num_matching, rules_differ, tuple(problems), tuple(notes))
+
+
+def _in_brief(texts: Sequence[str], more: str) -> Iterator[str]:
+    """The first few texts, and how many more there are."""
+    yield from texts[:_MAX_ALIKE]
+    if len(texts) > _MAX_ALIKE:
+        yield f"{len(texts) - _MAX_ALIKE} more {more}"
 
 
 # Entries without a match.
@@ -73,30 +97,14 @@ def _owners(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
     return {entry: next((tied[name] for name in tied if name in matches[entry]), None) for entry in entries}
 
 
-def _unmatched_problems(owners: Mapping[str, str | None], trained: frozenset[str], model: ModelInfo) -> Iterator[str]:
-    """Problems of entries that match no parameter that trainers see.
-
-    In a list for another model, that is every entry, so only a few are reported one by one. owners: as of `_owners`.
-    """
+def _tied_problems(owners: Mapping[str, str | None], trained: Container[str]) -> Iterator[str]:
+    """Problems of entries that match only a tied parameter whose owner does not train. owners: as of `_owners`."""
     for entry, owner in owners.items():
         if owner is not None and owner not in trained:
             yield f"{entry} is tied to {owner}, the only one of the two that trainers see; write ^{owner}$"
-    nothing = [entry for entry, owner in owners.items() if owner is None]
-    for entry in nothing[:_MAX_UNMATCHED]:
-        nearest = _nearest(entry, model)
-        yield f"{entry} matches nothing{f'; the nearest name is {nearest}' if nearest else ''}"
-    if len(nothing) > _MAX_UNMATCHED:
-        rest = plural(len(nothing) - _MAX_UNMATCHED, "more entry matches", "more entries match")
-        yield f"{rest} nothing; is the list for another model, or another class of this one (--model-class)?"
 
 
-def _nearest(entry: str, model: ModelInfo) -> str | None:
-    names = [*model.parameters]
-    modules = {name.removesuffix(end) for name in names for end in (".weight", ".bias") if name.endswith(end)}
-    return next(iter(difflib.get_close_matches(entry.strip("^$"), [*names, *sorted(modules)], 1, 0.8)), None)
-
-
-def _tied_notes(owners: Mapping[str, str | None], trained: frozenset[str]) -> Iterator[str]:
+def _tied_notes(owners: Mapping[str, str | None], trained: Container[str]) -> Iterator[str]:
     """Notes on entries that match a tied parameter whose owner trains."""
     for entry, owner in owners.items():
         if owner in trained:
@@ -111,10 +119,10 @@ def _wrong_matches(matches: Matches, model: ModelInfo, named: Container[str]) ->
 
     named: all names of modules and parameters.
     """
-    for entry, names in matches.items():
-        yield from _matches_outside(entry, names, model, named)
-    for entry, names in matches.items():
-        yield from _missing_rows(entry, names, model)
+    beyond = [text for entry, names in matches.items() for text in _matches_outside(entry, names, model, named)]
+    yield from _in_brief(beyond, "also match what they do not name")
+    missing = [text for entry, names in matches.items() for text in _missing_rows(entry, names, model)]
+    yield from _in_brief(missing, "select rows that are not there")
 
 
 def _matches_outside(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
@@ -157,43 +165,51 @@ def _prefix_notes(matches: Matches, named: Container[str]) -> Iterator[str]:
 
     named: as of `_wrong_matches`.
     """
-    for entry, names in matches.items():
-        if names and matching.is_plain_name(entry) and entry not in named:
-            yield f"{entry} is not the name of a module; it matches all names that start so: {listed(sorted(names), 2)}"
+    beginnings = [
+        f"{entry} is not the name of a module; it matches all names that start so: {listed(sorted(names), 2)}"
+        for entry, names in matches.items()
+        if names and matching.is_plain_name(entry) and entry not in named
+    ]
+    yield from _in_brief(beginnings, "are beginnings of names")
 
 
 # Programs that read the list in another way than Axolotl.
 
 
-def _rule_differences(matches: Mapping[str, Matches], trained: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """Where another rule trains other parameters than Axolotl's rule does.
+def _rule_differences(matches: Mapping[str, Matches]) -> Iterator[str]:
+    """Where another rule trains other parameters than Axolotl's rule does, by entries that Axolotl matches.
 
     By the substring rule, patterns cannot match, so only plain names are expected to.
     """
     for rule in (REGULAR_EXPRESSION, SUBSTRING):
-        expected = trained[AXOLOTL]
-        if rule == SUBSTRING:
-            of_names = [names for entry, names in matches[AXOLOTL].items() if matching.is_plain_name(entry)]
-            expected = frozenset().union(*of_names)
-        for names, verb in ((trained[rule] - expected, "trains"), (expected - trained[rule], "does not train")):
+        entries = [
+            entry
+            for entry, names in matches[AXOLOTL].items()
+            if names and (rule != SUBSTRING or matching.is_plain_name(entry))
+        ]
+        expected = frozenset[str]().union(*(matches[AXOLOTL][entry] for entry in entries))
+        found = frozenset[str]().union(*(matches[rule][entry] for entry in entries))
+        for names, verb in ((found - expected, "trains"), (expected - found, "does not train")):
             if names:
                 yield f"{rule}: {verb} {listed(sorted(names), 2)}, unlike Axolotl"
 
 
 def _line_differences(entry_list: EntryList) -> Iterator[str]:
     """How the entries differ for a program that reads lines instead of YAML."""
+    if entry_list.lines == entry_list.entries:
+        return
     advice = "write each entry on a line of its own, not indented, without quotes and comments"
     if len(entry_list.lines) != len(entry_list.entries):
         entries = plural(len(entry_list.lines), "entry", "entries")
-        yield f"programs that read lines that begin with '- ' see {entries}, not {len(entry_list.entries)}: {advice}"
-    elif entry_list.lines != entry_list.entries:
-        yield f"programs that read lines that begin with '- ' see other entries: {advice}"
+        seen = f"{entries}, not {len(entry_list.entries)}"
+    else:
+        different = (line for line, entry in zip(entry_list.lines, entry_list.entries, strict=True) if line != entry)
+        seen = f"other entries, for example {next(different)}"
+    yield f"programs that read lines that begin with '- ' see {seen}: {advice}"
 
 
 def _pattern_notes(matches: Matches) -> Iterator[str]:
-    """Notes on entries that are patterns, or select rows."""
+    """The note on entries that are patterns."""
     patterns = [entry for entry, names in matches.items() if names and not matching.is_plain_name(entry)]
     if patterns:
-        yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns)}"
-    if any(map(matching.selects_rows, matches)):
-        yield "entries that select rows: the other rows have gradients of zero, but weight decay still changes them"
+        yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns, 2)}"

@@ -21,6 +21,10 @@ _ANCHORED_NAME = re.compile(r"\^?([\w.\-/]*\w)\$?", re.ASCII)
 # An entry that is quickly matched by any rule: any part of a name, perhaps anchored, perhaps with escaped dots.
 _QUICK = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
 
+# A part of an entry that matches indexes: 2[0-9]+, \d, (0|1).
+_INDEX_PATTERN = re.compile(r"(?:\d*(?:\[[\d\-]+\]|\\d)[+*]?|\([\d|]+\))", re.ASCII)
+_MAX_INDEX = 1000  # below which a layer's index is searched that a pattern matches
+
 # A range of rows at the end of an entry for Axolotl: [7], [:10], [4:], [4:10].
 _ROWS = re.compile(r"^(.+)\[([0-9]{0,18})(?::([0-9]{0,18}))?\]$")
 
@@ -44,13 +48,13 @@ def regular_expression(entry: str) -> Callable[[str], bool]:
 
 
 def substring(entry: str) -> Callable[[str], bool]:
-    """The rule of DistillKit and of the reference's example: anywhere in the name."""
+    """The rule of the snippet in the reference's README: anywhere in the name."""
     return lambda name: entry in name
 
 
 AXOLOTL = "Axolotl"
 REGULAR_EXPRESSION = "re.match, as scripts on TRL"
-SUBSTRING = "substring, as DistillKit"
+SUBSTRING = "substring, as the reference's snippet"
 RULES: Mapping[str, Rule] = {AXOLOTL: axolotl, REGULAR_EXPRESSION: regular_expression, SUBSTRING: substring}
 
 
@@ -90,6 +94,38 @@ def rows(entry: str) -> tuple[int, int | None] | None:
     return start, int(ranged[3]) if ranged[3] else None
 
 
+def respelled(text: str) -> str:
+    """An entry with its dots not escaped, and with indexes after dots: `layers[1]` -> `layers.1`."""
+    return re.sub(r"(?<=[a-z])\[(\d+)\](?=\.)", r".\1", text.replace("\\.", "."))
+
+
+def example(entry: str) -> tuple[str, list[str]] | None:
+    """A name that an entry may stand for, and all its indexes as the entry has them: `a.2[0-9]+.b` -> `a.20.b`.
+
+    The second is empty if the entry is a name itself. None if more than its indexes are patterns.
+    """
+    parts = entry.removeprefix("^").removesuffix("$").split(".")
+    written, has_pattern = [], False
+    for i, part in enumerate(parts):
+        if part == "*":  # any characters, as it was meant
+            parts[i], has_pattern = "0", True
+            written.append("[0-9]+")
+        elif not re.fullmatch(r"[\w\-/]+", part, re.ASCII):
+            if _INDEX_PATTERN.fullmatch(part) is None:
+                return None
+            try:
+                number = next((n for n in range(_MAX_INDEX) if re.fullmatch(part, str(n))), None)
+            except re.error:
+                return None
+            if number is None:
+                return None
+            parts[i], has_pattern = str(number), True
+            written.append(part)
+        elif part.isdigit():
+            written.append(part)
+    return ".".join(parts), written if has_pattern else []
+
+
 def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
     """For each entry, the names that it matches.
 
@@ -124,7 +160,8 @@ def _matched_patterns(rule: str, entries: Sequence[str], names: Sequence[str]) -
     except patterns.PatternError as error:
         entry = slow[error.place]
         if error.reason is not None:
-            raise SelectionError(f"{entry!r} is not a regular expression: {error.reason}") from error
+            advice = "; write .+ for any characters" if "nothing to repeat" in error.reason else ""
+            raise SelectionError(f"{entry!r} is not a regular expression: {error.reason}{advice}") from error
         raise SelectionError(
             f"{entry!r} takes over {patterns.SECONDS:.0f} seconds to match; "
             "a repetition inside a repetition can take forever, so write it without one"

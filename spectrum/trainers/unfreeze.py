@@ -160,7 +160,10 @@ def _missing_message(model: torch.nn.Module, selection: Selection, missing: Sequ
 
 def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> set[str]:
     """The names of the parameters that a list on disk selects. Raises SelectionError if an entry cannot be applied."""
-    entries = lists.read_list(Path(path).expanduser()).entries
+    entry_list = lists.read_list(Path(path).expanduser())
+    if (problem := entry_list.repeated_list()) is not None:
+        raise SelectionError(f"{path}: {problem}")
+    entries = entry_list.entries
     for entry in entries:
         if matching.selects_rows(entry):
             raise SelectionError(f"{path}: {entry!r} selects some rows of a parameter, which only Axolotl can train")

@@ -51,7 +51,7 @@ def loaded(loader: Any, directory: Path, **settings: Any) -> Any:
 
 
 def described(directory: Path, model_class: str | None = None) -> tuple[ModelInfo, tuple[str, ...]]:
-    return describe_model(str(directory), revision=None, model_class=model_class, trust_remote_code=False)
+    return describe_model(str(directory), revision=None, model_class=model_class, trust_remote_code=False)[:2]
 
 
 def assert_as_loaded(directory: Path, model: Any, model_class: str | None = None) -> Checkpoint:

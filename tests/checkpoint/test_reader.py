@@ -24,7 +24,7 @@ def outlined(directory: Path | str, **changes: Any) -> ModelInfo:
 
 def described(directory: Path | str, **changes: Any) -> tuple[ModelInfo, tuple[str, ...]]:
     asked: dict[str, Any] = {"revision": None, "model_class": None, "trust_remote_code": False}
-    return describe_model(str(directory), **asked | changes)
+    return describe_model(str(directory), **asked | changes)[:2]
 
 
 def save_config(model: Any, directory: Path) -> Path:

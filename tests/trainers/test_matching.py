@@ -166,7 +166,7 @@ KEY, LIST = "no unfrozen_parameters at its top level", "is not a list of names"
         ("- lm_head.weight\n", [KEY]),
         ("adapter: lora\n", [KEY]),
         ("training:\n  unfrozen_parameters:\n  - a\n", [KEY]),
-        ("unfrozen_parameters:\n", [LIST]),
+        ("unfrozen_parameters:\n", ["is empty", "train everything", "put entries under it"]),
         ("unfrozen_parameters: lm_head\n", [LIST]),
         ("unfrozen_parameters: {lm_head: true}\n", [LIST]),
         (unfrozen("1"), [LIST]),
@@ -246,4 +246,76 @@ def test_a_bare_list_is_told_where_it_belongs(tmp_path: Path) -> None:
 def test_the_entry_that_is_no_name_is_told(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("unfrozen_parameters:\n- model.norm\n- 3\n")
-    refused(path, "entry 2 is int")
+    refused(path, "entry 2 (line 3) is 3, not a name")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x: 1\nunfrozen_parameters:\n#- a\n\n #  - b\n#- c\ny: 2\n# - d\n", ["lines 3, 5 and 6", "commented out"]),
+        ("unfrozen_parameters:\n# no entry\n", ["put entries under it"]),
+        ("unfrozen_parameters:\n- a\nunfrozen_parameters:\n#- b\n", ["last of those in lines 1 and 3", "line 4"]),
+        ("unfrozen_parameters:\ntargets:\n- q\n- model.layers.0.mlp\n", ["line 3 is under 'targets': move it"]),
+    ],
+)
+def test_an_empty_list_trains_everything_and_says_where_its_entries_are(
+    text: str, words: list[str], tmp_path: Path
+) -> None:
+    refused(write(tmp_path, text), "is empty", "train everything", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x:\n  y: 1\n  unfrozen_parameters:\n  - a\n", ["in line 3 it is under another key"]),
+        ("x:\n- y: 1\n  unfrozen_parameters:\n  - a\n", ["in line 3 it is under another key"]),
+        ("x: 1\n# unfrozen_parameters:\n# - a\n", ["line 2 is commented out"]),
+        ("x: 1\nunfrozen-parameters:\n- a\n", ["in line 2 it is spelled 'unfrozen-parameters'"]),
+        ("Unfrozen_Parameters:\n- a\n", ["in line 1 it is spelled"]),
+        ("x: 1\nlayers:\n- ^lm_head.weight$\n", ["the list in line 3 is under 'layers'"]),
+    ],
+)
+def test_a_list_in_another_place_is_told(text: str, words: list[str], tmp_path: Path) -> None:
+    refused(write(tmp_path, text), KEY, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("unfrozen_parameters:\n\t- a\n", ["line 2", "spaces instead of a tab"]),
+        ("unfrozen_parameters:\n  - a\n- b\n", ["line 3", "indent all entries alike"]),
+        ("unfrozen_parameters:\n- a\nx: 1\n- b\n", ["line 4", "put all entries under `unfrozen_parameters:`"]),
+        ("unfrozen_parameters:\n- a\n- *.mlp\n", ["line 3", "write .+ for any characters"]),
+        ("unfrozen_parameters:\n-a\n-b\n", ["line 3", "write a space after each -"]),
+        ("unfrozen_parameters:\n- a\n---\nx: 1\n", ["line 3", "single document"]),
+        ("unfrozen_parameters:\n- a\n".encode("utf-16"), ["UTF-16", "UTF-8"]),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_its_line(text: str | bytes, words: list[str], tmp_path: Path) -> None:
+    refused(write(tmp_path, text), "not valid YAML", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("unfrozen_parameters:\n  -a\n  -b\n", ["after '- '"]),
+        ("unfrozen_parameters:\n- a\n- b:\n", ["entry 2 (line 3) is a mapping", "no colon"]),
+        ("unfrozen_parameters:\n- a\n\n-\n", ["entry 2 (line 4) is empty"]),
+        ("x: &x\n- a\n- 1.5\nunfrozen_parameters: *x\n", ["entry 2 (line 3) is 1.5"]),
+    ],
+)
+def test_an_entry_that_is_no_name_is_told_with_its_line(text: str, words: list[str], tmp_path: Path) -> None:
+    refused(write(tmp_path, text), LIST, *words)
+
+
+def test_a_wildcard_without_anything_before_it_is_told_what_to_write(tmp_path: Path) -> None:
+    refused(write(tmp_path, unfrozen("'*.mlp'")), "nothing to repeat", "write .+ for any characters")
+
+
+def test_keys_that_stand_several_times_are_kept_with_their_lines(tmp_path: Path) -> None:
+    text = "x: 1\nunfrozen_parameters:\n- a\nfsdp:\n  v: 1\n  v: 2\nunfrozen_parameters:\n- b\nx: 2\n"
+    found = read_list(write(tmp_path, text))
+    assert found.entries == ("b",)
+    assert found.repeated == {"x": (1, 9), "unfrozen_parameters": (2, 7), "fsdp.v": (5, 6)}
+    merged = "base: &base\n  x: 1\n<<: *base\nx: 2\nunfrozen_parameters:\n- a\n"
+    assert read_list(write(tmp_path, merged)).repeated == {}

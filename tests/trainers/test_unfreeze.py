@@ -177,6 +177,12 @@ def test_a_dot_in_an_entry_is_a_dot(tmp_path: Path) -> None:
     assert trainable(model) == {"a.b.weight", "a.b.bias"}
 
 
+def test_a_file_with_two_lists_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text(2 * "unfrozen_parameters:\n- model.norm\n")
+    assert_refused(llama(), path, str(path), "stands in lines 1 and 3", "merge the lists")
+
+
 def test_a_whole_config_of_axolotls_is_read_for_its_list(tmp_path: Path) -> None:
     path = written(tmp_path, "model.layers.1.mlp")
     path.write_text("base_model: org/model\nlearning_rate: 2e-5\n" + path.read_text() + "datasets:\n- path: data\n")
@@ -243,7 +249,7 @@ def test_a_list_with_an_entry_that_cannot_be_applied_is_refused(
     ("content", "word"),
     [
         ("unfrozen_parameters: []\n", "empty"),
-        ("unfrozen_parameters:\n", "not a list"),
+        ("unfrozen_parameters:\n", "is empty"),
         ("- model.layers.0.mlp\n", "no unfrozen_parameters"),
         ("unfrozen_parameters: [\n", "YAML"),
     ],
