@@ -148,12 +148,18 @@ def takes_whole(model_class: Any, config: Any) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers. Its advice is about training and running models, and would only clutter our output."""
-    level = transformers.logging.get_verbosity()
+    """Silence transformers. Its advice is about training and running models, and would only clutter our output.
+
+    Its progress bars are off, too. Those of huggingface_hub stay as the user's settings have them: transformers'
+    `disable_progress_bar` would turn off both.
+    """
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging._tqdm_active = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers.logging.set_verbosity(level)
+        transformers.logging._tqdm_active = bars
