@@ -11,15 +11,17 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from spectrum.errors import ResultsError
+from spectrum.text import amount
 
 _T = TypeVar("_T")
 _TRIES = 3  # if a directory disappears more often than this, it is not by chance
@@ -169,9 +171,7 @@ def check_writable(paths: Iterable[Path]) -> None:
     a file's name cannot be replaced.
     """
     for path in paths:
-        existing = path.parent
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
+        existing = _existing(path.parent)
         try:
             user = user_of(existing)
         except OSError as error:
@@ -182,6 +182,47 @@ def check_writable(paths: Iterable[Path]) -> None:
                 _check_replaceable(path.lstat(), existing.stat(), user)
         except OSError as error:
             raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_space(needed: Mapping[Path, int]) -> None:
+    """Check before a long scan that the disks have room for what it will write.
+
+    A disk that does not tell its free space is taken to have room. Raises ResultsError if one has too little.
+
+    Args:
+        needed: for each directory, which need not exist, how many bytes will be written there at most.
+    """
+    by_disk: dict[int, dict[Path, int]] = {}
+    for directory, size in needed.items():
+        with suppress(OSError):
+            by_disk.setdefault(os.stat(_existing(directory)).st_dev, {})[directory] = size
+    for sizes in by_disk.values():
+        directory, total = next(iter(sizes)), sum(sizes.values())
+        free = free_space(directory)
+        if free is not None and free < total:
+            raise ResultsError(
+                f"the disk of {directory} has {amount(free)} free, and this scan may write {amount(total)} there; "
+                "free some, or take other directories (--results-dir, --output-dir)"
+            )
+
+
+def free_space(directory: Path) -> int | None:
+    """How many bytes this user may write on a directory's disk; None if that cannot be told.
+
+    The directory need not exist.
+    """
+    try:
+        usage = shutil.disk_usage(_existing(directory))
+    except OSError:
+        return None
+    return usage.free if usage.total else None  # some network disks and drivers tell nothing but zeros
+
+
+def _existing(directory: Path) -> Path:
+    """A directory or, if it does not exist, its nearest ancestor that does."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory
 
 
 def _check_replaceable(file: os.stat_result, directory: os.stat_result, user: int) -> None:

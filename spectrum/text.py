@@ -71,6 +71,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def amount(num_bytes: int) -> str:
+    """A number of bytes, in decimal units as disks are sold: `512 B`, `1.5 kB`, `140 GB`."""
+    value, units = float(num_bytes), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g} {units[0]}"
+
+
 def visible(text: str) -> str:
     """Text with control characters written as escapes, except line breaks. Names in a model's files may hold them."""
     return "".join(

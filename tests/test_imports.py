@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "layer_types": {"errors", "text"},
     "model_names": set(),
     "records": {"text"},
-    "files": {"errors"},
+    "files": {"errors", "text"},
     "checkpoint.disk": {*FOUNDATION, "torch"},
     "checkpoint": {*FOUNDATION, "checkpoint.disk", "huggingface_hub", "torch", "transformers"},
     "compute": {*FOUNDATION, "torch"},

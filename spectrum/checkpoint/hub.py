@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.disk import fingerprint
-from spectrum.checkpoint.disk.tensors import WeightHeaders
-from spectrum.checkpoint.disk.weight_files import (
-    MAX_FILES,
-    MAX_INDEX_BYTES,
+from spectrum.checkpoint.disk.other_formats import (
     SINGLE_FILES,
+    WEIGHT_NAMES,
+    names_below,
     no_weights_reason,
     not_a_model_reason,
 )
+from spectrum.checkpoint.disk.tensors import WeightHeaders
+from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES
 from spectrum.errors import CheckpointError, HubError, first_line
-from spectrum.files import parse_json, read_untrusted
-from spectrum.text import nearest, proposal
+from spectrum.files import free_space, parse_json, read_untrusted
+from spectrum.text import amount, nearest, proposal
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 _MAX_CONFIG_BYTES = 16 << 20
 _TIMEOUT = 10  # seconds for the first request; without a limit, a dead network would mean a long wait
@@ -53,7 +57,10 @@ class ResolvedModel:
 
         Raises CheckpointError if a file is missing or damaged.
         """
-        return fingerprint.fingerprint(self.headers) if self.commit is None else None
+        if self.commit is not None:
+            return None
+        with self.headers.naming_other_weights():
+            return fingerprint.fingerprint(self.headers)
 
     def check_files(self) -> None:
         """Raises CheckpointError if there is no config, if it is damaged, or if a weight file is missing."""
@@ -105,7 +112,7 @@ def read_config_file(directory: Path) -> dict[str, Any]:
     try:
         settings = parse_json(read_untrusted(path, _MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
-        reason = not_a_model_reason(str(directory), {file.name for file in directory.iterdir()})
+        reason = not_a_model_reason(directory, names_below(directory))
         raise CheckpointError(reason or f"{directory} has no config.json, so it is not a transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
@@ -144,40 +151,43 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     """Download a repository's config and weight files, and nothing else. Return the directory, named by its commit.
 
     If the Hub cannot be reached, an earlier download is used. Raises HubError if there is no such repository or
-    revision, if access is not granted, or if the Hub cannot be reached and nothing was downloaded before.
+    revision, if access is not granted, if the weights do not fit on the disk, or if the Hub cannot be reached and
+    nothing was downloaded before.
 
     Args:
         repo: the repository's id.
         revision: a branch, tag or commit; None for the repository's default.
         remote_code: whether to download its Python files too.
     """
-    names = _file_names(repo, revision)
-    if isinstance(names, Path):
-        return names
+    files = _files(repo, revision)
+    if isinstance(files, Path):
+        return files
     where = f"{repo}{_at(revision)}"
-    folder = _download(repo, revision, _config_and_index(where, names, remote_code=remote_code))
-    return _download(repo, revision, _shards(folder, names))
+    folder = _download(repo, revision, _config_and_index(where, files, remote_code=remote_code))
+    shards = _shards(folder, files)
+    _check_fits(repo, revision, folder, [files[name] for name in shards])
+    return _download(repo, revision, shards)
 
 
 def config_snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     """Download a repository's config alone. Arguments, result and errors are those of `snapshot`."""
-    names = _file_names(repo, revision)
-    if isinstance(names, Path):
-        return names
-    return _download(repo, revision, _config(f"{repo}{_at(revision)}", names, remote_code=remote_code))
+    files = _files(repo, revision)
+    if isinstance(files, Path):
+        return files
+    return _download(repo, revision, _config(f"{repo}{_at(revision)}", files, remote_code=remote_code))
 
 
 def _at(revision: str | None) -> str:
     return f" at revision {revision!r}" if revision else ""
 
 
-def _file_names(repo: str, revision: str | None) -> set[str] | Path:
-    """The names of a repository's files or, if the Hub cannot be reached, the snapshot of an earlier download."""
+def _files(repo: str, revision: str | None) -> dict[str, RepoSibling] | Path:
+    """A repository's files by name or, if the Hub cannot be reached, the snapshot of an earlier download."""
     from huggingface_hub import HfApi, errors
 
     try:
         # This request comes first: it alone gives up soon if the Hub does not answer.
-        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT, files_metadata=True)
     except errors.HFValidationError as error:
         raise HubError(
             f"{repo!r} is neither a directory here nor the id of a repository on the Hub{_similar_directory(repo)}"
@@ -186,7 +196,37 @@ def _file_names(repo: str, revision: str | None) -> set[str] | Path:
         if earlier := cached_snapshot(repo, revision):
             return earlier
         raise HubError(_refusal(repo, _at(revision), error)) from error
-    return {file.rfilename for file in info.siblings or ()}
+    return {file.rfilename: file for file in info.siblings or ()}
+
+
+def _check_fits(repo: str, revision: str | None, folder: Path, files: Iterable[RepoSibling]) -> None:
+    """Raises HubError if the disk of the Hub's cache has no room for those of these files that are not in the cache.
+
+    Files of unknown size count as empty, and a disk whose free space is unknown has room.
+
+    Args:
+        repo: the repository's id.
+        revision: as asked for.
+        folder: the snapshot in the cache that the files belong to.
+        files: to download.
+    """
+    blobs = folder.parent.parent / "blobs"
+    needed = sum(_size_to_download(file, folder, blobs) for file in files)
+    free = free_space(folder)
+    if free is not None and needed > free:
+        raise HubError(
+            f"{repo}{_at(revision)} does not fit: {amount(needed)} are to be downloaded, and the disk of "
+            f"{blobs.parent.parent} has {amount(free)} free; free some, or set HF_HOME to a directory on another disk"
+        )
+
+
+def _size_to_download(file: RepoSibling, folder: Path, blobs: Path) -> int:
+    """How many bytes of a file the cache lacks. A blob has the name of the file's hash."""
+    blob = blobs / (file.lfs.sha256 if file.lfs else file.blob_id or file.rfilename)
+    if file.size is None or blob.exists() or (folder / file.rfilename).exists():
+        return 0
+    partial = blob.with_name(f"{blob.name}.incomplete")  # from it, some versions of huggingface_hub go on
+    return max(0, file.size - (partial.stat().st_size if partial.exists() else 0))
 
 
 def _download(repo: str, revision: str | None, names: Collection[str]) -> Path:
@@ -227,7 +267,7 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
 
 def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
     """The names of the files to download before the weight files."""
-    weights = [name for stem in SINGLE_FILES for name in (stem, f"{stem}.index.json") if name in names]
+    weights = [name for name in WEIGHT_NAMES if name in names]
     if not weights:
         raise CheckpointError(no_weights_reason(where, names))
     # transformers loads the first. If that is a weight file, it is downloaded later.
@@ -236,9 +276,12 @@ def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) 
 
 
 def _config(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
+    """The names of the files that say which model it is, and that an adapter lies beside its weights."""
     if "config.json" not in names:
-        raise CheckpointError(f"{where} has no config.json, so it is not a transformers model")
-    return ["config.json", *(name for name in names if remote_code and name.endswith(".py"))]
+        reason = not_a_model_reason(where, names)
+        raise CheckpointError(reason or f"{where} has no config.json, so it is not a transformers model")
+    adapter = [name for name in ("adapter_config.json",) if name in names]
+    return ["config.json", *adapter, *(name for name in names if remote_code and name.endswith(".py"))]
 
 
 def _shards(folder: Path, names: Collection[str]) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 
 from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization, unfilled
 from spectrum.checkpoint.config import read_config
+from spectrum.checkpoint.disk.other_formats import adapter_warning
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.matrices import describe, find_holders, fits, missing_parameters
 from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
@@ -86,12 +87,14 @@ def open_checkpoint(
     config = read_config(directory, trust_remote_code=trust_remote_code)
     mode = quantization.read_mode(directory, quantization.method(config))
     fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
-    stored = resolved.headers.tensors()
+    with resolved.headers.naming_other_weights():
+        stored = resolved.headers.tensors()
     limit = meta_model.max_modules(sum(0 not in tensor.shape for tensor in stored.values()))
     can_fill = partial(_can_fill, resolved, config)
     unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, limit, can_fill)
     meta, class_asked, name_warnings = _build(unbuilt, model_class)
-    matched = _match(directory, config, meta, stored, mode)
+    with resolved.headers.naming_other_weights():
+        matched = _match(directory, config, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -102,7 +105,7 @@ def open_checkpoint(
         versions=_versions(),
         info=description.info,
     )
-    warnings = (*_memory_warnings(matched.source), *name_warnings)
+    warnings = (*_adapter_warnings(directory, resolved.commit), *_memory_warnings(matched.source), *name_warnings)
     return Checkpoint(directory, provenance, description.weights, warnings, matched.source, description.groups)
 
 
@@ -141,12 +144,13 @@ def describe_model(
     config = read_config(directory, trust_remote_code=trust_remote_code)
     can_fill = partial(_can_fill, local, config)
     unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, meta_model.MAX_MODULES, can_fill)
-    meta, _, warnings = _build(unbuilt, model_class)
+    meta, _, name_warnings = _build(unbuilt, model_class)
     source = LoadedParameters(dict(meta_model.named_parameters(meta)))
     specs = {name: source.spec(name) for name in source.tensors}
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
+    warnings = (*_adapter_warnings(directory, None if local else directory.name), *name_warnings)
     return describe(meta, holders, specs).info, warnings, conversion.renaming(meta)
 
 
@@ -270,6 +274,11 @@ def _other_classes(
             yield other, _stream(directory, other, stored, is_quantized=is_quantized)
         except (CheckpointError, conversion.MappingUnavailableError):  # this class cannot be built from the config
             continue
+
+
+def _adapter_warnings(directory: Path, commit: str | None) -> Iterator[str]:
+    if warning := adapter_warning(directory, commit):
+        yield warning
 
 
 def _memory_warnings(source: ParameterSource) -> Iterator[str]:

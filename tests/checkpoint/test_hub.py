@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.hf_api import RepoSibling
 
 from spectrum.checkpoint import hub
-from spectrum.errors import CheckpointError
+from spectrum.errors import CheckpointError, HubError
+from spectrum.text import amount
 from tests.helpers.hub_server import TOKEN, HubServer, Repo, Revision, closed_endpoint, commit
 from tests.helpers.paths import TINY_LLAMA, files_below
 from tests.helpers.processes import Command, assert_refused, commands
 
 INDEX = "model.safetensors.index.json"
+MODEL = ("config.json", "model.safetensors")
 SHARDS = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
 
 
@@ -101,11 +104,20 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
         "org/private": Repo(single, commit("a"), access="private"),
         "org/private-granted": Repo(single, commit("a"), access="private"),
         "org/down": Repo(single, commit("a"), access="down"),
+        "org/zero-3": repo(
+            "zero-3", {"config.json": CONFIG, "zero_to_fp32.py": "", "global_step8/x.pt": b"", "training_args.bin": b""}
+        ),
+        "org/training-run": repo("training-run", {f"checkpoint-{n}/{f}": b"" for n in (9, 10) for f in MODEL}),
+        "org/no-config-but-onnx": repo("no-config-but-onnx", {"decoder.onnx": b""}),
+        "org/with-adapter": Repo(
+            with_files(Path(shutil.copytree(single, root / "with-adapter")), {"adapter_config.json": "{}"}), commit("a")
+        ),
+        "org/large": Repo(sharded, commit("a")),
         "org/no-config": repo("no-config", {"model.safetensors": b"\0", "README.md": "A model."}),
         "org/no-weights": repo("no-weights", {"config.json": CONFIG, "README.md": "A model."}),
         "org/adapter": repo("adapter", {"adapter_config.json": "{}", "adapter_model.safetensors": b"\0"}),
         "org/gguf": repo("gguf", {"config.json": CONFIG, "model-Q4_K_M.gguf": b"GGUF"}),
-        "org/other-names": repo("other-names", {"config.json": CONFIG, "consolidated.safetensors": b"\0"}),
+        "org/other-names": repo("other-names", {"config.json": CONFIG, "weights.safetensors": b"\0"}),
         "org/index-no-json": index("index-no-json", "{"),
         "org/index-no-map": index("index-no-map", '{"metadata": {}}'),
         "org/index-of-numbers": index("index-of-numbers", '{"weight_map": {"a": 1}}'),
@@ -277,9 +289,12 @@ REFUSALS: Mapping[str, tuple[list[str], dict[str, str], tuple[str, ...]]] = {
     "invalid-id-with-dashes": (["a--b"], {}, ("'a--b'", "neither a directory here nor the id of a repository")),
     "no-config": (["org/no-config"], {}, ("org/no-config has no config.json",)),
     "no-weights": (["org/no-weights"], {}, ("org/no-weights has no weight files", "model.safetensors")),
+    "zero-3": (["org/zero-3"], {}, ("org/zero-3 holds no whole weights", "`python zero_to_fp32.py . OUTPUT_DIR`")),
+    "training-run": (["org/training-run"], {}, ("org/training-run", "checkpoint-10 of a local copy")),
+    "onnx": (["org/no-config-but-onnx"], {}, ("org/no-config-but-onnx", "exported to run (decoder.onnx)")),
     "adapter": (["org/adapter"], {}, ("org/adapter holds an adapter", "merge it into its base model")),
     "gguf": (["org/gguf"], {}, ("org/gguf holds GGUF files only", "scan the original checkpoint")),
-    "other-names": (["org/other-names"], {}, ("org/other-names", "consolidated.safetensors", "save_pretrained")),
+    "other-names": (["org/other-names"], {}, ("org/other-names", "weights.safetensors", "save_pretrained")),
     "index-no-json": (["org/index-no-json"], {}, (INDEX, "not valid JSON")),
     "index-no-map": (["org/index-no-map"], {}, (INDEX, "no weight_map")),
     "index-of-numbers": (["org/index-of-numbers"], {}, (INDEX, "no weight_map")),
@@ -331,6 +346,21 @@ def test_without_a_network_what_was_downloaded_is_scanned_and_the_rest_refused(
     assert all((here / file).read_bytes() == (there / file).read_bytes() for file in made)
 
 
+def test_an_adapter_beside_the_weights_of_a_repository_is_warned_of(
+    server: HubServer, online: Command, tmp_path: Path
+) -> None:
+    done = online("--model-name", "org/with-adapter", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "warning: the repository also holds an adapter" in done.stderr
+    assert asked(server, "org/with-adapter") == {"config.json", "adapter_config.json", "model.safetensors"}
+
+
+def test_a_list_for_a_repository_without_a_model_is_refused_with_what_it_holds(online: Command, tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("unfrozen_parameters:\n- model.layers.0\n")
+    done = online("--model-name", "org/no-config-but-onnx", "--check", "list.yaml", cwd=tmp_path)
+    assert_refused(done, "org/no-config-but-onnx", "exported to run (decoder.onnx)")
+
+
 # Without a process of its own: what needs neither the Hub nor torch.
 
 
@@ -339,7 +369,7 @@ def test_a_download_that_fails_midway_says_why(tmp_path: Path, monkeypatch: pyte
     # download the model again, in vain.
     class Api:
         def model_info(self, *_: object, **__: object) -> Any:
-            files = [SimpleNamespace(rfilename=file.name) for file in TINY_LLAMA.iterdir()]
+            files = [RepoSibling(file.name) for file in TINY_LLAMA.iterdir()]
             return SimpleNamespace(sha=commit("a"), siblings=files)
 
     def download(*_: object, allow_patterns: list[str], **__: object) -> str:
@@ -376,3 +406,82 @@ def test_a_name_that_is_no_path_may_be_a_repository_id(
     assert hub.resolve_local(name) is None
     (tmp_path / name).mkdir(parents=True)
     assert hub.resolve_local(name) == hub.ResolvedModel(Path(name), None)  # a directory of that name goes before
+
+
+# The size of a download.
+
+SIZES = {name: (TINY_LLAMA / name).stat().st_size for name in SHARDS}
+
+
+@pytest.fixture
+def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hub's client in this process, which asks the server here."""
+    directory = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(directory))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+    template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    return directory
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=free))
+
+
+def test_a_download_that_does_not_fit_is_refused_before_it_begins(
+    server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(monkeypatch, sum(SIZES.values()) - 1)
+    before = len(server.requests)
+    with pytest.raises(HubError) as refusal:
+        hub.snapshot("org/large", None, remote_code=False)
+    needed = amount(sum(SIZES.values()))
+    assert str(refusal.value).startswith(
+        f"org/large does not fit: {needed} are to be downloaded, and the disk of {cache} has {needed} free; "
+    )
+    assert "HF_HOME" in str(refusal.value)
+    assert not any(shard in path for _, path in server.requests[before:] for shard in SHARDS)
+
+    with_free(monkeypatch, sum(SIZES.values()))
+    assert hub.snapshot("org/large", None, remote_code=False).name == commit("a")
+
+
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # this client does not go on with parts
+def test_what_the_cache_has_needs_no_space(
+    repos: dict[str, Repo], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.snapshot("org/large", None, remote_code=False)
+    with_free(monkeypatch, 0)
+    assert hub.snapshot("org/large", None, remote_code=False) == folder
+    # The next commit has the same weights: the blobs serve it too.
+    monkeypatch.setitem(repos, "org/large", Repo(repos["org/large"].root, commit("b")))
+    assert hub.snapshot("org/large", None, remote_code=False).name == commit("b")
+    # A part of a shard that an older client has left is gone on with.
+    monkeypatch.setitem(repos, "org/large", Repo(repos["org/large"].root, commit("c")))
+    shard = max(SHARDS, key=SIZES.__getitem__)
+    blob = (folder / shard).resolve()
+    blob.rename(blob.with_name(f"{blob.name}.incomplete"))
+    os.truncate(blob.with_name(f"{blob.name}.incomplete"), SIZES[shard] - 1000)
+    for link in cache.glob(f"models--org--large/snapshots/*/{shard}"):
+        link.unlink()
+    with_free(monkeypatch, 999)
+    with pytest.raises(HubError, match=r"does not fit: 1 kB are to be downloaded, .* has 999 B free"):
+        hub.snapshot("org/large", None, remote_code=False)
+    with_free(monkeypatch, 1000)
+    assert hub.snapshot("org/large", None, remote_code=False).name == commit("c")
+
+
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the client takes the zeros for what they say
+@pytest.mark.parametrize("told", [None, SimpleNamespace(total=0, free=0)])
+def test_a_disk_that_does_not_tell_its_space_is_downloaded_to(
+    told: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(path: object) -> Any:
+        if told is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return told
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert hub.snapshot("org/large", None, remote_code=False).is_dir()

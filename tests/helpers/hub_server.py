@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 # The token (`HF_TOKEN`) of an account that may read every repository; any other token is an account that may not.
 TOKEN = "hf_reader"
@@ -99,11 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        _, _, path, query, _ = urlsplit(self.path)
         self.server.requests.append((self.command, path))
         try:
             if match := _API.fullmatch(path):
-                self._send_metadata(*match.groups())
+                self._send_metadata(*match.groups(), with_blobs="blobs" in parse_qs(query))
             elif match := _FILE.fullmatch(path):
                 self._send_file(*match.groups())
             else:
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _send_metadata(self, name: str, kind: str | None, quoted_revision: str | None) -> None:
+    def _send_metadata(self, name: str, kind: str | None, quoted_revision: str | None, *, with_blobs: bool) -> None:
         repo = self._repo(name, refused=("gated-metadata",))
         revision = repo.at(unquote(quoted_revision or "main"))
         files = revision.files()
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         else:
             gated = "manual" if repo.access.startswith("gated") else False
-            siblings = [{"rfilename": path} for path in files]
+            siblings = [{"rfilename": path, **(_blob(file) if with_blobs else {})} for path, file in files.items()]
             answer = {"id": name, "sha": revision.commit, "gated": gated, "siblings": siblings}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
@@ -174,6 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing: the requests are in `hub.requests`."""
+
+
+def _blob(file: Path) -> dict[str, object]:
+    return {"size": file.stat().st_size, "blobId": _blob_id(file.read_bytes())}
 
 
 def _blob_id(content: bytes) -> str:

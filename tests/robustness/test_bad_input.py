@@ -215,9 +215,9 @@ REFUSED: Mapping[str, tuple[Damage, list[str], tuple[str, ...]]] = {
     # Weight files
     "no-weights": (weights_replaced_by({}), [], ("model has no weight files",)),
     "weights-of-odd-names": (
-        weights_replaced_by({"consolidated.00.pth": b"\0", "weights.safetensors": b"\0"}),
+        weights_replaced_by({"model.fp16.safetensors": b"\0", "weights.pth": b"\0"}),
         [],
-        ("consolidated.00.pth, weights.safetensors", "save_pretrained"),
+        ("model.fp16.safetensors, weights.pth", "save_pretrained"),
     ),
     "config-beside-an-adapter": (
         weights_replaced_by({"adapter_config.json": b"{}", "adapter_model.safetensors": b"\0"}),

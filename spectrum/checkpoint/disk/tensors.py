@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,9 @@ from spectrum.checkpoint.disk.weight_files import (
     PLACEHOLDER_BYTES,
     LocatedWeights,
     StoredTensor,
+    deciding_files,
     locate_weights,
+    located_by,
     open_weights,
     read_failure,
     refuse_placeholder,
@@ -64,21 +66,62 @@ class WeightHeaders:
 
         Raises CheckpointError, naming the file, for damage of any kind.
         """
-        tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             if file not in self._by_file:
                 self.keep(file, _read_tensors(file))
-            tensors.update(self._by_file[file])
-        for key, name in self._located.weight_map.items():
-            in_shard = self._by_file[self.directory / name]
-            if key not in in_shard:
-                found = tensors.get(key)
-                where = f"it is in {found.file.name}" if found else "it is in no shard"
-                raise CheckpointError(
-                    f"the index of {self.directory} puts {key!r} in {name}, but {where}; {DOWNLOAD_AGAIN}"
-                )
-            tensors[key] = in_shard[key]
-        return tensors
+        return _merged(self.directory, self._located, self._by_file)
+
+    @contextmanager
+    def naming_other_weights(self) -> Iterator[None]:
+        """If the block raises a CheckpointError, and sound weights lie beside the ones in use, say so in its message.
+
+        transformers prefers safetensors files to torch archives, and a single file to shards, even if the single file
+        is damaged or an empty leftover of a training.
+        """
+        try:
+            yield
+        except CheckpointError as error:
+            remedy = self._other_weights()
+            if remedy is None:
+                raise
+            raise CheckpointError(f"{error}; {remedy}") from error
+
+    def _other_weights(self) -> str | None:
+        """A phrase that says which other weights of the directory are sound, None if none are."""
+        try:
+            specs = _specs(self.tensors())
+        except CheckpointError:
+            specs = frozenset()
+        paths = list(deciding_files(self.directory))
+        for other in paths[1:]:
+            with suppress(CheckpointError):
+                located = located_by(other)
+                found = _specs(_merged(self.directory, located, {file: _read_tensors(file) for file in located.files}))
+                if found - specs and all(0 not in shape for _, shape in found):
+                    these, them = (f"the shards of {other.name}", "them") if located.weight_map else (other.name, "it")
+                    return f"{these} can be read: to scan {them}, move {paths[0].name} out of {self.directory}"
+        return None
+
+
+def _specs(tensors: Mapping[str, StoredTensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((key, tensor.shape) for key, tensor in tensors.items())
+
+
+def _merged(
+    directory: Path, located: LocatedWeights, by_file: Mapping[Path, Mapping[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    """The tensors of all files by their keys. Raises CheckpointError if the index puts one in the wrong shard."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in located.files:
+        tensors.update(by_file[file])
+    for key, name in located.weight_map.items():
+        in_shard = by_file[directory / name]
+        if key not in in_shard:
+            found = tensors.get(key)
+            where = f"it is in {found.file.name}" if found else "it is in no shard"
+            raise CheckpointError(f"the index of {directory} puts {key!r} in {name}, but {where}; {DOWNLOAD_AGAIN}")
+        tensors[key] = in_shard[key]
+    return tensors
 
 
 def _read_tensors(file: Path) -> dict[str, StoredTensor]:

@@ -1,29 +1,29 @@
 """START HERE. Which files of a model's directory hold its weights, and is none missing?
 
 `tensors` then reads the descriptions of the tensors: the headers of safetensors files (`safetensors_header`), or the
-pickles in torch archives (`torch_archive`). `fingerprint` notices weights that have changed.
+pickles in torch archives (`torch_archive`). `fingerprint` notices weights that have changed. `other_formats` says what
+a directory without weights holds instead.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from spectrum.checkpoint.disk.other_formats import WEIGHT_NAMES, names_below, no_weights_reason
 from spectrum.errors import CheckpointError
 from spectrum.files import open_untrusted, parse_json, read_untrusted
 
 MAX_INDEX_BYTES = 64 << 20
 MAX_FILES = 2_000
 
-# In transformers' order of preference. Each may be split into shards, with an index `<name>.index.json`.
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
 PLACEHOLDER_BYTES = len(_LFS_POINTER)  # how many bytes of a file `refuse_placeholder` needs
 DOWNLOAD_AGAIN = "download the model again"
-_SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,49 +60,53 @@ class LocatedWeights:
     weight_map: Mapping[str, str]
 
 
+def deciding_files(directory: Path) -> Iterator[Path]:
+    """The files of a directory that may say which weights it holds: single weight files, and indexes of shards.
+
+    They come in transformers' order of preference: it loads the first. Like it, this passes over directories and
+    anything else that is not a file.
+    """
+    return (path for path in (directory / name for name in WEIGHT_NAMES) if path.is_file())
+
+
 def locate_weights(directory: Path) -> LocatedWeights:
     """The weight files that transformers would load: safetensors files if there are any, else torch archives.
 
     Raises CheckpointError if there are none, or if an index names one that is missing.
     """
-    for name in SINGLE_FILES:
-        single = directory / name
-        index = directory / f"{name}.index.json"
-        if single.exists():
-            return LocatedWeights((single,), {})
-        if index.exists():
-            weight_map = _read_weight_map(index)
-            files = tuple(directory / name for name in sorted(set(weight_map.values())))
-            return LocatedWeights(files, weight_map)
-    raise CheckpointError(no_weights_reason(str(directory), {path.name for path in directory.iterdir()}))
+    path = next(deciding_files(directory), None)
+    if path is None:
+        _refuse_other_than_files(directory)
+        raise CheckpointError(no_weights_reason(directory, names_below(directory)))
+    return located_by(path)
+
+
+def located_by(path: Path) -> LocatedWeights:
+    """The weight files that one of the `deciding_files` stands for. Raises CheckpointError as `locate_weights` does."""
+    if path.suffix != ".json":
+        return LocatedWeights((path,), {})
+    weight_map = _read_weight_map(path)
+    files = tuple(path.with_name(name) for name in sorted(set(weight_map.values())))
+    return LocatedWeights(files, weight_map)
 
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory has a weight file or the index of some, damaged or not."""
-    return any((directory / f"{name}{end}").exists() for name in SINGLE_FILES for end in ("", ".index.json"))
+    return any((directory / name).exists() for name in WEIGHT_NAMES)
 
 
-def not_a_model_reason(where: str, names: Collection[str]) -> str | None:
-    """A message that says what a place with these files holds instead of a model, None if that is not known."""
-    if "adapter_config.json" in names:
-        return f"{where} holds an adapter, not a model; merge it into its base model, or scan that"
-    if any(name.endswith(".gguf") for name in names):
-        return f"{where} holds GGUF files only, which are quantized; scan the original checkpoint"
-    return None
-
-
-def no_weights_reason(where: str, names: Collection[str]) -> str:
-    """A message for a place with these files, none of which transformers would load weights from."""
-    if reason := not_a_model_reason(where, names):
-        return reason
-    endings = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
-    similar = sorted(name for name in names if name.endswith(endings))
-    if similar:
-        return (
-            f"{where} has weight files ({', '.join(similar[:3])}) but neither model.safetensors, pytorch_model.bin "
-            f"nor an index of either; {_SCAN_A_MODEL}"
-        )
-    return f"{where} has no weight files (model.safetensors, pytorch_model.bin, or shards with an index)"
+def _refuse_other_than_files(directory: Path) -> None:
+    """Raises CheckpointError if something else than a file has the name of a weight file or an index."""
+    path = next((directory / name for name in WEIGHT_NAMES if os.path.lexists(directory / name)), None)
+    if path is None:
+        return
+    if path.is_dir():
+        inside = any(name.endswith((".safetensors", ".bin")) for name in os.listdir(path))
+        remedy = f"rename it, and move the files in it into {directory}" if inside else DOWNLOAD_AGAIN
+        raise CheckpointError(f"{path} is a directory, not a file; {remedy}")
+    if not path.exists():
+        raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist; {DOWNLOAD_AGAIN}")
+    open_weights(path).close()  # refuses all but regular files
 
 
 def _read_weight_map(index: Path) -> Mapping[str, str]:
@@ -166,4 +170,5 @@ def open_weights(file: Path) -> BinaryIO:
 
 def read_failure(file: Path, error: OSError) -> CheckpointError:
     """The error for a file that cannot be read."""
-    return CheckpointError(f"cannot read {file}: {error.strerror or error}")
+    remedy = "; allow this user to read it" if error.errno == errno.EACCES else ""
+    return CheckpointError(f"cannot read {file}: {error.strerror or error}{remedy}")
