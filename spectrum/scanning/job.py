@@ -234,9 +234,7 @@ def _compute(
         journal.append(scored)
         if journal.write_error is not None and not warned:
             warned = True
-            callbacks.warn(
-                f"cannot write {journal.path}: {journal.write_error}; what is scored from now on is not kept"
-            )
+            callbacks.warn(journal.failure())
         progress.advance(batch)
 
     with callbacks.progress(batches) as progress:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from spectrum import files
 from spectrum.records import BulkEdge, MatrixScore
+from spectrum.text import plural
 
 Matrix = tuple[str, int]  # a parameter's name, and the index of a matrix in its stack
 
@@ -48,6 +49,7 @@ class Journal:
 
     Attributes:
         scores: the scores that the journal held when it was opened.
+        num_kept: how many scores are in the file.
         write_error: why the journal cannot be written; None while it can. After an error it takes no more scores.
         is_foreign: whether a file has the journal's name, but is not a journal of this scan.
     """
@@ -55,6 +57,7 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any], replaced_digest: str | None = None) -> None:
         self.path = path
         self.write_error: str | None = None
+        self._is_disk_full = False
         self.scores: dict[Matrix, MatrixScore] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
@@ -65,6 +68,7 @@ class Journal:
         except OSError as error:
             self._end = 0
             self._give_up(error)
+        self.num_kept = len(self.scores)
         self.is_foreign = not self._end and os.path.lexists(path)
         if self._end and is_outdated(path, replaced_digest):
             self._end = 0  # a new journal will have the same scores, and the digest of the scan that it replaces
@@ -77,6 +81,7 @@ class Journal:
             if self._file is None:
                 self._open()
             self._write_scores(scores)
+            self.num_kept += len(scores)
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 self._sync()
         except OSError as error:
@@ -84,7 +89,16 @@ class Journal:
 
     def start_over(self) -> None:
         """Forget the scores that the journal held. The next score replaces the file."""
-        self._end, self.scores = 0, {}
+        self._end, self.scores, self.num_kept = 0, {}, 0
+
+    def failure(self) -> str:
+        """What a user should know once the journal cannot be written."""
+        kept = f"only {plural(self.num_kept, 'score')} will be kept" if self.num_kept else "no score will be kept"
+        remedy = "; free some space until then" if self._is_disk_full else ""
+        return (
+            f"cannot write {self.path}: {self.write_error}; the scan goes on and is saved at its end{remedy}; if it is "
+            f"interrupted before, {kept}"
+        )
 
     def close(self) -> None:
         """Flush and close the file. It stays for the next run."""
@@ -132,7 +146,7 @@ class Journal:
         assert self._file is not None
         written = self._file.write(line)  # unbuffered: one system call
         if written != len(line):  # a disk that fills up takes the beginning of a line
-            raise OSError(f"only {written} of {len(line)} bytes could be written")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")
 
     def _sync(self) -> None:
         assert self._file is not None
@@ -141,6 +155,7 @@ class Journal:
 
     def _give_up(self, error: OSError) -> None:
         self.write_error = error.strerror or str(error)
+        self._is_disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         self.close()
 
 

@@ -11,12 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from spectrum.errors import ResultsError
 from spectrum.files import check_writable
 from spectrum.layer_types import match_types
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed
 from spectrum.scanning.assemble import assemble, layer_scores, refuse_without_scores, warn_of_left_out
 from spectrum.scanning.job import Job, identity_of, remove_journals, score_job
+from spectrum.scanning.journal import read
 from spectrum.scanning.request import (
     ScanCallbacks,
     ScanOutcome,
@@ -108,7 +110,10 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     """Open the checkpoint, and let the caller choose what to scan."""
     started = time.monotonic()
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
+    request.store.check_space(request.also_written)  # at least for something, before a download
     checkpoint = open_checkpoint_of(request, local)
+    num_parameters = len(checkpoint.provenance.info.parameters)
+    request.store.check_space(request.also_written, checkpoint.weights, num_parameters)
     for warning in checkpoint.warnings:
         callbacks.warn(warning)
     num_layers = Counter(weight.layer_type for weight in checkpoint.weights)
@@ -142,12 +147,33 @@ def _compute_and_save(
         if not outcome.result.whole.layers:  # there is nothing to save
             remove_journals(store)
             refuse_without_scores(outcome.result)
-        store.save(outcome.result.whole)
+        _save(outcome.result.whole, prepared)
         remove_journals(store)
     except BaseException:
         distributed.leave()  # the other processes are mid-scan or waiting; this makes them fail too
         raise
     return outcome
+
+
+def _save(result: ScanResult, prepared: _PreparedScan) -> None:
+    """Save a scan. Raises ResultsError if that fails; the message then says where the scores are."""
+    store = prepared.job.request.store
+    try:
+        store.save(result)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {_where_scores_are(result, prepared)}") from error
+
+
+def _where_scores_are(result: ScanResult, prepared: _PreparedScan) -> str:
+    """Where the scores of a scan are that cannot be saved. If the journals lack some, all are written elsewhere."""
+    job, store = prepared.job, prepared.job.request.store
+    scored = {matrix for weight in job.weights(prepared.checkpoint) for matrix in weight.matrices()}
+    kept = scored & {matrix for path in store.journals() for matrix in read(path, job.identity)}
+    if kept == scored:
+        return "every score is in the journal: once that is mended, the same command saves the scan"
+    if copy := store.save_elsewhere(result):
+        return f"the scan is in {copy}: once that is mended, move its files into {store.results_dir}"
+    return f"the scores of {len(kept)} of {len(scored)} matrices are kept; the same command resumes from there"
 
 
 def _compute(prepared: _PreparedScan, callbacks: ScanCallbacks) -> ScanOutcome:

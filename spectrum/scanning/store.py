@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spectrum.errors import ResultsError, first_line
-from spectrum.files import read_untrusted, slug, write_atomically
-from spectrum.records import ScanResult
+from spectrum.files import check_space, read_untrusted, slug, write_atomically
+from spectrum.records import LayerWeight, ScanResult
 from spectrum.scanning.journal import is_outdated
 from spectrum.scanning.scan_json import MAX_BYTES, CachedScan, digest_of, read_scan, scores_json, sidecar_json
 
 DEFAULT_RESULTS_DIR = "model_snr_results"
+
+# About twice what is written at most, in bytes.
+_BYTES_FOR_FILE = 32 << 10
+_BYTES_FOR_MATRIX = 256  # in the journal and the lists of experts, without the parameter's name
+_BYTES_FOR_PARAMETER = 1_000  # in the scores and the sidecar
+_BYTES_FOR_LAYER = 500  # in a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,37 @@ class ScanStore:
         if result.provenance is not None:
             write_atomically(self.sidecar_path, sidecar_json(result, result.provenance, scores))
         write_atomically(self.scan_path, scores)
+
+    def save_elsewhere(self, result: ScanResult) -> Path | None:
+        """Write a scan and its sidecar into a new temporary directory, and return it. None if that fails too."""
+        try:
+            directory = Path(tempfile.mkdtemp(prefix="spectrum-"))
+        except OSError:
+            return None
+        try:
+            ScanStore(directory, self.model).save(result)
+        except ResultsError:
+            shutil.rmtree(directory, ignore_errors=True)
+            return None
+        return directory
+
+    def check_space(
+        self, also_written: Iterable[Path], weights: Sequence[LayerWeight] = (), num_parameters: int = 0
+    ) -> None:
+        """Check that the disks have room for what a scan writes. Raises ResultsError if one has not.
+
+        Args:
+            also_written: files that the caller writes after the scan.
+            weights: those to score; none if they are not known yet.
+            num_parameters: of the model.
+        """
+        needed = {self.results_dir: _BYTES_FOR_FILE + num_parameters * _BYTES_FOR_PARAMETER}
+        for weight in weights:
+            needed[self.results_dir] += weight.num_matrices * (len(weight.parameter) + _BYTES_FOR_MATRIX)
+        for path in also_written:
+            size = _BYTES_FOR_FILE + len(weights) * _BYTES_FOR_LAYER
+            needed[path.parent] = needed.get(path.parent, 0) + size
+        check_space(needed)
 
     def written_at(self) -> int | None:
         """When the cached scan was written, in nanoseconds; None if there is none."""

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from spectrum import files
 from spectrum.compute import snr
-from spectrum.scanning import journal
+from spectrum.scanning import journal, store
 from tests.helpers import command
 from tests.helpers.changes import train_one_layer
 from tests.helpers.command import Finished
@@ -47,6 +47,15 @@ LOCK = "cache/.snr_results_model.lock"
 REASONS = [errno.ENOSPC, errno.EACCES, errno.EIO]
 
 Files = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of temporary files, in which a scan is saved that cannot be saved in its place."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
 
 
 def run(directory: Path, *args: str) -> Finished:
@@ -282,7 +291,9 @@ def test_a_call_that_fails_costs_one_line_and_no_file(
 
 
 @pytest.mark.parametrize("operation", [name for name in EXPECTED if name != "mkdir"])
-def test_a_disk_that_stays_full_costs_the_run_and_no_file(operation: str, models: Models, tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_costs_the_run_and_no_file(
+    operation: str, models: Models, tmp_path: Path, temporary: Path
+) -> None:
     # From a fault in the journal on, the results cannot be written either, and half a line may be in the journal.
     gone_on_with = []
     for number, file in enumerate(EXPECTED[operation], 1):
@@ -293,7 +304,8 @@ def test_a_disk_that_stays_full_costs_the_run_and_no_file(operation: str, models
         assert (done.status, done.out) == (1, "")
         failed = "sidecar" if file in ("journal", "nothing") else file
         (error,) = done.said("error: ")
-        assert error == f"spectrum: error: cannot write {WRITTEN[failed]}: No space left on device"
+        message, _, kept = error.partition("; ")
+        assert message == f"spectrum: error: cannot write {WRITTEN[failed]}: No space left on device"
         assert len(done.said(f"warning: cannot write {JOURNAL}: No space left on device;")) == (file == "journal")
         assert_nothing_is_torn_or_lost(directory, models)
         again = run(directory)
@@ -301,6 +313,11 @@ def test_a_disk_that_stays_full_costs_the_run_and_no_file(operation: str, models
         assert written(directory) == models.clean
         match = re.search(r"interrupted scan: (\d) of 9 matrices", again.err)
         gone_on_with.append(int(match[1]) if match else 0)
+        if failed in ("sidecar", "scan"):
+            every = "every score is in the journal: once that is mended, the same command saves the scan"
+            some = f"the scores of {gone_on_with[-1]} of 9 matrices are kept; the same command resumes from there"
+            assert kept == (every if gone_on_with[-1] == 9 else some)
+        assert list(temporary.iterdir()) == []  # there is no more room there
     if operation == "write":
         # The journal's head, what it precedes, its first line or its second is torn; which of the two batches was first
         # is by chance.
@@ -309,6 +326,66 @@ def test_a_disk_that_stays_full_costs_the_run_and_no_file(operation: str, models
         assert gone_on_with[4:] == [9, 9, 0, 0]
     else:
         assert gone_on_with[-4:] == [9, 9, 0, 0]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_scores_that_the_results_directory_takes_no_more_are_saved_elsewhere(
+    lost: bool, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    # The disk of the results is full, another has room. What the journal has is not saved a second time.
+    directory = models.scanned_before(tmp_path / "work")
+    create = files.create
+
+    def created(path: Path) -> int:
+        if path.parent.name == "cache" and ("journal" not in path.name or lost):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return create(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "create", created)
+        done = run(directory)
+    (error,) = done.said("error: ")
+    assert (done.status, done.out) == (1, "")
+    assert written(directory).keys() - {JOURNAL} == models.before.keys()
+    if not lost:
+        assert "every score is in the journal" in error
+        assert list(temporary.iterdir()) == []
+        assert_goes_on(directory, models, said="resuming an interrupted scan: 9 of 9 matrices")
+        return
+    (copy,) = temporary.iterdir()
+    assert f"; the scan is in {copy}: once that is mended, move its files into cache" in error
+    monkeypatch.setattr(snr, "score", never)
+    for file in copy.iterdir():
+        file.replace(directory / "cache" / file.name)
+    assert_goes_on(directory, models, said="from the cached scan")
+
+
+@pytest.mark.parametrize("number", [1, 4])  # the first write of the journal, and that of its second batch
+def test_the_first_score_that_is_not_kept_is_told_with_what_it_means(
+    number: int, models: Models, tmp_path: Path
+) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    with faulty(Fault("write", number, errno.ENOSPC)):
+        done = run(directory)
+    (warning,) = done.said("warning: ")
+    start, _, kept = warning.rpartition(", ")
+    assert start == (
+        f"spectrum: warning: cannot write {JOURNAL}: No space left on device; the scan goes on and is saved at its "
+        "end; free some space until then; if it is interrupted before"
+    )
+    assert kept in (
+        ["no score will be kept"] if number == 1 else ["only 1 score will be kept", "only 8 scores will be kept"]
+    )
+    assert done.status == 0
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_space_is_asked_for_only_where_it_lacks(reason: int, models: Models, tmp_path: Path) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    with faulty(Fault("write", 1, reason)):
+        done = run(directory)
+    (warning,) = done.said("warning: ")
+    assert "is saved at its end; if it is interrupted before" in warning
 
 
 @pytest.mark.parametrize("reason", REASONS, ids=errno.errorcode.get)
@@ -360,6 +437,84 @@ def test_a_directory_that_takes_no_file_is_found_before_the_scan(
 
 def never(weights: torch.Tensor) -> snr.Scores:
     raise AssertionError("a matrix was scored")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What `shutil.disk_usage` tells of a disk."""
+
+    total: int
+    free: int
+
+
+def usage_of(place: str, free: int) -> Any:
+    """`shutil.disk_usage`, with so much free on the disk of one directory."""
+    return lambda path: Usage(1 << 40, free if Path(path).resolve().name == place else 1 << 39)
+
+
+@pytest.mark.parametrize("free", [0, 150_000])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_full_disk_is_found_before_the_scan(
+    free: int, missing: bool, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether the directory is there or still to be created. Before the weights are known, 150 kB might do.
+    directory = models.scanned_before(tmp_path / "work")
+    if missing:
+        shutil.rmtree(directory / "cache")
+        shutil.rmtree(directory / "lists")
+    before = written(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", usage_of("work" if missing else "cache", free))
+        patch.setattr(snr, "score", never)
+        done = run(directory)
+    (error,) = done.said("error: ")
+    assert (done.status, done.out) == (1, "")
+    left = "0 B" if free == 0 else "150 kB"
+    assert re.fullmatch(
+        rf"spectrum: error: the disk of cache has {left} free, and this scan may write [\d.]+ kB there; free some, "
+        r"or take other directories \(--results-dir, --output-dir\)",
+        error,
+    )
+    assert written(directory) == before
+    assert run(directory).status == 0
+
+
+@pytest.mark.parametrize("told", [OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)), Usage(0, 0)])
+def test_a_disk_that_does_not_tell_its_space_is_written_to(
+    told: Any, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(path: Any) -> Usage:
+        if isinstance(told, OSError):
+            raise told
+        return Usage(told.total, told.free)
+
+    directory = models.scanned_before(tmp_path / "work")
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert run(directory).status == 0
+    assert written(directory) == models.clean
+
+
+def test_a_cached_scan_needs_no_space_for_a_scan(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = models.scanned_before(tmp_path / "work")
+    assert run(directory).status == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0))
+    done = run(directory)
+    assert (done.status, done.err) == (0, "")
+
+
+def test_no_scan_writes_more_than_is_asked_for(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[Path, int]] = []
+    monkeypatch.setattr(store, "check_space", lambda needed: asked.append(dict(needed)))
+    directory = models.scanned_before(tmp_path / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # the journal stays
+        assert run(directory, "--layer-types", "all").status == 0
+    sizes = {name: (directory / name).stat().st_size for name in [JOURNAL, *WRITTEN.values()]}
+    for name in ("cache", "lists"):
+        total = sum(size for path, size in sizes.items() if path.startswith(name))
+        assert total < asked[-1][Path(name)] < total + 4 * (total + (64 << 10))
 
 
 @pytest.mark.parametrize("reason", REASONS, ids=errno.errorcode.get)
@@ -458,7 +613,7 @@ def test_a_directory_that_goes_in_mid_scan_is_made_again(
 
 @pytest.mark.parametrize(("place", "failed"), [("cache", "sidecar"), ("lists", "sorted")])
 def test_a_file_that_takes_a_directorys_place_in_mid_scan(
-    place: str, failed: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, failed: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
     directory = models.scanned_before(tmp_path / "work")
 
@@ -471,7 +626,7 @@ def test_a_file_that_takes_a_directorys_place_in_mid_scan(
     assert (done.status, done.out) == (1, "")
     (error,) = done.said("error: ")
     assert re.fullmatch(
-        rf"spectrum: error: cannot write {re.escape(WRITTEN[failed])}: (File exists|Not a directory)", error
+        rf"spectrum: error: cannot write {re.escape(WRITTEN[failed])}: (File exists|Not a directory)(; .*)?", error
     )
     assert (directory / place).read_text() == "mine"
     (directory / place).unlink()
