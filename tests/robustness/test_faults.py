@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from spectrum import files
 from spectrum.compute import snr
-from spectrum.scanning import journal, store
+from spectrum.scanning import journal, scan, store
 from tests.helpers import command
 from tests.helpers.changes import train_one_layer
 from tests.helpers.command import Finished
@@ -435,8 +435,8 @@ def test_a_directory_that_takes_no_file_is_found_before_the_scan(
     assert_goes_on(directory, models, said="Scanned 9 layers")
 
 
-def never(weights: torch.Tensor) -> snr.Scores:
-    raise AssertionError("a matrix was scored")
+def never(*_: object) -> snr.Scores:
+    raise AssertionError("a matrix was scored, or the weights were opened")
 
 
 @dataclass(frozen=True)
@@ -466,6 +466,8 @@ def test_a_full_disk_is_found_before_the_scan(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", usage_of("work" if missing else "cache", free))
         patch.setattr(snr, "score", never)
+        if free == 0:  # nothing is even downloaded
+            patch.setattr(scan, "open_checkpoint_of", never)
         done = run(directory)
     (error,) = done.said("error: ")
     assert (done.status, done.out) == (1, "")

@@ -186,7 +186,7 @@ def no_weights_reason(where: Path | str, names: Collection[str]) -> str:
     if reason := not_a_model_reason(where, names):
         return reason
     ordered = sorted(names)
-    if unfinished := next(filter(_PARTIAL.fullmatch, ordered), None):
+    if unfinished := unfinished_download(ordered):
         return f"{where} has an unfinished download ({unfinished}), and no whole weight file; finish the download"
     if shard := next(filter(None, map(_SHARD.fullmatch, ordered)), None):
         return f"{where} has shards ({shard[0]}), but not their index; download {shard[1]}{shard[2]}.index.json too"
@@ -200,6 +200,11 @@ def no_weights_reason(where: Path | str, names: Collection[str]) -> str:
     if state := next(filter(_TRAINING_STATE.fullmatch, ordered), None):
         return f"{where} has the state of a training ({state}), but {missing}; save the model with save_model"
     return f"{where} has {missing}"
+
+
+def unfinished_download(names: Collection[str]) -> str | None:
+    """The first name of a weight file that is still being downloaded, or was when its download ended; None without."""
+    return next(filter(_PARTIAL.fullmatch, sorted(names)), None)
 
 
 def adapter_warning(directory: Path, commit: str | None) -> str | None:

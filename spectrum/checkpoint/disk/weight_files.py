@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from spectrum.checkpoint.disk.other_formats import WEIGHT_NAMES, names_below, no_weights_reason
+from spectrum.checkpoint.disk.other_formats import WEIGHT_NAMES, names_below, no_weights_reason, unfinished_download
 from spectrum.errors import CheckpointError
 from spectrum.files import open_untrusted, parse_json, read_untrusted
 
@@ -131,7 +131,9 @@ def _check_shards(index: Path, names: Collection[str]) -> None:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
         if not _exists(index.parent / name):
-            raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {DOWNLOAD_AGAIN}")
+            partial = unfinished_download(names_below(index.parent))
+            remedy = f"finish the download of {partial}" if partial else DOWNLOAD_AGAIN
+            raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {remedy}")
     by_inode: dict[tuple[int, int], str] = {}
     for name in names:
         status = os.stat(index.parent / name)

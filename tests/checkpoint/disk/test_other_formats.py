@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from spectrum.checkpoint.disk import weight_files
 from spectrum.checkpoint.disk.other_formats import names_below, no_weights_reason, not_a_model_reason
@@ -180,6 +182,18 @@ def test_unfinished_files_of_a_download_are_found_where_the_hubs_client_keeps_th
     kept.mkdir(parents=True)
     (kept / "model.safetensors.0a1b2c.incomplete").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"unfinished download \(model\.safetensors\.0a1b2c\.incomplete\)"):
+        weight_files.locate_weights(tmp_path)
+
+
+@pytest.mark.parametrize("partial", ["model-00002-of-00002.safetensors.part", "model-00002-of-00002.safetensors.tmp"])
+def test_a_shard_that_is_still_being_downloaded_is_told_from_one_that_is_missing(partial: str, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks the shard model-00002.*; download the model again"):
+        weight_files.locate_weights(tmp_path)
+    (tmp_path / partial).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"lacks the shard model-00002.*; finish the download of {partial}"):
         weight_files.locate_weights(tmp_path)
 
 
