@@ -42,8 +42,10 @@ def test_an_error_leaves_the_progress_bars_as_they_were(shown: bool) -> None:
     assert transformers.logging.is_progress_bar_enabled() is shown
 
 
-def test_progress_bars_of_downloads_are_left_to_the_users_settings() -> None:
-    before = are_progress_bars_disabled()
-    with quiet():
+def test_progress_bars_of_downloads_are_left_to_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for states in ({}, {"_global": False}):
+        monkeypatch.setattr("huggingface_hub.utils.tqdm.progress_bar_states", dict(states))
+        before = are_progress_bars_disabled()
+        with quiet():
+            assert are_progress_bars_disabled() is before
         assert are_progress_bars_disabled() is before
-    assert are_progress_bars_disabled() is before

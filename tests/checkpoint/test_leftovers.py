@@ -97,6 +97,13 @@ def test_sound_shards_beside_a_bad_single_file_are_named(damage: Damage, model: 
     assert open_checkpoint(str(model)).weights
 
 
+def test_sound_shards_are_named_in_a_snapshot_too(model: Path) -> None:
+    # A snapshot has no fingerprint: its headers are read later.
+    cut(model / "model.safetensors", state_of(model))
+    with pytest.raises(CheckpointError, match=f"the shards of {INDEX} can be read"):
+        open_checkpoint("org/model", resolved=hub.ResolvedModel(model, "a" * 40))
+
+
 @pytest.mark.parametrize("damage", [empty, cut])
 def test_a_sound_torch_archive_beside_bad_safetensors_files_is_named(damage: Damage, model: Path) -> None:
     state = state_of(as_single(model, "pytorch_model.bin")) or torch.load(model / "pytorch_model.bin")
