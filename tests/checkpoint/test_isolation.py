@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_an_error_leaves_the_progress_bars_as_they_were(shown: bool) -> None:
 
 def test_progress_bars_of_downloads_are_left_to_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for states in ({}, {"_global": False}):
-        monkeypatch.setattr("huggingface_hub.utils.tqdm.progress_bar_states", dict(states))
+        # By its module: the package has a class of the same name.
+        monkeypatch.setattr(import_module("huggingface_hub.utils.tqdm"), "progress_bar_states", dict(states))
         before = are_progress_bars_disabled()
         with quiet():
             assert are_progress_bars_disabled() is before
