@@ -186,7 +186,7 @@ def test_an_adapter_beside_merged_weights_is_warned_of_where_transformers_attach
     assert f"{model} also holds an adapter" in warning
     assert found.provenance.info.parameters.keys() == plain.provenance.info.parameters.keys()
     assert names_loaded(model) - found.provenance.info.parameters.keys()
-    _, described = describe_model(str(model), revision=None, model_class=None, trust_remote_code=False)
+    _, described, _ = describe_model(str(model), revision=None, model_class=None, trust_remote_code=False)
     assert described == (warning,)
 
     # What the warning says to do.

@@ -228,7 +228,7 @@ CHEAP: list[tuple[list[str], int, str]] = [
     (["./model/tiny"], 1, "did you mean models/tiny?"),
     (["/nowhere/at/all"], 1, "there is no directory '/nowhere/at/all'"),
     (["models/tiny/config.json"], 1, "is a file; give the directory"),
-    (["./models"], 1, "models has no config.json"),
+    (["./models"], 1, "models has no model itself, but its directory tiny does"),
     (["broken"], 1, "broken/config.json is not valid JSON"),
     (["empty"], 1, "empty has no weight files"),
     (["lacking"], 1, "lacks the shard"),
