@@ -1,4 +1,4 @@
-"""Text for people: tables, counts, times, and names that are safe to print."""
+"""Text for people: tables and prose that fit a width, counts, times, and names that are safe to print."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from html import escape
 
 Row = tuple[str, ...]
 
+_GAP = "..."  # in place of the middle of a name
+_MIN_NAME_COLUMNS = 12  # of a name in a table, however narrow the terminal is
+
 # Unicode categories of characters that a terminal may act on instead of showing them: controls, formats, surrogates,
 # separators of lines and paragraphs.
 _NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -16,9 +19,22 @@ _NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _MAX_WORD = 300  # characters; the time to compare grows with the square of them
 
 
-def aligned(rows: Sequence[Row]) -> str:
-    """A table in plain text: the first column flush left, all others, which hold numbers, flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def aligned(rows: Sequence[Row], columns: int | None = None) -> str:
+    """A table in plain text: the first column flush left, all others, which hold numbers, flush right.
+
+    Args:
+        rows: the rows. The first one is the head.
+        columns: the width that the table should fit. If it is too wide, the head takes several lines, and then names in
+            the first column are cut in the middle. None if any width will do.
+    """
+    widths = _widths(rows)
+    if columns is not None and _total(widths) > columns:
+        rows = [*_broken_head(rows), *rows[1:]]
+        widths = _widths(rows)
+        if (excess := _total(widths) - columns) > 0:
+            names = shortened([row[0] for row in rows], max(widths[0] - excess, _MIN_NAME_COLUMNS))
+            rows = [(name, *row[1:]) for name, row in zip(names, rows, strict=True)]
+            widths = _widths(rows)
     lines = (
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -27,6 +43,66 @@ def aligned(rows: Sequence[Row]) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _widths(rows: Sequence[Row]) -> list[int]:
+    return [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    """The width of a table that has columns of these widths."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _broken_head(rows: Sequence[Row]) -> list[Row]:
+    """The head of a table on several lines, so that only the cells below make a column wide."""
+    head, *body = rows
+    below = _widths(body) if body else [0] * len(head)
+    cells = [_lines(cell, max(width, *map(len, cell.split(" ")))) for cell, width in zip(head, below, strict=True)]
+    height = max(map(len, cells))
+    return list(zip(*([""] * (height - len(lines)) + lines for lines in cells), strict=True))
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Names of at most so many characters. The middle of a longer one is left out: `model.visual...attn.q_proj`.
+
+    All are cut at the same place. If there is a place that keeps different names different, it is such a place.
+    """
+    kept = max(width - len(_GAP), 2)
+    # The ends of paths differ more often than their beginnings.
+    for head in sorted(range(1, kept), key=lambda head: abs(head - kept * 2 // 5)):
+        cut = [name if len(name) <= width else f"{name[:head]}{_GAP}{name[head - kept :]}" for name in names]
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return [name if len(name) <= width else f"{name[: kept // 2]}{_GAP}{name[kept // 2 - kept :]}" for name in names]
+
+
+def wrapped(text: str, columns: int | None, indent: str = "") -> str:
+    """Text whose long lines are broken between words. A word that is longer than a line stays whole.
+
+    Args:
+        text: lines. Those that fit stay as they are, such as the rows of a table.
+        columns: the width to fit. None if any width will do.
+        indent: what each added line begins with.
+    """
+    if columns is None:
+        return text
+    return "\n".join(
+        line if len(line) <= columns else f"\n{indent}".join(_lines(line, columns, len(indent)))
+        for line in text.split("\n")
+    )
+
+
+def _lines(text: str, columns: int, indent: int = 0) -> list[str]:
+    """The words of a text, on lines of at most so many columns. Lines after the first have `indent` columns less."""
+    lines = [""]
+    for word in text.split(" "):
+        room = columns - (indent if len(lines) > 1 else 0)
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def html(rows: Sequence[Row]) -> str:

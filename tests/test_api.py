@@ -618,11 +618,13 @@ def test_a_selection_shows_how_many_of_each_type_train(sample: ScanResult) -> No
     lines = repr(spectrum.select(sample, 25, embeddings=False)).splitlines()
     assert lines[0] == f"Top 25 percent of {TINY_LLAMA}, without input embedding and output head"
     assert "with input embedding and output head" in repr(spectrum.select(sample, 25)).splitlines()[0]
-    rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}
+    end = lines.index("", 2)
+    rows = {line.split()[0]: " ".join(line.split()[1:4]) for line in lines[3:end]}
     assert rows.keys() == {*sample.scanned, "total"}
-    assert rows["mlp.up_proj"][:2] == ["8", "2"]
-    assert rows["lm_head"][:2] == ["1", "0"]
-    assert rows["total"] == ["75", "18"]
+    assert rows["mlp.up_proj"] == "2 of 8"
+    assert rows["lm_head"] == "0 of 1"
+    assert rows["total"] == "18 of 75"
+    assert [line.split(":")[0] for line in lines[end + 1 :]] == ["margin"]
 
 
 def cells(html: str) -> list[list[str]]:
@@ -632,11 +634,11 @@ def cells(html: str) -> list[list[str]]:
 def test_in_a_notebook_both_are_tables_of_the_same_rows(sample: ScanResult) -> None:
     for shown in (sample, spectrum.select(sample, 25)):
         html = shown._repr_html_()
-        text = repr(shown).splitlines()
-        assert html.startswith(f"<p>{text[0]}</p>\n<table>")
-        assert html.rstrip().endswith("</table>")
+        title, table, *below = repr(shown).split("\n\n")
+        assert html.startswith(f"<p>{title}</p>\n<table>")
+        assert html.rstrip().endswith("".join(["</table>", *(f"\n<p>{text}</p>" for text in below)]))
         rows = [" ".join(row).split() for row in cells(html)]
-        assert rows == [line.split() for line in text[2:]]
+        assert rows == [line.split() for line in table.splitlines()]
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '<img src=x onerror="a()">', "a&b", "</p></table>"])

@@ -167,7 +167,7 @@ def test_the_picture_is_shown(executed: Executed) -> None:
 
 def test_a_quarter_of_the_layers_is_unfrozen(executed: Executed) -> None:
     shown = executed.shown("spectrum.unfreeze", "text/plain")
-    assert shown == "20 parameters with 252,288 of 861,792 elements train, 29.3 percent"
+    assert shown == "252,288 of 861,792 parameters train, 29.3 percent, in 20 tensors"
 
 
 def test_the_loss_falls(executed: Executed) -> None:

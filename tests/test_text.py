@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum.text import Row, aligned, duration, html, listed, nearest, plural, proposal
+from spectrum.text import Row, aligned, duration, html, listed, nearest, plural, proposal, shortened, wrapped
 
 ROWS: list[Row] = [("layer type", "layers", "SNR"), ("mlp", "8", "0.125"), ("a < b & c", "1024", ""), ("total", "", "")]
 
@@ -40,6 +40,70 @@ def test_columns_line_up_and_hold_every_cell(rows: list[Row]) -> None:
 
 def test_a_table_of_one_row_is_that_row() -> None:
     assert aligned([("a", "b")]) == "a  b"
+
+
+def test_a_table_that_is_too_wide_breaks_its_head_first_and_then_cuts_names() -> None:
+    rows = [("layer type", "highest SNR"), ("tower.layers.self_attn.q_proj", "0.125"), ("tower.head", "1")]
+    assert aligned(rows, 42) == aligned(rows)
+    assert aligned(rows, 38) == (
+        "                               highest\n"
+        "layer type                         SNR\n"
+        "tower.layers.self_attn.q_proj    0.125\n"
+        "tower.head                           1"
+    )
+    assert aligned(rows, 30) == (
+        "                       highest\n"
+        "layer type                 SNR\n"
+        "tower.l...attn.q_proj    0.125\n"
+        "tower.head                   1"
+    )
+
+
+@given(TABLES, st.integers(1, 60))
+def test_a_table_is_as_wide_as_its_numbers_need_at_most(rows: list[Row], columns: int) -> None:
+    lines = aligned(rows, columns).split("\n")
+    numbers = sum(max(map(len, cells)) + 2 for cells in [*zip(*rows, strict=True)][1:])
+    assert max(map(len, lines)) <= max(columns, numbers + 12)
+
+
+@given(st.lists(st.text("abc", max_size=30), min_size=1, max_size=5, unique=True), st.integers(8, 30))
+def test_shortened_names_fit_and_keep_both_ends(names: list[str], width: int) -> None:
+    for name, short in zip(names, shortened(names, width), strict=True):
+        if len(name) <= width:
+            assert short == name
+        else:
+            assert len(short) == width
+            start, end = next(
+                (short[:i], short[i + 3 :])
+                for i in range(1, width)
+                if short[i : i + 3] == "..." and name.startswith(short[:i])
+            )
+            assert start
+            assert name.endswith(end)
+
+
+def test_names_are_cut_where_they_stay_different() -> None:
+    early = [f"model.{tower}.encoder.layers.self_attention.q_proj" for tower in ("vision_tower", "audio_tower")]
+    late = [f"model.language_model.layers.blocks.{part}.projection.weight_matrix" for part in ("query", "key")]
+    for width in (40, 45, 50):
+        assert len(set(shortened([*early, *late], width))) == 4
+    assert shortened(early, 24) == ["model.vi...ention.q_proj", "model.au...ention.q_proj"]
+    assert shortened(["model.visual.blocks.attn.q_proj"], 20) == ["model....attn.q_proj"]
+
+
+@given(st.text("ab \n", max_size=80), st.integers(1, 30))
+def test_wrapping_breaks_long_lines_between_words_only(text: str, columns: int) -> None:
+    lines = wrapped(text, columns).split("\n")
+    assert wrapped(text, None) == text
+    assert " ".join(lines).split() == text.split()
+    for line in lines:
+        assert len(line) <= columns or " " not in line.strip()
+    assert [line for line in text.split("\n") if len(line) <= columns and line not in lines] == []
+
+
+def test_wrapped_lines_are_indented_within_the_width() -> None:
+    assert wrapped("one two three four", 9, "  ") == "one two\n  three\n  four"
+    assert wrapped("incomprehensibilities are whole", 10) == "incomprehensibilities\nare whole"
 
 
 class Cells(HTMLParser):

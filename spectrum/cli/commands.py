@@ -24,7 +24,7 @@ from spectrum.scanning.reuse import refuse_unknown_layer
 from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.selection import Selection
-from spectrum.text import in_line, plural, visible
+from spectrum.text import in_line, plural, visible, wrapped
 from spectrum.trainers import formats
 
 # A layer's name, and the index of a matrix if the layer is a stack of matrices.
@@ -45,7 +45,13 @@ class ModeOutcome:
 
 
 def select(
-    model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
+    model: ModelOptions,
+    options: SelectOptions,
+    callbacks: ScanCallbacks,
+    *,
+    quiet: bool,
+    columns: int | None,
+    colours: bool = False,
 ) -> ModeOutcome:
     """Scan a model, select layers, and write the list and the other files that the options ask for.
 
@@ -54,7 +60,8 @@ def select(
         options: what to select and to write.
         callbacks: how the scan reports.
         quiet: whether the output is only the path of the list.
-        columns: the width of a terminal with colours; None for plain text.
+        columns: the width that the output should fit; None if it is not for a terminal.
+        colours: whether the terminal shows colours and block characters.
     """
     scan, other = _scans(model, options, callbacks)
     chosen = _chosen(options, scan.result)
@@ -64,23 +71,42 @@ def select(
     list_file, files = _write(model, options, scan, chosen, None if quiet else callbacks.info)
     compared, problem = "", None
     if other is not None:
-        compared, problem = _compared(chosen, other if options.layer_types is None else other.only(scan.result.scanned))
+        limited = other if options.layer_types is None else other.only(scan.result.scanned)
+        compared, problem = _compared(chosen, limited, columns)
+    equivalent = ""
+    if options.top_params is not None:
+        equivalent = report.equivalent_percent(options.top_params, chosen.percent)
     if quiet:
+        if equivalent:
+            callbacks.info(equivalent)  # not on stdout, which holds the path alone
         return ModeOutcome(in_line(str(list_file)), problem)
+    form = formats.FORMATS[options.format]
+    # The end is what stays on a small screen: what trains, what was written, what to do with it.
     parts = [
-        in_line(scan.origin),
-        "" if options.top_params is None else report.equivalent_percent(options.top_params, chosen.percent),
-        report.summary(chosen, columns),  # the only part that may hold escape sequences: colours
-        visible("\n".join(margins.notes(chosen.types))),
-        "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus),
-        visible(compared),
-        report.written(files),
+        wrapped(in_line(scan.origin), columns, "  "),
+        report.summary(chosen, columns, colours=colours),  # only this part may hold escape sequences: colours
+        wrapped(visible("\n".join(margins.notes(chosen.types))), columns, "  "),
+        wrapped(visible(compared), columns, "  "),
+        wrapped(equivalent, columns, "  "),
+        "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus, columns),
+        report.written(files, columns),
+        report.next_steps(form.use, _check_command(model) if form.can_check else (), columns),
     ]
     return ModeOutcome("\n\n".join(filter(None, parts)), problem)
 
 
-def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool) -> ModeOutcome:
-    """Compare a list with the names in the model that is to be trained."""
+def _check_command(model: ModelOptions) -> list[str]:
+    """The words of the command that checks a config for this model."""
+    options = {"--revision": model.revision, "--model-class": model.model_class}
+    words = ["spectrum", "--model-name", model.model_name]
+    words += [word for name, value in options.items() if value is not None for word in (name, value)]
+    return [*words, *(["--trust-remote-code"] if model.trust_remote_code else []), "--check", "config.yaml"]
+
+
+def check(
+    model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool, columns: int | None
+) -> ModeOutcome:
+    """Compare a list with the names in the model that is to be trained. columns: as of `select`."""
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
@@ -101,17 +127,17 @@ def check(model: ModelOptions, options: CheckOptions, warn: Callable[[str], None
     found = check_list(entry_list, info, renamed)
     count = plural(len(entry_list.entries), "entry", "entries")
     title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
-    parts = [report.check_summary(found, title)]
+    parts = [report.check_summary(found, title, columns)]
     trained = found.trained[matching.AXOLOTL]
     # What a wrong list takes to train is of interest only if it is asked for.
     if trained and (options.training_gpus is not None or not found.problems):
-        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS))
+        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS, columns))
     problem = None
     if found.problems:
         problem = f"{options.check}: {plural(len(found.problems), 'problem')}"
         if quiet:  # the report is not printed
             problem += f"{', the first' if len(found.problems) > 1 else ''}: {found.problems[0]}"
-    return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
+    return ModeOutcome("" if quiet else wrapped(visible("\n\n".join(parts)), columns, "  "), problem)
 
 
 def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutcome:
@@ -177,8 +203,8 @@ def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
     """The files that this run writes besides the scan. Before the scan it is checked that they can be written."""
     paths = [sorted_path(options.output_dir, model.model_name)]
     if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
-        _, name, ending = formats.FORMATS[options.format]
-        paths.append(selection_path(options.output_dir, model.model_name, name, options.top_percent, ending))
+        form = formats.FORMATS[options.format]
+        paths.append(selection_path(options.output_dir, model.model_name, form.name, options.top_percent, form.ending))
     return [*paths, *([] if options.plot is None else [options.plot])]
 
 
@@ -213,31 +239,33 @@ def _write(
     Args:
         info: is called with notes on the list's format; None for no notes.
     """
-    render, name, ending = formats.FORMATS[options.format]
-    exported = render(chosen)
+    form = formats.FORMATS[options.format]
+    exported = form.render(chosen)
     if info is not None:
         for note in exported.notes:
             info(note)
     sorted_file = sorted_path(options.output_dir, model.model_name)
     write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
-    list_file = selection_path(options.output_dir, model.model_name, name, chosen.percent, ending)
+    list_file = selection_path(options.output_dir, model.model_name, form.name, chosen.percent, form.ending)
     write_atomically(list_file, exported.text)
-    label = "unfrozen parameters" if options.format == "axolotl" else options.format
-    files = [("scores", scan.path), ("sorted", sorted_file), (label, list_file)]
+    files = [("scores", scan.path), ("sorted scores", sorted_file)]
     if options.plot is not None:
         from spectrum.plots import heatmap
 
         heatmap.heatmap(chosen, options.plot)
         files.append(("picture", options.plot))
-    return list_file, files
+    return list_file, [*files, ("list", list_file)]
 
 
-def _compared(chosen: Selection, other: ScanResult) -> tuple[str, str | None]:
-    """The comparison with the same selection from another scan, or the reason why they cannot be compared."""
+def _compared(chosen: Selection, other: ScanResult, columns: int | None) -> tuple[str, str | None]:
+    """The comparison with the same selection from another scan, or the reason why they cannot be compared.
+
+    columns: as of `select`.
+    """
     from spectrum.selection import comparison
 
     other_selection = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
     try:
-        return comparison.described(comparison.compare(chosen, other_selection)), None
+        return comparison.described(comparison.compare(chosen, other_selection), columns), None
     except SelectionError as error:
         return "", str(error)

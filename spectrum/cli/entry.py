@@ -15,12 +15,13 @@ from spectrum.cli import commands
 from spectrum.cli.options import CheckOptions, Options, SelectOptions, parse
 from spectrum.cli.terminal import (
     can_ask,
-    coloured_columns,
     fail,
     note,
     prepare_streams,
     print_result,
     progress_bar,
+    shows_colours,
+    text_columns,
     warn,
 )
 from spectrum.errors import ProcessError, SpectrumError, UnmetError
@@ -144,11 +145,12 @@ def _run(options: Options) -> commands.ModeOutcome:
         return commands.ModeOutcome("")
     for warning in options.warnings:
         warn(warning)
+    columns = text_columns(sys.stdout)
     if isinstance(mode, SelectOptions):
-        return commands.select(model, mode, callbacks, quiet=quiet, columns=coloured_columns())
+        return commands.select(model, mode, callbacks, quiet=quiet, columns=columns, colours=shows_colours())
     with lead():  # the other processes wait until this ends
         if isinstance(mode, CheckOptions):
-            return commands.check(model, mode, warn, quiet=quiet)
+            return commands.check(model, mode, warn, quiet=quiet, columns=columns)
         return commands.plot_spectrum(model, mode)
 
 

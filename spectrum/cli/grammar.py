@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from spectrum.cli.terminal import for_stderr
 from spectrum.compute.batches import parse_batch_size
 from spectrum.compute.device_names import check_device_name
 from spectrum.errors import DeviceError
@@ -72,7 +73,7 @@ def hyphenated(argv: Sequence[str]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {in_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, for_stderr(f"{self.prog}: error: {in_line(message)} (see {self.prog} --help)\n"))
 
 
 def _add_what_to_scan(group: argparse._ArgumentGroup) -> None:

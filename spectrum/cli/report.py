@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrum.records import ModelInfo
+from spectrum.selection import margins
 from spectrum.selection.margins import RankedType
 from spectrum.selection.selection import Selection
-from spectrum.text import aligned, in_line
+from spectrum.text import aligned, in_line, wrapped
 from spectrum.trainers import memory
 
 if TYPE_CHECKING:
@@ -22,45 +24,51 @@ _MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 8, 40  # columns of a bar chart
 _SELECTED, _OTHER, _PLAIN = "\x1b[36m", "\x1b[2m", "\x1b[0m"
 
 
-def summary(selection: Selection, columns: int | None) -> str:
-    """The table of a selection. On a terminal with colours, each row ends with a bar chart of the type's scores.
+def summary(selection: Selection, columns: int | None, *, colours: bool = False) -> str:
+    """The table of a selection, and what its columns mean. Rows may end with a bar chart of the type's scores.
 
     Args:
-        columns: width of a terminal with colours; None for plain text.
+        selection: the selection.
+        columns: the width to fit; None if any width will do.
+        colours: whether the terminal shows colours and block characters. If so, and if there is room, there are bars.
     """
-    table = aligned(selection.rows())
-    lines = table.splitlines()
+    rows, meanings = selection.rows(), [margins.legend(selection.types)]
+    lines = aligned(rows).splitlines()
     width = max(map(len, lines)) + 2
-    if columns is None or columns - width < _MIN_BAR_COLUMNS:
-        return table
-    position = {layer.name: i for i, layer in enumerate(selection.result.layers)}
-    bars = [
-        "by depth",
-        *(_bars(ranked, position, min(columns - width, _MAX_BAR_COLUMNS)) for ranked in selection.types),
-    ]
-    return "\n".join([*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]])
+    if colours and columns is not None and columns - width >= _MIN_BAR_COLUMNS:
+        position = {layer.name: i for i, layer in enumerate(selection.result.layers)}
+        most = min(columns - width, _MAX_BAR_COLUMNS)
+        bars = ["by depth", *(_bars(ranked, position, most) for ranked in selection.types)]
+        lines = [*(f"{line:<{width}}{bar}" for line, bar in zip(lines, bars, strict=False)), lines[-1]]
+        meanings.append("by depth: scores from first to last layer, log scale; selected in colour")
+    else:
+        lines = aligned(rows, columns).splitlines()
+    meaning = wrapped("\n".join(filter(None, meanings)), columns, "  ")
+    return "\n\n".join(filter(None, ("\n".join(lines), meaning)))
 
 
 def equivalent_percent(top_params: str, top_percent: str) -> str:
     """A line that says which --top-percent selects the same layers as a --top-params."""
-    return f"At most {top_params} percent of all parameters: --top-percent {top_percent}."
+    return f"At most {top_params} percent of all parameters: the same as --top-percent {top_percent}."
 
 
-def training_plan_of(selection: Selection, gpus: int) -> str:
+def training_plan_of(selection: Selection, gpus: int, columns: int | None) -> str:
     """The plan for training a selection, or a line that says why there is none."""
     info = selection.result.info
     if info is None or not info.knows_modules():
-        return "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
-    return training_plan(selection.trained(), info, gpus)
+        text = "This scan does not record parameter sizes, so training memory is unknown; --rescan finds out."
+        return wrapped(text, columns, "  ")
+    return training_plan(selection.trained(), info, gpus, columns)
 
 
-def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
+def training_plan(trained: Collection[str], info: ModelInfo, gpus: int, columns: int | None = None) -> str:
     """The plan for training: how many parameters train, with and without embeddings, and how much memory it takes.
 
     Args:
         trained: the names of the parameters that train.
         info: the model.
         gpus: the number of GPUs if training is sharded.
+        columns: the width to fit; None if any width will do.
     """
     owners = info.owners(name for name in (info.head, info.embedding) if name is not None)
     rest = [name for name in trained if info.owner(name) not in owners]
@@ -75,47 +83,85 @@ def training_plan(trained: Collection[str], info: ModelInfo, gpus: int) -> str:
         extra = info.num_elements([*trained, *owners])
         text += f"; with input embedding and output head {_percent(extra, total)}"
     sizes, everything = (memory.parameter_sizes(names, info) for names in (trained, info.parameters))
-    return f"{text}\n\n{_memory(sizes, everything, gpus)}"
+    return f"{wrapped(text, columns, '  ')}\n\n{_memory(sizes, everything, gpus, columns)}"
 
 
-def check_summary(check: CheckReport, title: str) -> str:
-    """The result of a check: the problems of a list, notes on it and, where rules differ, what each of them matches."""
+def check_summary(check: CheckReport, title: str, columns: int | None) -> str:
+    """The result of a check: the problems of a list, notes on it and, where rules differ, what each of them matches.
+
+    Args:
+        check: the findings.
+        title: the first line.
+        columns: the width of the table to fit; None if any will do.
+    """
     findings = [f"problem: {in_line(text)}" for text in check.problems] or ["ok: every entry does what it says"]
     findings += [f"note: {in_line(text)}" for text in check.notes]
     parts = [in_line(title), "\n".join(findings)]
     if check.rules_differ:
         rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
-        parts.append(aligned([("rule", "entries that match", "tensors that train"), *rows]))
+        parts.append(aligned([("rule", "entries that match", "tensors that train"), *rows], columns))
     return "\n\n".join(parts)
 
 
-def written(paths: Sequence[tuple[str, Path]]) -> str:
-    """The paths of the files that were written, one per line, after their labels."""
+def written(paths: Sequence[tuple[str, Path]], columns: int | None) -> str:
+    """The paths of the files that were written, after their labels. columns: the width to fit; None if any will do.
+
+    A path is never wrapped, so that it can be copied. If one does not fit beside its label, each has its own line.
+    """
     width = max(len(label) for label, _ in paths)
-    return "\n".join(f"{label:<{width}}  {in_line(str(path))}" for label, path in paths)
+    shown = [(label, in_line(str(path))) for label, path in paths]
+    if columns is not None and any(width + 2 + len(path) > columns for _, path in shown):
+        return "\n".join(f"{label}:\n  {path}" for label, path in shown)
+    return "\n".join(f"{label:<{width}}  {path}" for label, path in shown)
 
 
-def _memory(trained: Sequence[memory.ParameterSize], everything: Sequence[memory.ParameterSize], gpus: int) -> str:
-    """A table of the memory per GPU, by optimizer and sharding: of training the selection, and of full training."""
-    sharded = memory.SHARDINGS if gpus > 1 else ()
-    header = ("", memory.UNSHARDED.name, *(f"{sharding.name} of {gpus}" for sharding in sharded))
+def next_steps(use: str, check: Sequence[str], columns: int | None) -> str:
+    """What to do with the list.
+
+    Args:
+        use: how trainers use the list.
+        check: the words of the command that checks the list in its place; empty if there is none.
+        columns: the width to fit; None if any width will do.
+    """
+    text = wrapped(use, columns, "  ")
+    if not check:
+        return text
+    label, command = "Check the config:", in_line(shlex.join(check))
+    if columns is not None and len(label) + 1 + len(command) > columns:
+        continued = command if 2 + len(command) <= columns else " \\\n    --check ".join(command.rsplit(" --check ", 1))
+        return f"{text}\n{label}\n  {continued}"
+    return f"{text}\n{label} {command}"
+
+
+def _memory(
+    trained: Sequence[memory.ParameterSize],
+    everything: Sequence[memory.ParameterSize],
+    gpus: int,
+    columns: int | None,
+) -> str:
+    """A table of the memory per device, by sharding and optimizer: of training the selection, and of full training."""
+    shardings = (memory.UNSHARDED, *(memory.SHARDINGS if gpus > 1 else ()))
     sizes = {
-        optimizer: [
+        sharding: [
             tuple(
                 memory.bytes_per_device(sizes, everything, optimizer, sharding, gpus) for sizes in (trained, everything)
             )
-            for sharding in (memory.UNSHARDED, *sharded)
+            for optimizer in memory.OPTIMIZERS
         ]
-        for optimizer in memory.OPTIMIZERS
+        for sharding in shardings
     }
     unit, scale = ("GiB", 30) if max(max(pair) for row in sizes.values() for pair in row) >= 1 << 30 else ("MiB", 20)
     rows = [
-        (optimizer, *(f"{_three_digits(own / 2**scale)} of {_three_digits(full / 2**scale)}" for own, full in row))
-        for optimizer, row in sizes.items()
+        (
+            sharding.name if sharding == memory.UNSHARDED else f"{sharding.name} of {gpus}",
+            *(f"{_three_digits(own / 2**scale)} of {_three_digits(full / 2**scale)}" for own, full in row),
+        )
+        for sharding, row in sizes.items()
     ]
+    title = f"Memory on each device for weights, gradients and optimizer states, in {unit}:"
+    meaning = "to train what is selected, of what training everything takes"
     return (
-        f"memory on each device for weights, gradients and optimizer states, selected of everything, in {unit}:\n"
-        f"{aligned([header, *rows])}"
+        f"{wrapped(title, columns)}\n{wrapped(meaning, columns)}\n{aligned([('', *memory.OPTIMIZERS), *rows], columns)}"
     )
 
 

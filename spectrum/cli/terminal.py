@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from spectrum.compute.batches import WeightBatch
 from spectrum.scanning import distributed
 from spectrum.scanning.request import ProgressBar
-from spectrum.text import in_line
+from spectrum.text import in_line, wrapped
 
 _MAX_NOTE_LENGTH = 4_000  # characters
+_USUAL_COLUMNS = 80  # of a terminal that does not say how wide it is
+_MIN_COLUMNS = 20  # that lines are fitted to; on a narrower terminal, the terminal breaks them
 
 
 def prepare_streams() -> None:
@@ -75,16 +77,30 @@ def can_ask() -> bool:
     return terminal and "JPY_PARENT_PID" not in os.environ
 
 
-def coloured_columns() -> int | None:
-    """The width of stdout if it is a terminal that shows colours and block characters.
+def text_columns(stream: TextIO | None) -> int | None:
+    """How many columns a line on this stream may take, if the stream is a terminal. None for pipes and files.
 
-    None otherwise, and if the user wants no colours (no-color.org).
+    The last column stays free, since some terminals begin a new line as soon as it is written. COLUMNS overrides what
+    the terminal says, as for other programs.
+    """
+    if stream is None or not stream.isatty():  # a stream that was closed before the start is None
+        return None
+    said = os.environ.get("COLUMNS", "")
+    columns = int(said) if re.fullmatch(r"\d{1,6}", said, re.ASCII) else 0
+    if not columns:
+        with suppress(OSError):
+            columns = os.get_terminal_size(stream.fileno()).columns
+    return max(columns or _USUAL_COLUMNS, _MIN_COLUMNS) - 1
+
+
+def shows_colours() -> bool:
+    """Whether stdout is a terminal that shows colours and block characters.
+
+    False also if the user wants no colours (no-color.org).
     """
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return None
-    if os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
-        return None
-    return shutil.get_terminal_size().columns
+        return False
+    return os.environ.get("TERM") != "dumb" and (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def progress_bar(batches: Sequence[WeightBatch], *, quiet: bool) -> ProgressBar:
@@ -97,7 +113,7 @@ def progress_bar(batches: Sequence[WeightBatch], *, quiet: bool) -> ProgressBar:
 
 
 def note(message: str) -> None:
-    """Print one line on stderr."""
+    """Print one line on stderr. On a terminal, a long one is broken between words."""
     if sys.stderr is None:  # closed before the start
         return
     process = f" (process {distributed.rank()})" if distributed.rank() else ""
@@ -105,7 +121,12 @@ def note(message: str) -> None:
     if len(text) > _MAX_NOTE_LENGTH:  # an untrusted file may hold endless names
         text = f"{text[: _MAX_NOTE_LENGTH // 2]} ... {text[-_MAX_NOTE_LENGTH // 2 :]}"
     with tqdm.external_write_mode(file=sys.stderr):  # clears a progress bar, and draws it again below
-        print(f"spectrum{process}: {text}", file=sys.stderr, flush=True)
+        print(for_stderr(f"spectrum{process}: {text}"), file=sys.stderr, flush=True)
+
+
+def for_stderr(text: str) -> str:
+    """Text as stderr gets it: on a terminal, long lines are broken between words; scripts get each line whole."""
+    return wrapped(text, text_columns(sys.stderr), "  ")
 
 
 def warn(message: str) -> None:

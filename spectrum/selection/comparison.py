@@ -130,8 +130,11 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(places[value]) for value in values]
 
 
-def described(comparison: Comparison) -> str:
-    """The comparison as text: a table of the types, the layers that enter and leave, the types of only one scan."""
+def described(comparison: Comparison, columns: int | None = None) -> str:
+    """The comparison as text: a table of the types, the layers that enter and leave, the types of only one scan.
+
+    columns: the width that the table should fit; None if any width will do.
+    """
     first, second = (in_line(selection.result.model) for selection in (comparison.first, comparison.second))
     title = f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:"
     header = ("layer type", "layers", "rank correlation", "enter", "leave")
@@ -139,7 +142,7 @@ def described(comparison: Comparison) -> str:
     changes += [f"- {name}" for compared in comparison.types for name in compared.leave]
     parts = [
         title,
-        aligned([header, *map(_row, comparison.types)]),
+        aligned([header, *map(_row, comparison.types)], columns),
         _depths(comparison, first, second),
         "\n".join(changes or ["of these types, both select the same layers"]),
     ]

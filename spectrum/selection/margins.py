@@ -71,8 +71,15 @@ class RankedType:
         if self.margin is None:
             return ""
         if self.margin == 0:
-            return "model order" if self.is_constant else "tie"
+            return "all tie" if self.is_constant else "tie"
         return f"{float(f'{100 * self.margin:.2g}'):g} %"
+
+
+def legend(types: Sequence[RankedType]) -> str:
+    """What the column `margin` of a table means; empty if no type has a margin."""
+    if all(ranked.margin is None for ranked in types):
+        return ""
+    return "margin: how far the first layer left out scores below the last one selected"
 
 
 def notes(types: Sequence[RankedType]) -> list[str]:
@@ -82,11 +89,11 @@ def notes(types: Sequence[RankedType]) -> list[str]:
     findings = (
         (
             [ranked.layer_type for ranked in tied if ranked.is_constant],
-            "all score the same, as norms do: those selected are the first in the model",
+            "all layers tie, as those of norms do; the first in the model are selected",
         ),
         (
             [f"{ranked.layer_type} ({ranked.num_tied})" for ranked in tied if not ranked.is_constant],
-            "this many layers share the score at the cut; the first of them in the model are selected",
+            "a tie, since this many layers share the score at the cut; the first of them in the model are selected",
         ),
         (
             [_without_signal(layer) for layer in layers if 0 in (layer.snr, *(layer.experts or ()))],

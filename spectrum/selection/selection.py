@@ -19,7 +19,7 @@ from spectrum.errors import SelectionError, short_traceback
 from spectrum.files import write_atomically
 from spectrum.records import ScanResult
 from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
-from spectrum.selection.margins import RankedType
+from spectrum.selection.margins import RankedType, legend
 from spectrum.text import aligned, html, in_line
 
 DEFAULT_PERCENT = "50"
@@ -85,10 +85,11 @@ class Selection:
         return file
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n\n{aligned(self.rows())}"
+        return "\n\n".join(filter(None, (self._title(), aligned(self.rows()), legend(self.types))))
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self._title())}</p>\n{html(self.rows())}"
+        below = f"\n<p>{escape(text)}</p>" if (text := legend(self.types)) else ""
+        return f"<p>{escape(self._title())}</p>\n{html(self.rows())}{below}"
 
     def _title(self) -> str:
         embeddings = "with" if self.embeddings else "without"
@@ -96,19 +97,19 @@ class Selection:
         return f"Top {self.percent} percent of {model}, {embeddings} input embedding and output head"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table with a row for each layer type: its layers, how many are selected, their SNR, the cut's margin."""
-        header = ("layer type", "layers", "selected", "lowest SNR", "highest SNR", "margin")
+        """A table with a row for each layer type: how many of its layers are selected, their SNR, the cut's margin."""
+        header = ("layer type", "selected", "lowest SNR", "highest SNR", "margin")
         layers = sum(len(ranked.layers) for ranked in self.types)
         selected = sum(ranked.num_selected for ranked in self.types)
-        return [header, *map(_row, self.types), ("total", str(layers), str(selected), "", "", "")]
+        return [header, *map(_row, self.types), ("total", f"{selected} of {layers}", "", "", "")]
 
 
 def _row(ranked: RankedType) -> tuple[str, ...]:
     lowest, highest = "", ""
     if ranked.layers:
         lowest, highest = (f"{layer.snr:.4g}" for layer in (ranked.layers[-1], ranked.layers[0]))
-    counts = str(len(ranked.layers)), str(ranked.num_selected)
-    return ranked.layer_type, *counts, lowest, highest, ranked.describe_margin()
+    count = f"{ranked.num_selected} of {len(ranked.layers)}"
+    return ranked.layer_type, count, lowest, highest, ranked.describe_margin()
 
 
 def parse_percent(text: str) -> str:

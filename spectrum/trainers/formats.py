@@ -177,17 +177,28 @@ class Format(NamedTuple):
         render: turns a selection into the content of the file.
         name: the word for the format in the file's name.
         ending: the ending of the file's name, without the dot.
+        use: what the user does with the list.
+        can_check: whether `--check` reads the list.
     """
 
     render: Callable[[Selection], Export]
     name: str
     ending: str
+    use: str
+    can_check: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
-    "axolotl": Format(axolotl, "unfrozenparameters", "yaml"),
-    "names": Format(names, "names", "txt"),
-    "swift": Format(swift, "swift", "txt"),
-    "peft": Format(peft, "peft", "yaml"),
-    "json": Format(selected_json, "selection", "json"),
+    "axolotl": Format(
+        axolotl,
+        "unfrozenparameters",
+        "yaml",
+        "Axolotl: paste the list into your config at the top level; leave adapter unset.\n"
+        "Trainer, TRL: spectrum.unfreeze(model, LIST), before you create the trainer.",
+        can_check=True,
+    ),
+    "names": Format(names, "names", "txt", "Each line is the name of a parameter that trains; freeze all others."),
+    "swift": Format(swift, "swift", "txt", "ms-swift: swift sft --tuner_type full $(cat LIST) ..."),
+    "peft": Format(peft, "peft", "yaml", "PEFT: LoraConfig(r=16, **yaml.safe_load(open(LIST)))"),
+    "json": Format(selected_json, "selection", "json", "The list is JSON for your own program."),
 }

@@ -44,8 +44,8 @@ class Unfrozen:
     total: int
 
     def __repr__(self) -> str:
-        names, share = plural(len(self.names), "parameter"), 100 * self.trained / max(self.total, 1)
-        return f"{names} with {self.trained:,} of {self.total:,} elements train, {share:.3g} percent"
+        share, tensors = 100 * self.trained / max(self.total, 1), plural(len(self.names), "tensor")
+        return f"{self.trained:,} of {self.total:,} parameters train, {share:.3g} percent, in {tensors}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 
 import spectrum.checkpoint.reader
+from spectrum.cli import entry
 from spectrum.plots import heatmap, histogram
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
@@ -96,7 +98,10 @@ def test_each_format_has_a_file(name: str, embeddings: bool, scanned: Path) -> N
     chosen = selection.top_percent(scan_json.read_published(scanned / SCAN), "25", embeddings=embeddings)
     expected = formats.FORMATS[name][0](chosen)
     assert (scanned / NAMES[name]).read_text() == expected.text
-    assert done.out.splitlines()[-1].split()[-1] == NAMES[name]
+    files, steps = sections(done)[-2:]
+    assert files.splitlines()[-1].split() == ["list", NAMES[name]]
+    check = f"Check the config: spectrum --model-name {MODEL[1]} --check config.yaml"
+    assert steps == "\n".join([formats.FORMATS[name].use, *([check] if name == "axolotl" else [])])
     assert done.err.splitlines() == [f"spectrum: {note}" for note in expected.notes]
     others = [file for file in NAMES.values() if (scanned / file).exists()]
     assert others == [NAMES[name]]
@@ -165,6 +170,39 @@ def test_the_most_that_a_share_allows_is_selected(share: str, embeddings: list[s
     assert own <= total * float(share) / 100
     step = math.floor(float(percent) / 12.5) + 1
     assert step > 8 or trained(12.5 * step) > total * float(share) / 100
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_a_share_says_which_percentage_it_is_even_if_quiet(scanned: Path) -> None:
+    line = "At most 60 percent of all parameters: the same as --top-percent 50."
+    assert line in sections(done_well(scanned, "--top-params", "60"))
+    quiet = done_well(scanned, "--top-params", "60", "--quiet")
+    assert (quiet.out, quiet.err) == (f"{LIST}\n", f"spectrum: {line}\n")
+    assert done_well(scanned, "--top-percent", "60", "--quiet").err == ""
+
+
+@pytest.mark.usefixtures("cache_only")
+@pytest.mark.parametrize("args", [[], ["--format", "swift"], ["--top-params", "60"], ["--compare", SCAN]], ids=str)
+def test_the_last_24_lines_say_what_trains_where_the_list_is_and_what_to_do_with_it(
+    args: Sequence[str], scanned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "text_columns", lambda stream: 79)
+    lines = done_well(scanned, *args).out.splitlines()
+    assert max(map(len, lines)) <= 79
+    end = lines[-23:]  # the prompt takes one
+    name = "swift" if "swift" in args else "axolotl"
+    assert end[-1] == formats.FORMATS[name].use or end[-1].endswith(" --check config.yaml")
+    assert any(" of 861,792 parameters train, " in line for line in end)
+    assert sum(line.startswith(("scores  ", "sorted scores  ", "list  ")) for line in end) == 3
+
+
+@pytest.mark.parametrize(
+    "option", [["--revision", "a b"], ["--model-class", "LlamaForCausalLM"], ["--trust-remote-code"]]
+)
+@pytest.mark.usefixtures("cache_only")
+def test_the_command_that_checks_opens_the_model_alike(option: Sequence[str], scanned: Path) -> None:
+    command = done_well(scanned, *option).out.splitlines()[-1].partition(": ")[2]
+    assert shlex.split(command) == ["spectrum", *MODEL, *option, "--check", "config.yaml"]
 
 
 @pytest.mark.usefixtures("cache_only")
@@ -242,8 +280,10 @@ def test_a_picture_of_the_selection_is_drawn_beside_the_list(
     plain = done_well(scanned, "--top-percent", "25")
     done = done_well(scanned, "--top-percent", "25", "--plot", name)
     assert is_picture(scanned / name)
-    assert done.out.splitlines()[-1].split() == ["picture", name]
-    assert done.out.splitlines()[:-4] == plain.out.splitlines()[:-3]
+    files = sections(done)[-2].splitlines()
+    assert [line.split()[0] for line in files] == ["scores", "sorted", "picture", "list"]
+    assert files[2].split() == ["picture", name]
+    assert done.out.replace(f"{files[2]}\n", "") == plain.out
     ((chosen, path),) = drawn
     assert (chosen.percent, chosen.result.model, path) == ("25", "model", Path(name))
     quiet = done_well(scanned, "--quiet", "--plot", name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
+import shlex
+import struct
 import sys
+import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +18,8 @@ import pexpect
 import pytest
 
 from spectrum.cli import report
+from spectrum.cli.grammar import parser
+from spectrum.cli.terminal import text_columns
 from spectrum.records import LayerSnr, ModelInfo, Parameter, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.text import aligned
@@ -41,10 +47,12 @@ def parameters(side: int = 1024, *, tied: bool = False) -> dict[str, Parameter]:
 
 def memory(text: str) -> dict[str, list[tuple[float, float]]]:
     """Of each optimizer, on one device and under each sharding: of what is selected, and of everything."""
-    rows = {line.split("  ")[0]: re.findall(r"([\d.,e+-]+) of ([\d.,e+-]+)", line) for line in text.splitlines()}
+    head, *rows = text.partition("what training everything takes\n")[2].splitlines()
+    assert re.split(" {2,}", head.strip()) == [MIXED, PURE, EIGHT_BIT]
+    cells = [re.findall(r"  ([\d.,e+-]+) of ([\d.,e+-]+)", row) for row in rows]
     return {
-        name: [(float(a.replace(",", "")), float(b.replace(",", ""))) for a, b in rows[name]]
-        for name in (MIXED, PURE, EIGHT_BIT)
+        name: [(float(a.replace(",", "")), float(b.replace(",", ""))) for a, b in column]
+        for name, column in zip((MIXED, PURE, EIGHT_BIT), zip(*cells, strict=True), strict=True)
     }
 
 
@@ -155,7 +163,8 @@ def test_tied_weights_are_in_memory_once() -> None:
 def test_memory_is_divided_among_devices() -> None:
     alone, many = (report.training_plan([UP], model(parameters()), devices) for devices in (1, 64))
     assert "ZeRO-2" not in alone  # there is nothing to divide
-    assert re.search(r"ZeRO-2 of 64 +ZeRO-3 of 64 +FSDP of 64$", many, re.MULTILINE)
+    starts = [re.split(" {2,}", line)[0] for line in many.splitlines()[-4:]]
+    assert starts == ["one device", "ZeRO-2 of 64", "ZeRO-3 of 64", "FSDP of 64"]
     assert memory(alone)[PURE] == [(14, 32)]
     assert memory(many)[PURE] == [
         pytest.approx(pair, rel=5e-3) for pair in ((14, 32), (8 + 14 / 64, 8.875), (22 / 64, 1), (14 / 64, 0.5))
@@ -207,7 +216,7 @@ def without_colours(text: str) -> str:
 def bars(selection: Selection, columns: int = 200) -> list[list[tuple[str, bool]]]:
     """Of each type, its bars, and whether each is coloured as selected."""
     found = []
-    for line in report.summary(selection, columns).splitlines()[1:-1]:
+    for line in report.summary(selection, columns, colours=True).partition("\n\n")[0].splitlines()[1:-1]:
         drawn, colour = [], PLAIN
         for piece in re.findall(r"\x1b\[\d*m|.", line):
             if piece.startswith("\x1b"):
@@ -220,33 +229,77 @@ def bars(selection: Selection, columns: int = 200) -> list[list[tuple[str, bool]
     return found
 
 
-def test_the_plain_table_is_that_of_the_selection() -> None:
+MARGIN = "margin: how far the first layer left out scores below the last one selected"
+
+
+def test_the_plain_table_is_that_of_the_selection_and_says_what_a_margin_is() -> None:
     selection = chosen(up=[3, 2, 1, 4], norm=[1, 1])
-    assert report.summary(selection, None) == aligned(selection.rows())
+    assert report.summary(selection, None) == f"{aligned(selection.rows())}\n\n{MARGIN}"
+    whole = chosen("100", up=[3, 2, 1, 4])
+    assert report.summary(whole, None) == aligned(whole.rows())  # no cut, no margin
 
 
-@pytest.mark.parametrize("columns", [80, 100, 1000])
+@pytest.mark.parametrize("columns", [79, 100, 1000])
 def test_with_colour_the_same_table_has_bars_behind_it(columns: int) -> None:
     selection = chosen(up=[3, 2, 1, 4], norm=[1, 1], head=[2])
-    plain = report.summary(selection, None).splitlines()
-    lines = without_colours(report.summary(selection, columns)).splitlines()
+    plain = aligned(selection.rows()).splitlines()
+    table, meanings = without_colours(report.summary(selection, columns, colours=True)).split("\n\n")
+    lines = table.splitlines()
     width = max(map(len, plain))
     assert [line[:width].rstrip() for line in lines] == plain
     assert [len(line[width:].strip()) for line in lines] == [len("by depth"), 4, 2, 1, 0]
     starts = {len(line) - len(line[width:].lstrip()) for line in lines[:-1]}
     assert starts == {width + 2}
     assert max(map(len, lines)) <= columns
+    assert [line.split(":")[0] for line in meanings.splitlines()] == ["margin", "by depth"]
 
 
 def test_a_terminal_too_narrow_for_bars_has_none() -> None:
     selection = chosen(up=[3, 2, 1, 4] * 20)
-    plain = report.summary(selection, None)
-    width = max(map(len, plain.splitlines()))
-    assert report.summary(selection, width) == plain
-    assert report.summary(selection, 1) == plain
-    for columns in range(width, width + 60):
-        lines = without_colours(report.summary(selection, columns)).splitlines()
-        assert max(map(len, lines)) <= max(columns, width)
+    width = max(map(len, aligned(selection.rows()).splitlines()))
+    for columns in range(1, width + 60):
+        text = without_colours(report.summary(selection, columns, colours=True))
+        assert ("by depth" in text) == any(bar in text for bar in BARS) == (columns >= width + 10)
+        assert text.startswith(aligned(selection.rows(), columns).splitlines()[0])
+        if columns >= width:
+            assert max(map(len, text.splitlines())) <= columns
+
+
+TOWERS = (
+    *(f"model.language_model.layers.{part}" for part in ("self_attn.q_proj", "mlp.experts.gate_up_proj", "norm")),
+    *(f"model.vision_tower.vision_model.encoder.layers.{part}" for part in ("self_attn.q_proj", "mlp.fc1")),
+    "lm_head",
+)
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("columns", [*range(59, 140, 7), 78, 79])
+def test_rows_with_long_names_fit_the_terminal(columns: int, colours: bool) -> None:
+    selection = top_percent(scan({kind: [3.25, 2.125, 1.0625, 4.5] * 32 for kind in TOWERS}), "50")
+    table = without_colours(report.summary(selection, columns, colours=colours)).partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= columns
+    rows = [line for line in table if " of " in line][:-1]
+    names = [line.split()[0] for line in rows]
+    assert len({*names}) == len(TOWERS)  # still told from each other
+    for name, kind in zip(names, TOWERS, strict=True):
+        start, _, end = name.partition("...")
+        assert kind.startswith(start)
+        assert kind.endswith(end or start)
+    assert all("64 of 128" in line and "4.5" in line for line in rows)
+
+
+def test_wider_terminals_have_whole_names() -> None:
+    selection = top_percent(scan({kind: [3, 2, 1, 4] for kind in TOWERS}), "50")
+    assert all(f"{kind} " in report.summary(selection, columns) for kind in TOWERS for columns in (119, None))
+
+
+# With so many elements, figures are of one to five digits.
+@pytest.mark.parametrize(("side", "columns"), [(1000, 79), (10_000, 59), (50_000, 59), (1_000_000, 79)])
+def test_the_plan_fits_the_terminal(side: int, columns: int) -> None:
+    info = model(parameters(side), (HEAD, EMBEDDING))
+    text = report.training_plan([HEAD, EMBEDDING, UP], info, 8, columns)
+    assert max(map(len, text.splitlines())) <= columns
+    assert sorted(text.split()) == sorted(report.training_plan([HEAD, EMBEDDING, UP], info, 8).split())
 
 
 def test_bars_are_in_the_order_of_the_model_and_as_high_as_the_logarithm() -> None:
@@ -288,8 +341,26 @@ def test_many_layers_share_bars(layers: int) -> None:
 
 
 def test_a_list_of_files_lines_up() -> None:
-    text = report.written([("scores", Path("a/b.json")), ("unfrozen parameters", Path("c.yaml"))])
-    assert text == "scores               a/b.json\nunfrozen parameters  c.yaml"
+    text = report.written([("scores", Path("a/b.json")), ("the list", Path("c.yaml"))], None)
+    assert text == "scores    a/b.json\nthe list  c.yaml"
+
+
+def test_a_path_that_does_not_fit_beside_its_label_has_its_own_line() -> None:
+    paths = [("scores", Path("a b c d.json")), ("the list", Path("e.yaml"))]
+    assert report.written(paths, 22) == "scores    a b c d.json\nthe list  e.yaml"
+    assert report.written(paths, 21) == "scores:\n  a b c d.json\nthe list:\n  e.yaml"
+    assert "  a b c d.json" in report.written(paths, 5).splitlines()  # whole all the same, to be copied
+
+
+def test_the_command_that_checks_is_never_broken_inside_a_word() -> None:
+    words = ["spectrum", "--model-name", "org/a model", "--check", "config.yaml"]
+    command = "spectrum --model-name 'org/a model' --check config.yaml"
+    assert report.next_steps("Use it.", words, None) == f"Use it.\nCheck the config: {command}"
+    assert report.next_steps("Use it.", words, 60) == f"Use it.\nCheck the config:\n  {command}"
+    narrow = report.next_steps("Use it.", words, 50)
+    assert narrow == "Use it.\nCheck the config:\n  spectrum --model-name 'org/a model' \\\n    --check config.yaml"
+    assert shlex.split(narrow.partition(":\n")[2].replace("\\\n", "")) == words  # as a shell reads it
+    assert report.next_steps("Use it as it is.", [], 10) == "Use it as\n  it is."
 
 
 def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
@@ -319,22 +390,29 @@ def cached(directory: Path, name: str = "model") -> Path:
     return directory
 
 
-def on_terminal(directory: Path, columns: int = 160, **environment: str) -> str:
+def on_terminal(
+    directory: Path,
+    columns: int = 160,
+    *args: str,
+    name: str = "model",
+    status: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """What the real command says on a terminal."""
     unwanted = ("NO_COLOR", "TERM", "COLUMNS", "LINES", "PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LANG", "RANK")
     inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "spectrum", "--model-name", "model"],
+        ["-m", "spectrum", "--model-name", name, *args],
         cwd=str(directory),
-        env=inherited | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environment,
+        env=inherited | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | {**(environment or {})},
         dimensions=(40, columns),
         encoding="utf-8",
         timeout=60,
     )
     child.expect(pexpect.EOF)
     child.close()
-    assert child.exitstatus == 0, child.before
+    assert child.exitstatus == status, child.before
     return str(child.before).replace("\r\n", "\n")
 
 
@@ -345,28 +423,107 @@ def test_a_terminal_has_bars_in_colour(tmp_path: Path) -> None:
     assert f"{OTHER}▁" in said
     assert f"{SELECTED}█" in said
     assert set(re.findall(r"\x1b[^m]*m", said)) == {SELECTED, OTHER, PLAIN}
-    table = [line.rstrip(f"{BARS} ") for line in without_colours(said).replace("by depth", "").splitlines()]
+    text = re.sub(r"\nby depth: .*", "", without_colours(said))
+    table = [line.rstrip(f"{BARS} ") for line in text.replace("by depth", "").splitlines()]
     assert table == plain.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("environment", "columns"),
+    "environment",
     [
-        ({"NO_COLOR": "1"}, 160),
-        ({"TERM": "dumb"}, 160),
-        ({"PYTHONIOENCODING": "latin-1"}, 160),
-        ({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 160),
-        ({}, 60),
+        {"NO_COLOR": "1"},
+        {"TERM": "dumb"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
     ids=str,
 )
-def test_a_terminal_that_has_or_wants_no_colours_gets_plain_text(
-    environment: dict[str, str], columns: int, tmp_path: Path
-) -> None:
+def test_a_terminal_that_has_or_wants_no_colours_gets_plain_text(environment: dict[str, str], tmp_path: Path) -> None:
     cached(tmp_path)
-    said = on_terminal(tmp_path, columns, **environment)
+    said = on_terminal(tmp_path, environment=environment)
     assert "\x1b" not in said
     assert said == run(tmp_path, "--model-name", "model").out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_nothing_on_a_terminal_is_wider_than_it_except_names_and_commands(columns: int, tmp_path: Path) -> None:
+    scores = {
+        f"{kind.replace('layers', f'layers.{i}')}": {
+            "snr": 1.0 if "norm" in kind else (i * 7 % 13 + 1) / 3,
+            "type": kind,
+        }
+        for kind in TOWERS
+        for i in range(26 if "layers" in kind else 1)
+    }
+    (tmp_path / "model_snr_results").mkdir()
+    scan_file = tmp_path / "model_snr_results" / "snr_results_org-model.json"
+    scan_file.write_text(json.dumps(scores))
+    (tmp_path / "other.json").write_text(json.dumps(dict(list(scores.items())[:-1])))
+    said = without_colours(on_terminal(tmp_path, columns, "--compare", "other.json", name="org/model"))
+    long = [line for line in said.splitlines() if len(line) >= columns]
+    assert [line for line in long if not re.match(r" *\S+$|  spectrum --model-name", line)] == []
+    # No word is lost, and the end says what was written and what to do.
+    last = " ".join(said.split())
+    assert "org-model_unfrozenparameters_50percent.yaml Axolotl: paste the list into your config" in last
+    assert last.endswith("--check config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "prefix"),
+    [
+        (("--plot-spectrum", "layer[ ] of some name with many words in it " * 3, "x.png"), 1, "spectrum: error: "),
+        (("--top-percent", "a number of many words that is none, so that it is told " * 2), 2, "spectrum: error: "),
+        (("--compare", "a path of many words that leads nowhere at all " * 3 + ".json"), 1, "spectrum: error: "),
+    ],
+    ids=["job", "usage", "file"],
+)
+def test_errors_are_wrapped_at_words_on_a_terminal_and_one_line_elsewhere(
+    args: tuple[str, ...], status: int, prefix: str, tmp_path: Path
+) -> None:
+    cached(tmp_path)
+    said = on_terminal(tmp_path, 80, *args, status=status).splitlines()
+    assert said[0].startswith(prefix)
+    assert len(said) > 1
+    assert max(map(len, said)) < 80
+    assert all(line.startswith("  ") for line in said[1:])
+    piped = run(tmp_path, "--model-name", "model", *args)
+    assert piped.status == status
+    (line,) = piped.err.splitlines()
+    assert " ".join(line.split()) == " ".join(" ".join(said).split())
+
+
+def test_a_path_alone_is_never_wrapped(tmp_path: Path) -> None:
+    cached(tmp_path)
+    directory = " ".join(["many words"] * 9)
+    said = on_terminal(tmp_path, 80, "--quiet", "--output-dir", directory)
+    assert said == f"{directory}/snr_results_model_unfrozenparameters_50percent.yaml\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "expected"),
+    [(80, {}, 79), (132, {}, 131), (0, {}, 79), (3, {}, 19), (80, {"COLUMNS": "50"}, 49), (80, {"COLUMNS": "x"}, 79)],
+)
+def test_the_last_column_stays_free(
+    columns: int, environment: Mapping[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(ours), os.fdopen(its, "w") as stream:
+        assert text_columns(stream) == expected
+
+
+def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, parser().format_help().splitlines())) < 80
+
+
+def test_pipes_and_closed_streams_have_no_width(tmp_path: Path) -> None:
+    assert text_columns(None) is None
+    with (tmp_path / "file").open("w") as file:
+        assert text_columns(file) is None
 
 
 @pytest.mark.slow

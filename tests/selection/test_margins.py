@@ -49,7 +49,7 @@ def kind(ranked: Sequence[LayerSnr], count: int) -> RankedType:
         ([4, 3, 3, 1], 1, 0.25, "25 %"),
         ([4, 3, 3, 1], 3, 2 / 3, "67 %"),
         # Norms.
-        ([1, 1, 1, 1], 2, 0.0, "model order"),
+        ([1, 1, 1, 1], 2, 0.0, "all tie"),
     ],
     ids=str,
 )
@@ -72,7 +72,7 @@ def test_norms_are_selected_in_model_order() -> None:
     # As a layer has them: one singular value, over an edge of 0.
     ones = layers(1, 1, edge=BulkEdge(1, 0, 1.0, 0.0), layer_type="input_layernorm")
     (note,) = margins.notes([kind(ones, 1), kind(layers(2, 1), 1)])
-    assert note.startswith("input_layernorm: all score the same")
+    assert note.startswith("input_layernorm: all layers tie")
     # All or none of them are no matter of order.
     assert margins.notes([kind(ones, 0)]) == margins.notes([kind(ones, 2)]) == []
 

@@ -321,30 +321,31 @@ def test_a_list_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_row_for_each_type_says_how_many_and_from_where_to_where() -> None:
     head, *rows, total = top_percent(MODEL, "50").rows()
-    assert head[:5] == ("layer type", "layers", "selected", "lowest SNR", "highest SNR")
-    assert [row[:5] for row in rows] == [
-        ("up", "4", "2", "0.5", "3"),
-        ("experts.gate", "2", "1", "1", "2"),
-        ("lm_head", "1", "0", "0.1", "0.1"),
-        ("model.embed_tokens", "1", "0", "0.1", "0.1"),
+    assert head[:4] == ("layer type", "selected", "lowest SNR", "highest SNR")
+    assert [row[:4] for row in rows] == [
+        ("up", "2 of 4", "0.5", "3"),
+        ("experts.gate", "1 of 2", "1", "2"),
+        ("lm_head", "0 of 1", "0.1", "0.1"),
+        ("model.embed_tokens", "0 of 1", "0.1", "0.1"),
     ]
-    assert total[:5] == ("total", "8", "3", "", "")
+    assert total[:4] == ("total", "3 of 8", "", "")
     assert {len(row) for row in (*rows, total)} == {len(head)}
 
 
 def test_a_type_of_which_nothing_was_scored_has_no_range() -> None:
     (_, row, _) = top_percent(result(nan, nan), "100").rows()
-    assert row[:5] == ("t", "0", "0", "", "")
+    assert row[:4] == ("t", "0 of 0", "", "")
 
 
 @pytest.mark.parametrize(("embeddings", "word"), [(True, "with"), (False, "without")])
 def test_a_selection_is_shown_with_its_table(embeddings: bool, word: str) -> None:
     chosen = top_percent(replace(MODEL, model="org/<b>m</b>"), "50.0", embeddings=embeddings)
     title = f"Top 50.0 percent of org/<b>m</b>, {word} input embedding and output head"
-    assert repr(chosen) == f"{title}\n\n{aligned(chosen.rows())}"
+    meaning = "margin: how far the first layer left out scores below the last one selected"
+    assert repr(chosen) == f"{title}\n\n{aligned(chosen.rows())}\n\n{meaning}"
     shown = chosen._repr_html_()
     assert title.replace("<", "&lt;").replace(">", "&gt;") in shown
-    assert shown.endswith(html(chosen.rows()))
+    assert shown.endswith(f"{html(chosen.rows())}\n<p>{meaning}</p>")
     assert "<b>" not in shown
 
 

@@ -292,8 +292,8 @@ def test_json_is_json_where_a_score_is_infinite() -> None:
 
 def test_every_format_is_one_that_can_be_asked_for() -> None:
     assert set(formats.FORMATS) == {"axolotl", "names", "swift", "peft", "json"}
-    texts = {name: render(top_percent(scan(), "50")).text for name, (render, _, _) in formats.FORMATS.items()}
+    texts = {name: form.render(top_percent(scan(), "50")).text for name, form in formats.FORMATS.items()}
     assert len({*texts.values()}) == len(texts)
     assert all(text.endswith("\n") for text in texts.values())
-    files = {(name, ending) for _, name, ending in formats.FORMATS.values()}
+    files = {(form.name, form.ending) for form in formats.FORMATS.values()}
     assert len(files) == len(formats.FORMATS)

@@ -86,7 +86,7 @@ def test_what_trains_is_said_and_counted() -> None:
     assert (set(unfrozen.names), unfrozen.trained, unfrozen.total) == (HALF, elements, total)
     assert list(unfrozen.names) == [name for name, _ in model.named_parameters() if name in HALF]
     share = f"{100 * elements / total:.3g}"
-    assert repr(unfrozen) == f"9 parameters with {elements:,} of {total:,} elements train, {share} percent"
+    assert repr(unfrozen) == f"{elements:,} of {total:,} parameters train, {share} percent, in 9 tensors"
 
 
 def test_only_what_is_selected_has_a_gradient_and_moves() -> None:
