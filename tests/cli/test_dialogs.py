@@ -15,13 +15,17 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from spectrum.cli.dialogs import mlp_and_attention
 from spectrum.compute.batches import parse_batch_size
 from tests.helpers.forks import Forks
 from tests.helpers.paths import TINY_LLAMA, files_below
 
 BATCH_SIZE, LAYER_TYPES = "Batch size", "Layer types"
 
-ENTER, TAB, SPACE, DOWN, ESC, CTRL_C, CLEAR = "\r", "\t", " ", "\x1b[B", "\x1b", "\x03", "\x15"
+ENTER, TAB, BACK_TAB, SPACE, DOWN = "\r", "\t", "\x1b[Z", " ", "\x1b[B"
+ESC, CTRL_C, CLEAR = "\x1b", "\x03", "\x15"
+
+NOTHING_DONE = "nothing was scanned, nothing was written"
 
 # Runs the command again and again in one process, because importing torch takes longer than all dialogs together.
 # A request is a line of JSON: working directory, arguments, and a file to redirect stdout to.
@@ -104,6 +108,7 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
         "/bin/sh",
         ["-c", f"exec {command} > {shlex.quote(os.ttyname(stdout))}"],
         cwd=str(directory),
+        env={**os.environ, "NO_COLOR": "1"},  # of the report: escape sequences on stdout would be those of a dialog
         dimensions=(40, 120),
         encoding="utf-8",
         timeout=60,
@@ -114,14 +119,14 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
     child.expect_exact(LAYER_TYPES)
     for kind in ("input_layernorm", "lm_head", "mlp.down_proj", "self_attn.v_proj"):
         child.expect(rf"\[\*\] {kind} +(8 layers|1 layer) ")
-    child.send(TAB + ENTER)
+    child.send(ENTER)
     child.expect_exact("75/75")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
     os.close(stdout)
     said = b""
-    while b"unfrozen parameters" not in said:
+    while b"--check config.yaml" not in said:
         said += os.read(screen, 10_000)
     os.close(screen)
     assert said.startswith(b"Scanned 75 layers of model (LlamaForCausalLM)")
@@ -133,11 +138,11 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
 def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory)
     terminal.asked(BATCH_SIZE)
-    terminal.press(CLEAR, "0", ENTER)
-    terminal.asked("a whole number from 1 up, or auto")
+    terminal.press("0", ENTER)
+    terminal.asked("a whole number from 1 up is expected, or auto")
     terminal.press(CLEAR, "3", ENTER)
     terminal.asked(LAYER_TYPES)
-    terminal.press(SPACE, DOWN, DOWN, DOWN, SPACE, TAB, ENTER)
+    terminal.press(SPACE, DOWN, DOWN, DOWN, SPACE, ENTER)
     status, batches, _ = terminal.finished()
     assert status == 0
     assert batches == [1, 2, 3]  # of 8 alike: 3, 3 and 2
@@ -147,31 +152,49 @@ def test_what_is_typed_and_unchecked_is_obeyed(terminal: Terminal, directory: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("typed", "largest"), [("4", 4), ("auto", 16), ("", 16), (" 2 ", 2)])
+def test_what_is_typed_replaces_the_suggestion(typed: str, largest: int, terminal: Terminal, directory: Path) -> None:
+    terminal.start(directory, "--layer-types", "mlp.*")
+    terminal.asked(BATCH_SIZE)
+    terminal.press(*typed, ENTER)
+    status, batches, _ = terminal.finished()
+    assert (status, max(batches)) == (0, largest)  # of one shape there are 16
+
+
+@pytest.mark.slow
 def test_the_button_takes_no_other_batch_sizes_than_the_enter_key(terminal: Terminal, directory: Path) -> None:
     terminal.start(directory, "--layer-types", "mlp.*")
     terminal.asked(BATCH_SIZE)
-    terminal.press("x", TAB, ENTER)  # typed after the default: the cursor stands at its end
-    terminal.asked("not 'autox'")
-    terminal.press(CLEAR, "3", TAB, ENTER)
+    terminal.press("x", TAB, ENTER)
+    terminal.asked("not 'x'")
+    terminal.press(BACK_TAB, CLEAR, "3", TAB, ENTER)
     status, batches, _ = terminal.finished()
     assert (status, batches) == (0, [1, 2, 3])  # 16 of one shape, 8 of another
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [(TAB, TAB, ENTER), (ESC,), (CTRL_C,)], ids=["the button", "Esc", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("keys", "expected", "words"),
+    [
+        ((TAB, TAB, ENTER), 1, "spectrum: error: cancelled"),
+        ((ESC,), 1, "spectrum: error: cancelled"),
+        ((CTRL_C,), 130, "spectrum: interrupted"),
+    ],
+    ids=["the button", "Esc", "Ctrl-C"],
+)
 @pytest.mark.parametrize("title", [BATCH_SIZE, LAYER_TYPES])
 def test_cancelling_scans_and_writes_nothing(
-    keys: Sequence[str], title: str, terminal: Terminal, directory: Path
+    keys: Sequence[str], expected: int, words: str, title: str, terminal: Terminal, directory: Path
 ) -> None:
     terminal.start(directory)
     terminal.asked(BATCH_SIZE)
     if title == LAYER_TYPES:
-        terminal.press(ENTER, ENTER)
+        terminal.press(ENTER)
         terminal.asked(LAYER_TYPES)
     terminal.press(*keys)
     status, batches, said = terminal.finished()
-    assert (status, batches) == (1, [])
-    assert said == ["spectrum: error: cancelled; nothing was scanned, nothing was written"]
+    assert (status, batches) == (expected, [])
+    assert said == [f"{words}; {NOTHING_DONE}"]
     assert [name for name in files_below(directory) if not name.startswith("model/")] == []
 
 
@@ -179,7 +202,7 @@ def test_cancelling_scans_and_writes_nothing(
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
-        (signal.SIGINT, 1, "spectrum: error: cancelled; nothing was scanned, nothing was written"),
+        (signal.SIGINT, 130, f"spectrum: interrupted; {NOTHING_DONE}"),
         (signal.SIGTERM, 143, "spectrum: interrupted"),
         (signal.SIGHUP, -signal.SIGHUP, None),
     ],
@@ -203,14 +226,84 @@ def test_signals_from_elsewhere_end_a_dialog(
 
 
 @pytest.mark.slow
-def test_a_list_with_nothing_checked_is_no_list(terminal: Terminal, directory: Path) -> None:
+@pytest.mark.parametrize("accept", [(ENTER,), (TAB, ENTER, BACK_TAB)], ids=["Enter", "the button"])
+def test_with_nothing_checked_the_dialog_says_so_and_stays_open(
+    accept: Sequence[str], terminal: Terminal, directory: Path
+) -> None:
     terminal.start(directory, "--batch-size", "auto")
     terminal.asked(LAYER_TYPES)
-    terminal.press(*[SPACE, DOWN] * 12, TAB, ENTER)
-    status, batches, said = terminal.finished()
-    assert (status, batches) == (1, [])
-    assert re.match("spectrum: error: .*layer type", said[-1])
-    assert [name for name in files_below(directory) if not name.startswith("model/")] == []
+    terminal.press(*[SPACE, DOWN] * 12, *accept)
+    terminal.asked("check at least one layer type")
+    terminal.press(SPACE, ENTER)  # the cursor is on the last one
+    assert terminal.finished()[0] == 0
+    assert layer_types(directory) == {"self_attn.v_proj"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        ("n ", {"input_layernorm"}),
+        ("na", None),
+        ("m", {f"mlp.{kind}_proj" for kind in ("down", "gate", "up")} | {f"self_attn.{kind}_proj" for kind in "kqvo"}),
+    ],
+)
+def test_a_key_checks_a_group_of_types(keys: str, kinds: set[str] | None, terminal: Terminal, directory: Path) -> None:
+    terminal.start(directory, "--batch-size", "auto")
+    terminal.asked(LAYER_TYPES)
+    terminal.asked("a checks all, n none, m only MLP and attention")
+    terminal.press(*keys, ENTER)
+    assert terminal.finished()[0] == 0
+    assert layer_types(directory) == kinds or (kinds is None and len(layer_types(directory)) == 12)
+
+
+# 80 types whose names differ near their ends, or in the middle.
+MANY = [
+    f"model.vision_tower.vision_model.encoder.blocks.{i}.attention.{part}" for i in range(40) for part in ("q", "k")
+]
+ASK_MANY = f"""
+from spectrum.cli import dialogs
+print("chosen", dialogs.ask_layer_types([(name, 127) for name in {MANY}]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (24, 60), (50, 160)])
+def test_many_types_with_long_names_fit_a_small_terminal(
+    rows: int, columns: int, forks: Forks, directory: Path
+) -> None:
+    with forks.of(ASK_MANY).on_terminal(cwd=directory, size=(rows, columns)) as (process, screen):
+        screen.expect_exact("Cancel")  # the buttons are on the screen, so the list scrolls
+        drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", str(screen.before))
+        lines = [line.partition("\r")[0] for line in drawn.split("\n")]
+        assert max(map(len, lines)) <= columns
+        boxes = [line for line in lines if "[*]" in line]
+        assert 5 < len(boxes) < rows
+        assert all(re.search(r"attention\.[qk] +127 layers ", line) for line in boxes)
+        assert len(set(boxes)) == len(boxes)
+        assert "Esc cancels." in " ".join(" ".join(lines).replace("│", " ").split())
+        screen.send("n" + DOWN * (len(MANY) - 1) + SPACE + ENTER)
+        screen.expect_exact(f"chosen ['{MANY[-1]}']")
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["lm_head", "mlp.up", "mlp.norm", "self_attn.q_proj", "post_attention_layernorm"], [1, 3]),
+        (["attn.c_attn", "mlp.c_fc", "wte"], [0, 1]),
+        (["block_sparse_moe.gate", "mlp.experts.down", "self_attention.dense", "norm"], [0, 1, 2]),
+        (["encoder.layers.fc1", "fc2", "self_attn.k_proj", "proj"], [0, 1, 2]),
+        (["feed_forward.w1", "feedforward.x", "ffn.w", "Attention.o", "conv"], [0, 1, 2, 3]),
+        # No choice: everything, only one of both, nothing.
+        (["mlp.up", "attn.q"], []),
+        (["attention.output.dense", "intermediate.dense"], []),
+        (["mixer.in_proj", "norm"], []),
+    ],
+    ids=str,
+)
+def test_types_of_mlps_and_attention_are_told_by_their_paths(names: list[str], expected: list[int]) -> None:
+    assert mlp_and_attention(names) == [names[i] for i in expected]
 
 
 @pytest.mark.slow
@@ -224,7 +317,7 @@ def test_what_a_flag_answered_is_not_asked(
 ) -> None:
     terminal.start(directory, *args)
     assert other not in terminal.asked(title)
-    terminal.press(TAB, ENTER)  # OK
+    terminal.press(TAB, ENTER)  # Accept
     status, batches, said = terminal.finished()
     assert status == 0
     assert other not in "".join(said)
@@ -248,7 +341,7 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     status, _, said = terminal.finished()
     assert status == 0
     assert [line for line in said if line.startswith("spectrum: ")] == note
-    assert said[-1].startswith("unfrozen parameters")
+    assert said[-1] == "Check the config: spectrum --model-name model --check config.yaml"
     terminal.start(directory, "--top-percent", "25")
     status, batches, said = terminal.finished()
     assert (status, batches) == (0, [])
@@ -261,7 +354,7 @@ def test_a_notebooks_cell_is_asked_nothing(forks: Forks, directory: Path) -> Non
     environment = {"JPY_PARENT_PID": "1"}
     with forks.on_terminal("--model-name", "model", cwd=directory, environment=environment) as (process, screen):
         screen.expect_exact("no terminal to ask on: batch size auto, layer types all")
-        screen.expect_exact("unfrozen parameters")
+        screen.expect_exact("--check config.yaml")
         assert process.wait() == 0
 
 
