@@ -366,14 +366,14 @@ def test_the_command_that_checks_is_never_broken_inside_a_word() -> None:
 def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
     trained = {"Axolotl": frozenset({"a", "b"}), "other": frozenset[str]()}
     found = CheckReport(trained, {"Axolotl": 3, "other": 0}, rules_differ=True, problems=("bad",), notes=("so",))
-    title, told, table = report.check_summary(found, "the title").split("\n\n")
+    title, told, table = report.check_summary(found, "the title", None).split("\n\n")
     assert (title, told) == ("the title", "problem: bad\nnote: so")
     assert [line.rsplit(maxsplit=2) for line in table.splitlines()[1:]] == [["Axolotl", "3", "2"], ["other", "0", "0"]]
 
 
 def test_a_check_without_problems_or_differences_is_short() -> None:
     found = CheckReport({"Axolotl": frozenset("a")}, {"Axolotl": 1}, rules_differ=False, problems=(), notes=())
-    assert report.check_summary(found, "the title") == "the title\n\nok: every entry does what it says"
+    assert report.check_summary(found, "the title", None) == "the title\n\nok: every entry does what it says"
 
 
 # On a terminal.
