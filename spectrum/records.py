@@ -14,6 +14,9 @@ from spectrum.text import aligned, html, in_line, plural
 # The largest relative error that an SNR may have, unless a singular value sits on the bulk edge itself.
 SNR_ACCURACY = 1e-8
 
+# torch's weight normalization computes a module's weight from two parameters: its rows' norms and their directions.
+WEIGHT_NORM = ("parametrizations.weight.original0", "parametrizations.weight.original1")
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -25,13 +28,17 @@ class Parameter:
         tied_to: the owner of tied parameters: the first in model order, under whose name trainers see them. None if
             this parameter is the owner itself, or is not tied.
         module: the class of the module that holds it, if torch.nn or transformers (Conv1D) defines that class;
-            "grouped Conv2d" and the like for a convolution in groups; None for all other modules.
+            "grouped Conv2d" and the like for a convolution in groups; the class of an attention module whose parameters
+            have a dimension for the heads; None for all other modules.
+        layer_type: the type of the layer whose weight it is; None if it is not scored. Scans that early versions have
+            cached lack it.
     """
 
     shape: tuple[int, ...]
     dtype: str
     tied_to: str | None = None
     module: str | None = None
+    layer_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,14 @@ class ModelInfo:
     def knows_modules(self) -> bool:
         """Whether `Parameter.module` is known. Scans that early versions have cached lack it."""
         return any(parameter.module is not None for parameter in self.parameters.values())
+
+    def layers_by_type(self) -> dict[str, list[str]]:
+        """The names of the layers of each type, types in display order. Scans of early versions name no layers."""
+        layers: dict[str, list[str]] = {layer_type: [] for layer_type in self.layer_types}
+        for name, parameter in self.parameters.items():
+            if parameter.layer_type is not None:
+                layers.setdefault(parameter.layer_type, []).append(layer_name(name))
+        return {layer_type: list(dict.fromkeys(names)) for layer_type, names in layers.items()}
 
     def owner(self, name: str) -> str:
         """The owner of a tied parameter, see `Parameter.tied_to`; any other parameter's own name."""
@@ -262,6 +277,14 @@ class ScanResult:
             numbers = (min(scores), statistics.median(scores), max(scores))
             rows.append((layer_type, str(len(scores)), *(f"{number:.4g}" for number in numbers)))
         return rows
+
+
+def layer_name(parameter: str) -> str:
+    """The name of the layer whose weight a parameter is: its module's path, or its own name if it is not a `weight`."""
+    for own_name in (*WEIGHT_NORM, "weight"):
+        if parameter.endswith(f".{own_name}"):
+            return parameter.removesuffix(f".{own_name}")
+    return parameter
 
 
 def group_by_type(layers: Iterable[LayerSnr]) -> dict[str, list[LayerSnr]]:

@@ -85,8 +85,8 @@ class StreamedParameters:
         shape = (expected[0], *converted.shape[1:]) if is_by_expert else tuple(converted.shape)
         return Parameter(shape, str(converted.dtype).removeprefix("torch."))
 
-    def read(self, name: str, index: int | None) -> torch.Tensor:
-        """The parameter or, if `index` is given, that element of its first dimension.
+    def read(self, name: str, index: int | slice | None) -> torch.Tensor:
+        """The parameter or, if `index` is given, that element or those rows of its first dimension.
 
         Raises CheckpointError if a file cannot be read, or if transformers cannot convert what is in it.
         """
@@ -95,6 +95,8 @@ class StreamedParameters:
             return read_tensor(self.stored[conversion.only_key()], index)
         if index is None:
             return self._convert(conversion, None, read_tensor)[name]
+        if isinstance(index, slice):
+            return self._convert(conversion, None, read_tensor)[name][index]
         if self._is_by_expert(conversion, self.model.get_parameter(name).shape[0]):
             return self._convert(conversion, index, read_tensor)[name][0]
         stack = self._unsplit_stack.get(name)

@@ -32,8 +32,8 @@ class ParameterSource(Protocol):
         """The shape and the dtype in which the parameter is read."""
         ...
 
-    def read(self, name: str, index: int | None) -> torch.Tensor:
-        """The parameter or, if `index` is given, that element of its first dimension."""
+    def read(self, name: str, index: int | slice | None) -> torch.Tensor:
+        """The parameter or, if `index` is given, that element or those rows of its first dimension."""
         ...
 
 
@@ -51,8 +51,8 @@ class LoadedParameters:
         value = self.tensors[name]
         return Parameter(tuple(value.shape), str(value.dtype).removeprefix("torch."))
 
-    def read(self, name: str, index: int | None) -> torch.Tensor:
-        """The parameter or, if `index` is given, that element of its first dimension."""
+    def read(self, name: str, index: int | slice | None) -> torch.Tensor:
+        """The parameter or, if `index` is given, that element or those rows of its first dimension."""
         value = self.tensors[name].detach()
         return value if index is None else value[index]
 

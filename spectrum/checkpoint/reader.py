@@ -20,7 +20,7 @@ from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantiz
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk.other_formats import adapter_warning
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.matrices import describe, find_holders, fits, missing_parameters
+from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders, fits, missing_parameters
 from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -49,17 +49,31 @@ class Checkpoint:
     warnings: tuple[str, ...]
     _source: ParameterSource
     _groups: Mapping[str, int]  # of transposed convolutions, by the name of the weight
+    _norms: Mapping[str, WeightNorm]  # see `Description`
 
     def read(self, weight: LayerWeight, index: int) -> torch.Tensor:
         """Matrix `index` of a weight: (n, m), in its stored dtype.
 
         Raises CheckpointError if a file can no longer be read.
         """
-        value = self._source.read(weight.parameter, index if weight.num_matrices > 1 else None)
+        value = self._source.read(weight.parameter, _rows(weight, index))
+        norm = self._norms.get(weight.parameter)
+        if norm is not None:
+            value = norm.weight(self._source.read(norm.parameter, None), value)
         groups = self._groups.get(weight.parameter)
         if groups is not None:  # (in, out / groups, ...) -> (groups, out / groups, in / groups, ...)
             value = value.reshape(groups, -1, *value.shape[1:]).transpose(1, 2)
         return value.reshape(weight.matrix_shape)
+
+
+def _rows(weight: LayerWeight, index: int) -> int | slice | None:
+    """What to read of a parameter for matrix `index`: all, an element of the first dimension, or several rows."""
+    if weight.num_matrices == 1:
+        return None
+    if len(weight.shape) > len(weight.matrix_shape):
+        return index
+    num_rows = weight.matrix_shape[0]
+    return slice(index * num_rows, (index + 1) * num_rows)
 
 
 def open_checkpoint(
@@ -106,7 +120,9 @@ def open_checkpoint(
         info=description.info,
     )
     warnings = (*_adapter_warnings(directory, resolved.commit), *_memory_warnings(matched.source), *name_warnings)
-    return Checkpoint(directory, provenance, description.weights, warnings, matched.source, description.groups)
+    return Checkpoint(
+        directory, provenance, description.weights, warnings, matched.source, description.groups, description.norms
+    )
 
 
 def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
@@ -128,7 +144,7 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
     provenance = Provenance(
         revision=None, commit=None, fingerprint=None, class_asked=None, versions=_versions(), info=description.info
     )
-    return Checkpoint(Path(name), provenance, description.weights, (), source, description.groups)
+    return Checkpoint(Path(name), provenance, description.weights, (), source, description.groups, description.norms)
 
 
 def describe_model(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spectrum.errors import SpectrumError
+from spectrum.layer_types import layer_number
 from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown, text_width
 from spectrum.selection.selection import Selection
 
@@ -95,7 +96,7 @@ def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
         row = _EXPERT.sub(r"\1.*", ranked.layer_type)
         types.setdefault(row, set()).add(ranked.layer_type)
         for layer in ranked.layers:
-            index = next((part for part in layer.name.split(".") if part.isdigit()), _OUTSIDE)
+            index = layer_number(layer.name, layer.layer_type) or _OUTSIDE
             groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in selected))
     # Indices stay text, since one may have more digits than int() takes. Shorter ones first is their order.
     columns = sorted({i for group in groups.values() for i in group}, key=lambda i: (i != _OUTSIDE, len(i), i))

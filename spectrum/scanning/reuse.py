@@ -11,8 +11,8 @@ from dataclasses import replace
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk.weight_files import has_weights
 from spectrum.errors import CheckpointError, LayerTypeError, SpectrumError
-from spectrum.layer_types import match_types
-from spectrum.records import ModelInfo, Provenance, ScanResult
+from spectrum.layer_types import match_types, possible_types
+from spectrum.records import ModelInfo, Provenance, ScanResult, layer_name
 from spectrum.scanning.assemble import merge
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
 from spectrum.text import listed, nearest, plural, proposal
@@ -128,7 +128,7 @@ def add_to_cached(
         # The user asked for the cached scan's revision and class; `request_missing` only repeated them.
         revision, class_asked = cached.provenance.revision, cached.provenance.class_asked
         result = replace(result, provenance=replace(result.provenance, revision=revision, class_asked=class_asked))
-    wanted = match_types(request.layer_types or (), result.scanned)
+    wanted = match_types(request.layer_types or (), _layers_by_type(result))
     return replace(scanned, result=result.only(wanted))
 
 
@@ -148,15 +148,32 @@ def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tu
     if patterns is None:
         return None, []
     if cached.info is not None:
-        wanted = match_types(patterns, cached.info.layer_types)
+        wanted = match_types(patterns, _layers_by_type(cached))
         return wanted, [layer_type for layer_type in wanted if layer_type not in cached.scanned]
     wanted, missing = [], []
     for pattern in patterns:
         try:
-            wanted += match_types([pattern], cached.scanned)
+            wanted += match_types([pattern], _layers_by_type(cached))
         except SpectrumError:
             missing.append(pattern)  # the model may have such a type
     return [*wanted, *missing], missing
+
+
+def _layers_by_type(scan: ScanResult) -> dict[str, list[str]]:
+    """The names of the layers of each type, types in display order.
+
+    The sidecar of an early version does not say which type a layer has. Of a type that is not scanned, the layers are
+    then those whose paths allow it. Without a sidecar, the types are those that are scanned.
+    """
+    scanned = {layer_type: [layer.name for layer in layers] for layer_type, layers in scan.by_type().items()}
+    if scan.info is None:
+        return {layer_type: scanned.get(layer_type, []) for layer_type in scan.scanned}
+    layers = {name: known or scanned.get(name, []) for name, known in scan.info.layers_by_type().items()}
+    unknown = {layer_type for layer_type, known in layers.items() if not known}
+    for path in map(layer_name, scan.info.parameters if unknown else ()):
+        for layer_type in possible_types(path) & unknown:
+            layers[layer_type].append(path)
+    return layers
 
 
 def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: ScanResult) -> str | None:

@@ -117,7 +117,7 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     for warning in checkpoint.warnings:
         callbacks.warn(warning)
     num_layers = Counter(weight.layer_type for weight in checkpoint.weights)
-    allowed = match_types(request.layer_types or ["all"], checkpoint.provenance.info.layer_types)
+    allowed = match_types(request.layer_types or ["all"], checkpoint.provenance.info.layers_by_type())
     asked = time.monotonic()
     batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
@@ -130,7 +130,7 @@ def _skip_cached_types(prepared: _PreparedScan, cached: ScanResult | None, reque
     layer_types = request.layer_types or ()
     if cached is not None:
         _, layer_types = wanted_and_missing(cached, layer_types)
-    all_types = prepared.checkpoint.provenance.info.layer_types
+    all_types = prepared.checkpoint.provenance.info.layers_by_type()
     job = replace(prepared.job, layer_types=tuple(match_types(layer_types, all_types)))
     return replace(prepared, job=job)
 

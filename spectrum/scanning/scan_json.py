@@ -241,12 +241,13 @@ def _parse_provenance(entries: Mapping[str, Any]) -> Provenance:
 
 
 def _parse_parameter(entry: Mapping[str, Any]) -> Parameter:
-    tied_to = entry.get("tied_to")
+    tied_to, layer_type = entry.get("tied_to"), entry.get("layer_type")
     return Parameter(
         shape=_parse_shape(entry["shape"]),
         dtype=_parse_word(entry["dtype"]),
         tied_to=None if tied_to is None else _parse_path(tied_to),
         module=_parse_optional_word(entry.get("module")),
+        layer_type=None if layer_type is None else _parse_path(layer_type),
     )
 
 

@@ -102,7 +102,7 @@ def scan_model(
     unwrapped = _unwrapped(model)
     name = str(getattr(unwrapped, "name_or_path", "") or type(unwrapped).__name__)
     checkpoint = of_model(unwrapped, name)
-    types = match_types(layer_types, checkpoint.provenance.info.layer_types)
+    types = match_types(layer_types, checkpoint.provenance.info.layers_by_type())
     weights = [weight for weight in checkpoint.weights if weight.layer_type in types]
     devices = _devices(unwrapped, device, callbacks)
     _finish_queued_work(unwrapped)

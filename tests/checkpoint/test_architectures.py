@@ -42,24 +42,37 @@ def parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def owners(model: torch.nn.Module) -> dict[str, str]:
-    """Every layer to score with its parameter's name, in model order: modules with a `weight`, and bare matrices."""
+    """Every layer to score with its parameter's name, in model order: modules with a `weight`, and bare matrices.
+
+    Of a weight under weight normalization, the parameter is the direction.
+    """
     return {
-        (path if own == "weight" else f"{path}.{own}"): f"{path}.{own}"
+        (path.removesuffix(".parametrizations.weight") if own in ("weight", "original1") else f"{path}.{own}"): (
+            f"{path}.{own}"
+        )
         for path, module in model.named_modules(remove_duplicate=False)
         for own, _ in module.named_parameters(recurse=False)
-        if own == "weight" or BARE_MATRICES.search(f"{path}.{own}")
+        if own in ("weight", "original1") or BARE_MATRICES.search(f"{path}.{own}")
     }
 
 
 def as_matrices(model: torch.nn.Module, parameter: str) -> torch.Tensor:
     """A parameter of a loaded model as the contract has it scored: (matrices, n, m)."""
     module, value = model.get_submodule(parameter.rpartition(".")[0]), model.get_parameter(parameter).detach()
+    if parameter.endswith(".original1"):
+        norms = model.get_parameter(parameter.replace("original1", "original0")).detach()
+        kept = model.get_submodule(
+            f"{parameter.rpartition('.')[0]}.0"
+        ).dim  # of the weight's dimensions; a norm is one over all others
+        length = value.double().pow(2).sum([d for d in range(value.ndim) if d != kept], keepdim=True).sqrt()
+        value = (norms.double() * value.double() / length).to(value.dtype)
+        module = model.get_submodule(parameter.removesuffix(".parametrizations.weight.original1"))
     if value.ndim == 1:
         return value.reshape(1, 1, -1)
     if isinstance(module, torch.nn.ConvTranspose1d):
         assert module.groups == 1
         value = value.transpose(0, 1)
-    if value.ndim == 2 or type(module).__name__.startswith("Conv"):
+    if value.ndim == 2 or "Conv" in type(module).__name__:
         return value.reshape(1, len(value), -1)
     return value
 
@@ -202,16 +215,18 @@ def test_the_entries_match_the_parameters_of_the_selected_modules_and_no_others(
     selected = {layer.name for kind in chosen.types for layer in kind.selected}
     if not embeddings:
         # Whatever shares its values with one of these would train them, too.
-        ends = {name_of(model, getter) for getter in ("get_output_embeddings", "get_input_embeddings")} - {None}
-        values = [model.get_parameter(name) for name in ends]
+        named = {name_of(model, getter) for getter in ("get_output_embeddings", "get_input_embeddings")} - {None}
+        values = [model.get_parameter(name) for name in named]
         parameter_of = owners(model)
         selected -= {name for name in selected if any(model.get_parameter(parameter_of[name]) is v for v in values)}
     entries = [entry for group in chosen.entries().values() for entry in group]
     names = list(parameters(model))
     matched = {entry: {name for name in names if re.match(entry, name)} for entry in entries}
     assert all(matched.values()), matched
-    # A fused stack's bias lies beside it, a module's within it.
-    intended = {n for n in names if {n, n.rpartition(".")[0], n.removesuffix("_bias")} & selected}
+    # A fused stack's bias lies beside it, a module's within it, and so do the parts of a normalized weight.
+    normalized = ".parametrizations.weight."
+    ends = {n: {n, n.rpartition(".")[0], n.removesuffix("_bias"), n.partition(normalized)[0]} for n in names}
+    intended = {n for n in names if ends[n] & selected}
     assert set().union(*matched.values()) == intended
 
 

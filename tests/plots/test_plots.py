@@ -256,6 +256,22 @@ def test_infinity_and_zero_have_signs_and_what_is_missing_has_nothing() -> None:
     assert "dashed" not in notes
 
 
+def test_the_column_of_a_layer_is_the_number_that_counts_it() -> None:
+    # Blocks of a stage, experts in a layer, and sublayers of a block: the type says which number counts.
+    layers = [
+        *((f"swin.layers.1.blocks.{i}.fc", "swin.layers.1.blocks.fc", 2.0 + i) for i in range(2)),
+        *((f"h.{i}.block.1.q", "block.1.q", 3.0 + i) for i in (5, 6)),
+        ("swin.layers.7.merge", "merge", 4.0),
+    ]
+    assert boxes(drawn(top_percent(scan(*layers), "50")), "scores").keys() == {
+        ("swin.layers.1.blocks.fc", "0"),
+        ("swin.layers.1.blocks.fc", "1"),
+        ("block.1.q", "5"),
+        ("block.1.q", "6"),
+        ("merge", "7"),
+    }
+
+
 def test_what_does_not_occur_is_not_explained() -> None:
     figure = drawn(top_percent(scan(("h.0.a", "a", 3.0), ("h.1.a", "a", 2.0)), "50"))
     assert written(figure).splitlines() == ["org/model", "outlined: top 50 percent of each layer type"]

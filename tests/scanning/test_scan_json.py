@@ -296,7 +296,7 @@ RECORDED = replace(
         info=replace(
             PROVENANCE.info,
             parameters={
-                "h.0.up.weight": Parameter((8, 4), "bfloat16", module="Linear"),
+                "h.0.up.weight": Parameter((8, 4), "bfloat16", module="Linear", layer_type="up"),
                 "h.1.up.weight": Parameter((8, 4), "bfloat16", "h.0.up.weight", "Linear"),
                 "norm.weight": Parameter((4,), "float32"),
             },
@@ -310,7 +310,7 @@ def test_the_sidecar_records_edges_and_of_parameters_what_there_is_to_say(tmp_pa
     meta = json.loads((tmp_path / SIDECAR).read_text())
     assert meta["edges"] == {"h.0.up": [3, 60, 0.25, 0.5], "h.1.up": [0, 8, 1e-9, 0.0]}
     assert meta["parameters"] == {
-        "h.0.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "module": "Linear"},
+        "h.0.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "module": "Linear", "layer_type": "up"},
         "h.1.up.weight": {"shape": [8, 4], "dtype": "bfloat16", "tied_to": "h.0.up.weight", "module": "Linear"},
         "norm.weight": {"shape": [4], "dtype": "float32"},
     }
@@ -322,13 +322,14 @@ def test_what_lies_at_the_edges_changes_nothing_of_the_scan_itself(tmp_path: Pat
     assert save(tmp_path, RECORDED).read_bytes() == scan
 
 
-def test_a_sidecar_from_before_edges_ties_and_modules_were_recorded_is_read(tmp_path: Path) -> None:
+def test_a_sidecar_from_before_edges_ties_modules_and_types_were_recorded_is_read(tmp_path: Path) -> None:
     save(tmp_path, RECORDED)
     meta = json.loads((tmp_path / SIDECAR).read_text())
     del meta["edges"]
     for parameter in meta["parameters"].values():
         parameter.pop("tied_to", None)
         parameter.pop("module", None)
+        parameter.pop("layer_type", None)
     (tmp_path / SIDECAR).write_text(json.dumps(meta))
     assert RECORDED.provenance is not None
     bare = {name: Parameter(own.shape, own.dtype) for name, own in RECORDED.provenance.info.parameters.items()}

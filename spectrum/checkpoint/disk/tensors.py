@@ -149,8 +149,10 @@ def read_errors(file: Path) -> Iterator[None]:
         raise read_failure(file, error) from error
 
 
-def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
+def read_tensor(tensor: StoredTensor, index: int | slice | None = None) -> torch.Tensor:
     """Read a stored tensor in its stored dtype, or only row `index` of its first dimension, which is then dropped.
+
+    A slice, which has a start and an end, selects several rows, and the dimension is kept.
 
     Reads only the bytes from the first element to the last, into new memory. The file is not mapped, because a process
     dies if a mapped file is truncated meanwhile. Raises CheckpointError if the file can no longer be read, or has
@@ -158,7 +160,10 @@ def read_tensor(tensor: StoredTensor, index: int | None = None) -> torch.Tensor:
     """
     dtype = torch_dtype(tensor)
     shape, stride, offset = tensor.shape, tensor.stride or _contiguous_stride(tensor.shape), tensor.offset
-    if index is not None:
+    if isinstance(index, slice):
+        offset += index.start * stride[0] * dtype.itemsize
+        shape = (index.stop - index.start, *shape[1:])
+    elif index is not None:
         offset += index * stride[0] * dtype.itemsize
         shape, stride = shape[1:], stride[1:]
     elements = 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
