@@ -130,8 +130,11 @@ def select(
         return selection.top_params(result, _decimal(top_params), embeddings=embeddings)
     percent = selection.DEFAULT_PERCENT if top_percent is None else top_percent
     selected = selection.top_percent(result, _decimal(percent), embeddings=embeddings)
+    alone = "nothing but input embedding and output head trains: " if selected.embedding_parameters() else ""
     if not any(ranked.num_selected for ranked in selected.types):
-        _warn(f"{selected.percent} percent of no layer type is a whole layer")
+        _warn(f"{alone}{selected.percent} percent of no layer type is a whole layer")
+    elif selected.only_embeddings():
+        _warn("nothing but input embedding and output head trains: no other layer is selected")
     return selected
 
 

@@ -391,9 +391,18 @@ def test_what_is_no_percentage_is_a_value_error(sample: ScanResult, argument: st
 
 
 def test_a_selection_without_a_layer_is_warned_of(sample: ScanResult) -> None:
-    with pytest.warns(UserWarning, match="^1 percent of no layer type is a whole layer$") as told:
+    with pytest.warns(
+        UserWarning, match="embedding and output head trains: 1 percent of no layer type is a whole layer$"
+    ) as told:
         spectrum.select(sample, 1)
     assert told[0].filename == __file__
+
+
+def test_a_selection_of_embeddings_alone_is_warned_of(sample: ScanResult) -> None:
+    alone = sample.only(["lm_head", "model.embed_tokens"])
+    with pytest.warns(UserWarning, match="nothing but input embedding and output head trains: no other layer"):
+        spectrum.select(alone, 100)
+    spectrum.select(sample, 100)
 
 
 def test_both_percentages_are_a_value_error(sample: ScanResult) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization, unfilled
 from spectrum.checkpoint.config import read_config
-from spectrum.checkpoint.disk.other_formats import adapter_warning
+from spectrum.checkpoint.disk.other_formats import adapter_warnings
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders, fits, missing_parameters
 from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
@@ -119,7 +119,7 @@ def open_checkpoint(
         versions=_versions(),
         info=description.info,
     )
-    warnings = (*_adapter_warnings(directory, resolved.commit), *_memory_warnings(matched.source), *name_warnings)
+    warnings = (*adapter_warnings(directory, resolved.commit), *_memory_warnings(matched.source), *name_warnings)
     return Checkpoint(
         directory, provenance, description.weights, warnings, matched.source, description.groups, description.norms
     )
@@ -166,7 +166,7 @@ def describe_model(
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
-    warnings = (*_adapter_warnings(directory, None if local else directory.name), *name_warnings)
+    warnings = (*adapter_warnings(directory, None if local else directory.name), *name_warnings)
     return describe(meta, holders, specs).info, warnings, conversion.renaming(meta)
 
 
@@ -290,11 +290,6 @@ def _other_classes(
             yield other, _stream(directory, other, stored, is_quantized=is_quantized)
         except (CheckpointError, conversion.MappingUnavailableError):  # this class cannot be built from the config
             continue
-
-
-def _adapter_warnings(directory: Path, commit: str | None) -> Iterator[str]:
-    if warning := adapter_warning(directory, commit):
-        yield warning
 
 
 def _memory_warnings(source: ParameterSource) -> Iterator[str]:

@@ -86,6 +86,7 @@ def select(
         wrapped(in_line(scan.origin), columns, "  "),
         report.summary(chosen, columns, colours=colours),  # only this part may hold escape sequences: colours
         wrapped(visible("\n".join(margins.notes(chosen.types))), columns, "  "),
+        wrapped(visible(_unscored_note(scan.result)), columns, "  "),
         wrapped(visible(compared), columns, "  "),
         wrapped(equivalent, columns, "  "),
         "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus, columns),
@@ -215,16 +216,18 @@ def _chosen(options: SelectOptions, result: ScanResult) -> Selection:
 
 
 def _check_any(chosen: Selection, callbacks: ScanCallbacks) -> None:
-    """Warn if no layer is selected. Raises SpectrumError if nothing at all would train."""
-    if any(chosen.layers().values()):
+    """Warn if nothing but embeddings trains. Raises SpectrumError if nothing at all would train."""
+    if any(chosen.layers().values()) and not chosen.only_embeddings():
         return
-    if any(ranked.num_selected for ranked in chosen.types):
+    if chosen.only_embeddings():
+        reason = "no other layer is selected; choose other --layer-types, or raise --top-percent"
+    elif any(ranked.num_selected for ranked in chosen.types):
         reason = "--no-embeddings keeps every selected layer frozen"
     else:
         reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"
     if not chosen.embedding_parameters():
         raise SpectrumError(f"nothing to train: {reason}")
-    callbacks.warn(reason)
+    callbacks.warn(f"nothing but input embedding and output head trains: {reason}")
 
 
 def _write(
@@ -255,6 +258,10 @@ def _write(
         heatmap.heatmap(chosen, options.plot)
         files.append(("picture", options.plot))
     return list_file, [*files, ("list", list_file)]
+
+
+def _unscored_note(result: ScanResult) -> str:
+    return "" if result.info is None else selection.unscored_note(result.info) or ""
 
 
 def _compared(chosen: Selection, other: ScanResult, columns: int | None) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from spectrum.records import ScanResult
+from spectrum.records import WEIGHT_NORM, ModelInfo, ScanResult
 
 # The two names that the reference always writes. They are used only for scans of other tools, which name no embeddings.
 LLAMA_HEAD = "lm_head.weight"
@@ -46,8 +46,7 @@ class ParameterIndex:
         if info is None:
             layers = [*(layer.name for layer in result.whole.layers), *result.left_out]
             return cls((f"{layer}.weight" for layer in layers), embedding_parameters=(LLAMA_HEAD, LLAMA_EMBEDDING))
-        names = [name for name in (info.head, info.embedding) if name is not None]
-        return cls(info.parameters, info.tied(), names)
+        return cls(info.parameters, info.tied(), _embedding_parameters(info))
 
     def starting_with(self, prefix: str) -> list[str]:
         """The names that start with a prefix, sorted."""
@@ -57,8 +56,12 @@ class ParameterIndex:
         return self._sorted[start:end]
 
     def own(self, layer: str) -> list[str]:
-        """The parameters of a layer itself: a module's weight and bias, or a bare parameter and the bias beside it."""
-        candidates = (f"{layer}.weight", f"{layer}.bias", layer, f"{layer}_bias")
+        """The parameters of a layer itself: a module's weight and bias, or a bare parameter and the bias beside it.
+
+        Under weight normalization, two parameters take the place of the weight.
+        """
+        normalized = (f"{layer}.{name}" for name in WEIGHT_NORM)
+        candidates = (f"{layer}.weight", *normalized, f"{layer}.bias", layer, f"{layer}_bias")
         return [name for name in candidates if name in self._names]
 
     def owner(self, name: str) -> str:
@@ -70,13 +73,24 @@ class ParameterIndex:
         return any(self.owner(name) in self._embedding_owners for name in (layer, f"{layer}.weight"))
 
 
+def _embedding_parameters(info: ModelInfo) -> list[str]:
+    """The output head and the owner of the input embedding, and the owner of the head if that is a third parameter.
+
+    A tied head keeps its name, although trainers see only the owner: Axolotl looks for the word `lm_head`.
+    """
+    head = [] if info.head is None else [info.head]
+    embedding = [] if info.embedding is None else [info.owner(info.embedding)]
+    return list(dict.fromkeys([*head, *embedding, *map(info.owner, head)]))
+
+
 def unfrozen_entries(
     layers: Layers, index: ParameterIndex, embedding_parameters: Iterable[str]
 ) -> dict[str, list[str]]:
     """The entries of each layer type.
 
     Every trainer reads an entry as a prefix. So the bare name of a layer is an entry only if every parameter whose name
-    starts with it is selected. Otherwise each of the layer's own parameters is an entry.
+    starts with it is selected. Otherwise each of the layer's own parameters is an entry, and is anchored (`^name$`) if
+    it is the beginning of another parameter's name.
 
     A tied parameter is followed by its owner, unless the list has it already: trainers see only the owner.
 
@@ -93,7 +107,8 @@ def unfrozen_entries(
         entries[layer_type] = []
         for layer in group:
             owners = [owner for name in own[layer] if (owner := index.owner(name)) not in covered]
-            entries[layer_type] += [*_layer_entries(layer, index, selected), *owners]
+            own_entries = _layer_entries(layer, index, selected)
+            entries[layer_type] += [*own_entries, *(_parameter_entry(owner, index, selected) for owner in owners)]
             covered.update(owners)
     return entries
 
@@ -102,7 +117,13 @@ def _layer_entries(layer: str, index: ParameterIndex, selected: Collection[str])
     """The entries of one layer. selected: the parameters of all selected layers."""
     if all(name in selected for name in index.starting_with(layer)):
         return [layer]
-    return index.own(layer) or [f"{layer}.weight"]
+    return [_parameter_entry(name, index, selected) for name in index.own(layer) or [f"{layer}.weight"]]
+
+
+def _parameter_entry(parameter: str, index: ParameterIndex, selected: Collection[str]) -> str:
+    """The entry of one parameter. selected: the parameters of all selected layers."""
+    others = (name for name in index.starting_with(parameter) if name != parameter)
+    return parameter if all(name in selected for name in others) else f"^{parameter}$"
 
 
 def render_axolotl(entries: Layers, embedding_parameters: Iterable[str]) -> str:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from spectrum.errors import SelectionError, short_traceback
 from spectrum.files import write_atomically
-from spectrum.records import ScanResult
+from spectrum.records import ModelInfo, ScanResult
 from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
 from spectrum.selection.margins import RankedType, legend
-from spectrum.text import aligned, html, in_line
+from spectrum.text import aligned, html, in_line, listed
 
 DEFAULT_PERCENT = "50"
 MAX_PERCENT_LENGTH = 24  # characters, since the percentage becomes part of a file's name
+_UNSCORED_PERCENT = 1.0  # a smaller share of the parameters is not worth a note
 _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
@@ -84,6 +85,11 @@ class Selection:
         write_atomically(file, render_axolotl(self.entries(), self.embedding_parameters()))
         return file
 
+    def only_embeddings(self) -> bool:
+        """Whether layers train, but no other than input embedding and output head."""
+        names = [name for names in self.layers().values() for name in names]
+        return bool(names) and all(map(self._index.is_embedding, names))
+
     def __repr__(self) -> str:
         return "\n\n".join(filter(None, (self._title(), aligned(self.rows()), legend(self.types))))
 
@@ -110,6 +116,26 @@ def _row(ranked: RankedType) -> tuple[str, ...]:
         lowest, highest = (f"{layer.snr:.4g}" for layer in (ranked.layers[-1], ranked.layers[0]))
     count = f"{ranked.num_selected} of {len(ranked.layers)}"
     return ranked.layer_type, count, lowest, highest, ranked.describe_margin()
+
+
+def unscored_note(info: ModelInfo) -> str | None:
+    """A note on weights that are never selected because no rule scores them; None if they are few."""
+    names = _unscored(info)
+    share = 100 * info.num_elements(names) / max(info.num_elements(info.parameters), 1)
+    if share < _UNSCORED_PERCENT:
+        return None
+    largest = sorted(names, key=lambda name: -info.num_elements([name]))
+    return (
+        f"{share:.3g} percent of the parameters are in weights that are not scored, and so are never selected: "
+        f"{listed(largest, 3)}"
+    )
+
+
+def _unscored(info: ModelInfo) -> list[str]:
+    """The owners of matrices and larger tensors that are not scored. Scans of early versions do not tell."""
+    scored = {info.owner(name) for name, parameter in info.parameters.items() if parameter.layer_type is not None}
+    others = info.owners(name for name in info.parameters if info.owner(name) not in scored)
+    return [name for name in others if scored and sum(size > 1 for size in info.parameters[name].shape) > 1]
 
 
 def parse_percent(text: str) -> str:

@@ -119,22 +119,40 @@ def _wrong_matches(matches: Matches, model: ModelInfo, named: Container[str]) ->
 
     named: all names of modules and parameters.
     """
-    beyond = [text for entry, names in matches.items() for text in _matches_outside(entry, names, model, named)]
+    named_by_entry = {n for entry, names in matches.items() for n in names if _is_within(n, matching.name_in(entry))}
+    beyond = [
+        text
+        for entry, names in matches.items()
+        for text in _matches_outside(entry, names, model, named, named_by_entry)
+    ]
     yield from _in_brief(beyond, "also match what they do not name")
     missing = [text for entry, names in matches.items() for text in _missing_rows(entry, names, model)]
     yield from _in_brief(missing, "select rows that are not there")
 
 
-def _matches_outside(entry: str, names: Iterable[str], model: ModelInfo, named: Container[str]) -> Iterator[str]:
-    """The problem of an entry that also matches parameters outside the module or parameter that it names.
+def _is_within(parameter: str, name: str | None) -> bool:
+    """Whether a parameter has this name, or is in the module of this name. The bias beside a bare parameter is, too."""
+    return name is not None and (parameter in (name, f"{name}_bias") or parameter.startswith(f"{name}."))
 
-    A pattern may match anything. named: all names of modules and parameters.
+
+def _matches_outside(
+    entry: str, names: Iterable[str], model: ModelInfo, named: Container[str], named_by_entry: Container[str]
+) -> Iterator[str]:
+    """The problem of an entry that also matches parameters that neither it nor another entry names.
+
+    A pattern may match anything.
+
+    Args:
+        entry: the entry.
+        names: the parameters that it matches.
+        model: the model.
+        named: all names of modules and parameters.
+        named_by_entry: the parameters that are named by an entry, or are in a module that is.
     """
     name = matching.name_in(entry)
     if name is None or name not in named:
         return
-    # The bias beside a bare parameter belongs to it.
-    beyond = sorted(n for n in names if n not in (name, f"{name}_bias") and not n.startswith(f"{name}."))
+    beyond = sorted(n for n in names if n not in named_by_entry)
     if beyond:
         if name in model.parameters:
             advice = f"write ^{name}$"

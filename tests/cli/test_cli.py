@@ -437,7 +437,8 @@ def test_the_sidecar_says_which_weights_were_scanned(first_scan: FirstScan, weig
     }
     assert (made["head"], made["embedding"]) == ("lm_head.weight", "model.embed_tokens.weight")
     assert made["parameters"] == {
-        f"{name}.weight": {"shape": list(weight.shape), "dtype": "bfloat16"} | module_of(name)
+        f"{name}.weight": {"shape": list(weight.shape), "dtype": "bfloat16", "layer_type": type_of(name)}
+        | module_of(name)
         for name, weight in weights.items()
     }
     assert made["scanned"] == made["layer_types"] == TYPES
@@ -615,6 +616,29 @@ def test_a_run_that_needs_one_more_type_scans_that_alone(fresh: Path) -> None:
     assert headers(fresh / yaml_of("100")) == ["lm_head", "mlp.up_proj"]
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_pattern_means_layers_by_their_paths_whether_or_not_their_types_are_scanned(fresh: Path, early: bool) -> None:
+    scan(fresh, "--layer-types", "*.up_proj")
+    if early:  # as versions wrote it that recorded no types of layers
+        meta = content(fresh / SIDECAR)
+        for parameter in meta["parameters"].values():
+            del parameter["layer_type"]
+        (fresh / SIDECAR).write_text(json.dumps(meta))
+    before = files_below(fresh)
+    done = run(fresh, "--model-name", "tiny_llama", "--layer-types", "model.layers.[0-3].mlp.*")
+    refused(done, "ranked within their whole type", "mlp.down_proj, mlp.gate_proj, mlp.up_proj")
+    assert files_below(fresh) == before
+    assert scan(fresh, "--layer-types", "model.layers.*.mlp.*").out.startswith("Scanned 16 layers")
+    assert headers(fresh / yaml_of("50")) == ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_patterns_that_are_paths_are_answered_from_the_cache(scanned: Path) -> None:
+    assert scan(scanned, "--layer-types", "model.layers.*").err == ""
+    outside = ("lm_head", "model.embed_tokens", "model.norm")
+    assert headers(scanned / yaml_of("50")) == [name for name in TYPES if name not in outside]
+
+
 @pytest.mark.usefixtures("cache_only")
 def test_types_that_the_cache_has_are_selected_without_the_model(scanned: Path) -> None:
     assert scan(scanned, "--layer-types", "*norm", "mlp.up_proj").err == ""
@@ -651,9 +675,19 @@ def test_no_embeddings_leaves_head_and_embedding_frozen(scanned: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache_only")
+def test_a_list_of_embeddings_alone_is_warned_of(scanned: Path) -> None:
+    done = scan(scanned, "--top-percent", "100", "--layer-types", "*embed*", "lm_head")
+    assert done.err.startswith("spectrum: warning: nothing but input embedding and output head trains: no other layer")
+    assert not scan(scanned, "--top-percent", "100", "--layer-types", "model.layers.*").err
+
+
+@pytest.mark.usefixtures("cache_only")
 def test_a_percentage_under_a_whole_layer_is_warned_of(scanned: Path) -> None:
     done = scan(scanned, "--top-percent", "12.4")
-    assert done.err == "spectrum: warning: 12.4 percent of no layer type is a whole layer; raise --top-percent\n"
+    assert done.err == (
+        "spectrum: warning: nothing but input embedding and output head trains: "
+        "12.4 percent of no layer type is a whole layer; raise --top-percent\n"
+    )
     assert content(scanned / yaml_of("12.4")) == EMBEDDINGS
     assert headers(scanned / yaml_of("12.4")) == TYPES
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from safetensors.torch import load_file
 
@@ -222,6 +223,16 @@ def test_a_share_that_is_none_is_wrong_usage(value: str, tmp_path: Path) -> None
 def test_there_is_one_share(percent: str, order: int, tmp_path: Path) -> None:
     options = [["--top-percent", percent], ["--top-params", "20"]][::order]
     assert_refused(run(tmp_path, *MODEL, *options[0], *options[1]), "not allowed with argument", status=2)
+
+
+def test_weights_that_no_rule_scores_are_told_from_the_cache_too(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, intermediate_size=16, image_size=64, patch_size=8)
+    transformers.ViTModel(config).save_pretrained(tmp_path / "model")
+    note = "percent of the parameters are in weights that are not scored, and so are never selected: embeddings.pos"
+    assert note in " ".join(run(tmp_path, *MODEL, "--yes").out.split())
+    shutil.rmtree(tmp_path / "model")
+    assert note in " ".join(run(tmp_path, *MODEL, "--yes").out.split())
 
 
 def test_a_scan_without_sizes_has_no_share(tmp_path: Path) -> None:

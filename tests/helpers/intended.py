@@ -13,7 +13,7 @@ Scores = Mapping[str, Mapping[str, Any]]
 def selected(model: Any, scores: Scores, percent: int) -> set[str]:
     """Of each type the best, those first in the model where scores are equal."""
     place = {name: at for at, name in enumerate(parameters(model))}
-    position = {name: min(place[own] for own in weights(name) if own in place) for name in scores}
+    position = {name: min(place[own] for own in weight_names(name) if own in place) for name in scores}
     by_type: dict[str, list[str]] = {}
     for name, entry in scores.items():
         by_type.setdefault(entry["type"], []).append(name)
@@ -32,7 +32,7 @@ def intended(model: Any, scores: Scores, percent: int, embeddings: bool) -> set[
     """
     every = parameters(model)
     names = selected(model, scores, percent)
-    own = {own for name in names for own in (*weights(name), f"{name}.bias", f"{name}_bias")}
+    own = {own for name in names for own in (*weight_names(name), f"{name}.bias", f"{name}_bias")}
     trained = {id(every[name]) for name in own & every.keys()}
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     of_ends = {id(parameter) for module in ends if module is not None for parameter in module.parameters()}
@@ -41,7 +41,7 @@ def intended(model: Any, scores: Scores, percent: int, embeddings: bool) -> set[
     return {name for name, parameter in model.named_parameters() if id(parameter) in trained}
 
 
-def weights(layer: str) -> list[str]:
+def weight_names(layer: str) -> list[str]:
     """The names that the parameters of a layer's weight may have; two under weight normalization."""
     normalized = [f"{layer}.parametrizations.weight.original{i}" for i in range(2)]
     return [layer, f"{layer}.weight", *normalized]

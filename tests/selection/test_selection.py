@@ -250,7 +250,8 @@ def test_embeddings_train_first_and_once_or_never() -> None:
     [
         ("lm_head.weight", "model.embed_tokens.weight", ("lm_head.weight", "model.embed_tokens.weight")),
         (None, "model.embed_tokens.weight", ("model.embed_tokens.weight",)),
-        ("lm_head.weight", None, ("lm_head.weight",)),
+        # The head keeps its line, and the parameter that has its values gets one.
+        ("lm_head.weight", None, ("lm_head.weight", "model.embed_tokens.weight")),
         (None, None, ()),
     ],
 )

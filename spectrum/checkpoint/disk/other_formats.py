@@ -207,8 +207,8 @@ def unfinished_download(names: Collection[str]) -> str | None:
     return next(filter(_PARTIAL.fullmatch, sorted(names)), None)
 
 
-def adapter_warning(directory: Path, commit: str | None) -> str | None:
-    """A warning if an adapter lies beside a model's weights, None if there is none.
+def adapter_warnings(directory: Path, commit: str | None) -> Iterator[str]:
+    """A warning if an adapter lies beside a model's weights.
 
     Where peft is installed, `from_pretrained` attaches such an adapter to the model that it loads. In the case of a
     repository, even that is another model: the one that the adapter names as its base.
@@ -218,15 +218,16 @@ def adapter_warning(directory: Path, commit: str | None) -> str | None:
         commit: of a snapshot from the Hub; None for a local directory.
     """
     if not (directory / "adapter_config.json").is_file():
-        return None
+        return
     if commit is None:
-        return (
+        yield (
             f"{directory} also holds an adapter: where peft is installed, transformers attaches it to the model, and "
             "the names that a trainer sees are others; if it is merged already, remove adapter_config.json and "
             "adapter_model.*"
         )
-    return (
-        "the repository also holds an adapter: where peft is installed, transformers loads the adapter's base model in "
-        "place of these weights, and attaches the adapter; to train these weights, download the repository without "
-        "adapter_config.json"
-    )
+    else:
+        yield (
+            "the repository also holds an adapter: where peft is installed, transformers loads the adapter's base "
+            "model in place of these weights, and attaches the adapter; to train these weights, download the "
+            "repository without adapter_config.json"
+        )
