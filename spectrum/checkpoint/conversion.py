@@ -20,6 +20,19 @@ from spectrum.checkpoint.isolation import quiet
 from spectrum.errors import CheckpointError, first_line
 from spectrum.records import Parameter
 
+# Operations of transformers that treat each matrix of a stack by itself, if none of these attributes names the first
+# dimension, along which the matrices are stacked.
+_MATRIXWISE: Mapping[str, tuple[str, ...]] = {
+    "Force16BytesAlignment": (),
+    "Fp8Dequantize": (),
+    "Inkling2LoopDequantizeExperts": (),
+    "Mxfp4Dequantize": (),
+    **dict.fromkeys(("Chunk", "Concatenate", "Interleave", "Split"), ("dim",)),
+    "Transpose": ("dim0", "dim1"),
+}
+# Operations that treat each tensor of a list by itself.
+_TENSORWISE = ("CompressedTensorsDequantize", "DecompressExperts", "Fp8Dequantize")
+
 
 class MappingUnavailableError(Exception):
     """The installed version of transformers does not provide the mapping from keys to parameters for this model."""
@@ -78,9 +91,9 @@ class StreamedParameters:
         if conversion.converter is None:
             tensor = self.stored[conversion.only_key()]
             return Parameter(tensor.shape, tensor.dtype)
-        self._refuse_unequal(name, conversion)
         expected = tuple(self.model.get_parameter(name).shape)
         is_by_expert = len(expected) == 3 and self._is_by_expert(conversion, expected[0])
+        self._refuse_unequal(name, conversion, expected[0] if is_by_expert else None)
         converted = self._convert(conversion, 0 if is_by_expert else None, _without_values)[name]
         shape = (expected[0], *converted.shape[1:]) if is_by_expert else tuple(converted.shape)
         return Parameter(shape, str(converted.dtype).removeprefix("torch."))
@@ -115,29 +128,44 @@ class StreamedParameters:
                 for keys in self.inputs[name].keys.values():
                     yield from keys
 
-    def _refuse_unequal(self, name: str, conversion: ConversionInput) -> None:
-        """Raises CheckpointError if tensors that a converter combines differ in shape or dtype."""
+    def _refuse_unequal(self, name: str, conversion: ConversionInput, num_experts: int | None) -> None:
+        """Raises CheckpointError if tensors that a converter combines differ in dtype or, among experts, in shape.
+
+        num_experts: of the parameter, if each is converted by itself; None if transformers compares the shapes.
+        """
         for keys in conversion.keys.values():
-            first = self.stored[keys[0]]
-            for tensor in (self.stored[key] for key in keys[1:]):
-                if (first.shape, first.dtype) != (tensor.shape, tensor.dtype):
+            for place, tensor in enumerate(self.stored[key] for key in keys):
+                first = self.stored[keys[place - place % (num_experts or len(keys))]]  # of the same target
+                unequal_shapes = num_experts is not None and first.shape != tensor.shape
+                if first.dtype != tensor.dtype or unequal_shapes:
                     raise CheckpointError(
                         f"{name} cannot be made: {tensor.file} holds {tensor.key} as {tensor.dtype} "
                         f"{list(tensor.shape)}, but {first.key} is {first.dtype} {list(first.shape)}"
                     )
 
     def _is_by_expert(self, conversion: ConversionInput, num_experts: int) -> bool:
-        """Whether one expert can be converted without the others.
+        """Whether one expert can be converted without the others, to the same values.
 
-        It can if each pattern has one tensor per expert, or if each has a single tensor with one row per expert.
+        It can if each pattern has one tensor per expert, or a single tensor with one row per expert, and if no
+        operation mixes experts. A single expert is converted as a whole.
         """
+        if num_experts == 1:
+            return False
+        operations = conversion.converter.operations
+        shapes = [self.stored[keys[0]].shape for keys in conversion.keys.values()]
         lengths = {len(keys) for keys in conversion.keys.values()}
-        return lengths == {num_experts} or self._is_stacked(conversion, num_experts)
-
-    def _is_stacked(self, conversion: ConversionInput, num_experts: int) -> bool:
-        return all(
-            len(keys) == 1 and self.stored[keys[0]].shape[:1] == (num_experts,) for keys in conversion.keys.values()
-        )
+        if lengths == {1}:
+            is_stacked = all(len(shape) > 2 and shape[0] == num_experts for shape in shapes)
+            return is_stacked and all(map(_is_matrixwise, operations))
+        names = [type(operation).__name__ for operation in operations]
+        if names == ["ErnieFuseAndSplitTextVisionExperts"]:  # the experts of each target parameter, one after the other
+            is_along_experts = (operations[0].stack_dim, operations[0].concat_dim) == (0, 1)
+            return is_along_experts and lengths == {num_experts * len(conversion.converter.target_patterns)}
+        if lengths != {num_experts} or "MergeModulelist" not in names:
+            return False
+        merge = names.index("MergeModulelist")
+        is_merged = operations[merge].dim == 0 and all(name in _TENSORWISE for name in names[:merge])
+        return is_merged and all(map(_is_matrixwise, operations[merge + 1 :]))
 
     def _convert(
         self,
@@ -149,19 +177,22 @@ class StreamedParameters:
 
         Args:
             conversion: the tensors, and what converts them.
-            expert: convert only this expert, to stacks of one; None for all experts.
+            expert: convert only this expert of each parameter, to stacks of one; None for all experts.
             read: reads a tensor or, given an index, one row of it.
         """
         converter = copy.deepcopy(conversion.converter)
+        model, num_experts = self.model, 1
+        if expert is not None:
+            model, num_experts = _OneExpert(model), len(model.get_parameter(conversion.first_parameter))
         for pattern, keys in conversion.keys.items():
-            for key, row in _tensors_to_read(keys, expert):
+            for key, row in _tensors_to_read(keys, expert, num_experts):
                 value = read(self.stored[key], row)
                 stacked = value if row is None else value[None]
                 converter.add_tensor(conversion.first_parameter, key, pattern, lambda tensor=stacked: tensor)
         try:
             with quiet():
                 converted = converter.convert(
-                    conversion.first_parameter, model=self.model, config=self.model.config, hf_quantizer=self.quantizer
+                    conversion.first_parameter, model=model, config=self.model.config, hf_quantizer=self.quantizer
                 )
         except Exception as error:  # for example, shapes that do not fit together, or missing scales
             stored = ", ".join(keys[0] for keys in conversion.keys.values())
@@ -267,15 +298,16 @@ def _targets(conversion: ConversionInput) -> list[str]:
     return [conversion.first_parameter, *(conversion.first_parameter.replace(first, pattern) for pattern in further)]
 
 
-def _tensors_to_read(keys: Sequence[str], expert: int | None) -> list[tuple[str, int | None]]:
+def _tensors_to_read(keys: Sequence[str], expert: int | None, num_experts: int) -> list[tuple[str, int | None]]:
     """The keys of the tensors to read, and the row to read of each; None for all rows.
 
     Args:
-        keys: of the tensors that match one pattern: one tensor per expert, or a single one.
+        keys: of the tensors that match one pattern: one tensor per expert of each parameter, or a single one.
         expert: the only expert that is wanted; None for all.
+        num_experts: of each parameter.
     """
     if expert is not None and len(keys) > 1:
-        return [(keys[expert], None)]
+        return [(key, None) for key in keys[expert::num_experts]]
     return [(key, expert) for key in keys]
 
 
@@ -283,3 +315,24 @@ def _without_values(tensor: StoredTensor, index: int | None) -> torch.Tensor:
     """Replaces `read_tensor` where only shape and dtype are wanted: an empty tensor on the meta device."""
     shape = tensor.shape if index is None else tensor.shape[1:]
     return torch.empty(shape, dtype=torch_dtype(tensor), device="meta")
+
+
+def _is_matrixwise(operation: Any) -> bool:
+    """Whether an operation on a stack of matrices, (matrices, n, m), treats each of them by itself."""
+    dims = _MATRIXWISE.get(type(operation).__name__)
+    return dims is not None and all(getattr(operation, dim) % 3 for dim in dims)
+
+
+@dataclass(frozen=True, slots=True)
+class _OneExpert:
+    """A model whose stacks hold one expert: some operations compare a tensor with the parameter that it is made for."""
+
+    model: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        """The parameter, with the first expert only."""
+        parameter: torch.Tensor = self.model.get_parameter(name)
+        return parameter[:1]
