@@ -217,8 +217,10 @@ def made_of(
 ) -> StreamedParameters:
     """Parameters of these shapes, which one converter makes of these tensors; a list for each of its patterns."""
     names = [f"target{place}" for place in range(len(shapes))]
+    patterns = [f"source{place}" for place in range(len(sources))]
     keys: dict[str | None, tuple[str, ...]] = {
-        f"source{i}": tuple(f"source{i}.{j}" for j in range(len(found))) for i, found in enumerate(sources)
+        pattern: tuple(f"{pattern}.{place}" for place in range(len(found)))
+        for pattern, found in zip(patterns, sources, strict=True)
     }
     values = (value.clone() for value in itertools.chain(*sources))
     state = dict(zip(itertools.chain(*keys.values()), values, strict=True))
@@ -227,7 +229,7 @@ def made_of(
     for name, shape in zip(names, shapes, strict=True):
         model.register_parameter(name, torch.nn.Parameter(torch.empty(shape, device="meta")))
     model.config = SimpleNamespace()
-    converter = core_model_loading.WeightConverter(list(keys), names, operations=operations)
+    converter = core_model_loading.WeightConverter(patterns, names, operations=operations)
     made = ConversionInput(names[0], converter, keys)
     return StreamedParameters(model, None, tensors.WeightHeaders(directory).tensors(), dict.fromkeys(names, made), ())
 

@@ -9,29 +9,54 @@ from typing import Any
 import torch
 import transformers
 
-from tests.sweep.sizes import shrunk, sizes
+from tests.sweep.sizes import has_whole_heads, shrunk, sizes
 
 # Parameters of a model: the first size that has at most `SMALL` is taken, else the smallest if it has at most `LARGE`.
 SMALL = 30_000_000
 LARGE = 250_000_000
 
 
-# What the default config of a type lacks, or has wrong, so that transformers itself does not build it.
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1]}
+
+# What the default config of a type or a class lacks, or has wrong, so that transformers itself does not build it.
 SPECIAL: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 8},
     "aya_vision": {"vision_config": {"num_attention_heads": 16}},
     "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": MROPE}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": MROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 11, "num_experts_per_tok": 2}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 704}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [16, 16, 32]}}},
     "esm": {"vocab_size": 64, "pad_token_id": 1, "mask_token_id": 3},
+    "gemma4_assistant": {
+        "text_config": {
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "enable_moe_block": False,
+            "use_double_wide_mlp": False,
+        }
+    },
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "hunyuan_vl_text": {"head_dim": 128},
     "informer": {"prediction_length": 8},
+    "ministral": {"head_dim": 128},
+    "moonshine_streaming": {"num_key_value_heads": 8},
+    "nemotron": {"head_dim": 128, "num_key_value_heads": 8},
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "perceiver": {"num_cross_attention_heads": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }
 
@@ -52,8 +77,10 @@ def build(name: str) -> Any:
     config_class = model_class.config_class
     errors: list[str] = []
     smallest: tuple[int, dict[str, Any]] | None = None
-    for content, size in itertools.product(_contents(config_class), sizes()):
+    for content, size in itertools.product(_contents(model_class), sizes()):
         settings = shrunk(content, size)
+        if not has_whole_heads(content, settings):
+            continue
         try:
             with torch.device("meta"):
                 model = model_class(config_class.from_dict(settings))
@@ -82,12 +109,16 @@ def _merged(content: Any, changes: Any) -> Any:
     return content | {key: _merged(content.get(key), value) for key, value in changes.items()}
 
 
-def _contents(config_class: Any) -> list[dict[str, Any]]:
+def _contents(model_class: Any) -> list[dict[str, Any]]:
+    """Configs of a class to shrink: its default config, and the same without what can be derived."""
+    config_class = model_class.config_class
+    changes = SPECIAL.get(model_class.__name__) or SPECIAL.get(config_class.model_type, {})
     try:
-        config = config_class()
+        content = _merged(config_class().to_dict(), changes)
     except Exception as error:
-        raise NotBuiltError(f"no default config: {_line(error)}") from error
-    content = _merged(config.to_dict(), SPECIAL.get(config.model_type, {}))
+        if not changes:
+            raise NotBuiltError(f"no default config: {_line(error)}") from error
+        content = dict(changes)
     for key in ("dtype", "architectures", "transformers_version", "_name_or_path"):
         content.pop(key, None)
     return [_without(content, DERIVED[3:]), _without(content, DERIVED)]

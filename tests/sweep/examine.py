@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +104,15 @@ def _line(error: BaseException) -> str:
 def _differences(checkpoint: Checkpoint, model: Any, values: dict[str, torch.Tensor], read: Reader) -> Iterator[str]:
     """How what is read differs from the model that transformers loads."""
     info = checkpoint.provenance.info
-    if info.parameters.keys() != values.keys():
-        yield f"other names of parameters: {sorted(info.parameters.keys() ^ values.keys())[0]}"
+    # Positions that are computed are not stored, and therefore not scored.
+    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    left_out = {name for name in values.keys() - info.parameters.keys() if any(re.search(p, name) for p in optional)}
+    if info.parameters.keys() != values.keys() - left_out:
+        yield f"other names of parameters: {sorted(info.parameters.keys() ^ values.keys() - left_out)[0]}"
         return
     owned = {f"{path}.weight".removeprefix(".") for path, module in model.named_modules(remove_duplicate=False)}
     listed = {w.name if w.name in values else f"{w.name}.weight" for w in checkpoint.weights}
-    for name in sorted(owned & values.keys()):
+    for name in sorted(owned & values.keys() - left_out):
         if values[name].numel() and name not in listed:
             yield f"{name} is not among the weights"
     for weight in checkpoint.weights:

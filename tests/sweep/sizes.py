@@ -6,13 +6,14 @@ another width still is, and numbers of heads stay. Numbers of layers, of experts
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 WIDTH = re.compile(
-    r"hidden|intermediate|d_model|d_kv|d_ff|d_state|d_head|dim|dff|ffn|channels|width|embed|embd|inner|rank|n_state"
+    r"hidden|intermediate|d_model|d_latents|d_kv|d_ff|d_state|d_head|dim|dff|ffn|channels|width|embed|embd|inner|rank|n_state"
     r"|planes|filters|_size$"
 )
 # Sizes of what is not a weight, or whose relation to others a common factor would break.
@@ -20,6 +21,8 @@ NOT_WIDTH = re.compile(
     r"image_size|patch_size|window|kernel|vocab|merge|crop|chunk|stride|num_|_layers|drop|_id$|_ids$|ratio|block_size"
     r"|group_size|temporal|max_|sample|tile|pool|context|input_size|dimension$|hop|resolution|downsample"
 )
+WIDTHS_OF_HEADS = ("hidden_size", "d_model", "embed_dim")
+NUMBERS_OF_HEADS = ("num_attention_heads", "num_heads")
 LAYERS = re.compile(r"(^|_)layers$|^n_layers?$|^depth$|^num_blocks$|_depth$|_num_layers$|num_hidden_layers|^n_blocks$")
 EXPERTS = re.compile(r"num_experts$|num_local_experts$|n_routed_experts$|^num_routed_experts$|^n_experts$")
 ACTIVE_EXPERTS = re.compile(r"experts_per_tok|^moe_topk$|^moe_k$|^moe_top_k$|^top_k_experts$|^top_k$")
@@ -77,6 +80,17 @@ def shrunk(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
         else:
             made[key] = _number(key, value, size)
     return made
+
+
+def has_whole_heads(config: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether each width that was a multiple of its number of heads is one in the config that was made, too."""
+    for width, heads in itertools.product(WIDTHS_OF_HEADS, NUMBERS_OF_HEADS):
+        pairs = [(each.get(width), each.get(heads)) for each in (config, made)]
+        before, after = (isinstance(w, int) and isinstance(n, int) and n > 0 and w % n == 0 for w, n in pairs)
+        if before and not after:
+            return False
+    parts = [key for key, value in config.items() if isinstance(value, Mapping)]
+    return all(has_whole_heads(config[key], made[key]) for key in parts)
 
 
 def _number(key: str, value: Any, size: Size) -> Any:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.sweep.__main__ import main
+from tests.sweep.classes import main
 from tests.sweep.sizes import Size, shrunk
 
 # Runs one sweep after another, in a process without other threads. Those after the first read with a fault.
@@ -17,7 +17,7 @@ SWEEPS = """
 import contextlib, io, json, os, time
 import torch
 from spectrum.checkpoint.reader import Checkpoint
-from tests.sweep import __main__ as sweep
+from tests.sweep import classes as sweep
 
 def one_bit(checkpoint, weight, index):
     value = Checkpoint.read(checkpoint, weight, index)

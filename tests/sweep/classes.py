@@ -1,7 +1,7 @@
 """Sweep over the classes of transformers: is every weight read as transformers loads it?
 
-    python -m tests.sweep                       all classes
-    python -m tests.sweep --only 'Qwen3*' --jobs 2
+    python -m tests.sweep.classes                       all classes
+    python -m tests.sweep.classes --only 'Qwen3*' --jobs 2
 
 Each class is built tiny, saved, read, and compared with what `from_pretrained` loads, in a process of its own. The
 table has a row for each class. The exit status is 1 if a row needs work: one that is not as it should be, and that
@@ -43,8 +43,13 @@ MAPPINGS = (
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
 )
 
-# Why a class is not exact, and need not be. A pattern of class names, the beginning of the reason.
-KNOWN: dict[str, str] = {}
+# Why a class is not exact, and need not be: a pattern of class names, and the beginning of the reason.
+KNOWN: dict[str, str] = {
+    # transformers makes the row of the padding token zero on loading, whatever is stored.
+    "ChineseCLIPModel": "text_model.embeddings.word_embeddings.weight has other values",
+    # All of its weights are products of a norm and a direction.
+    "EncodecModel": "CheckpointError: the checkpoint has no weight matrices",
+}
 
 MAX_SECONDS = 120
 MAX_BYTES = 12 << 30  # of addresses, for each process
@@ -133,7 +138,7 @@ def summary(found: Iterable[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None, read: Reader = Checkpoint.read) -> int:
     """Print the table, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sweep", description="Compare all classes of transformers.")
+    parser = argparse.ArgumentParser(prog="python -m tests.sweep.classes", description="All classes of transformers")
     parser.add_argument("--only", metavar="PATTERN", nargs="+", default=["*"], help="only these, as 'Qwen3*'")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes at once (default: 1)")
     options = parser.parse_args(arguments)
