@@ -147,10 +147,8 @@ class StreamedParameters:
         """Whether one expert can be converted without the others, to the same values.
 
         It can if each pattern has one tensor per expert, or a single tensor with one row per expert, and if no
-        operation mixes experts. A single expert is converted as a whole.
+        operation mixes experts.
         """
-        if num_experts == 1:
-            return False
         operations = conversion.converter.operations
         shapes = [self.stored[keys[0]].shape for keys in conversion.keys.values()]
         lengths = {len(keys) for keys in conversion.keys.values()}

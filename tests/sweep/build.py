@@ -13,7 +13,7 @@ from tests.sweep.sizes import has_whole_heads, shrunk, sizes
 
 # Parameters of a model: the first size that has at most `SMALL` is taken, else the smallest if it has at most `LARGE`.
 SMALL = 30_000_000
-LARGE = 250_000_000
+LARGE = 400_000_000
 
 
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1]}
@@ -30,6 +30,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 704}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"mrope_section": [16, 16, 32]}}},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
     "esm": {"vocab_size": 64, "pad_token_id": 1, "mask_token_id": 3},
     "gemma4_assistant": {
         "text_config": {
@@ -51,7 +52,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128},
     "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "hunyuan_vl_text": {"head_dim": 128},
+    "hy_v4_vl": {"text_config": {"rope_parameters": {"mrope_section": [16, 8, 8]}}},
+    "hy_v4_vl_text": {"rope_parameters": {"mrope_section": [16, 8, 8]}},
     "informer": {"prediction_length": 8},
+    "time_series_transformer": {"prediction_length": 8},
+    "T5Gemma2Encoder": {"text_config": {"dropout_rate": 0.0}},
     "ministral": {"head_dim": 128},
     "moonshine_streaming": {"num_key_value_heads": 8},
     "nemotron": {"head_dim": 128, "num_key_value_heads": 8},

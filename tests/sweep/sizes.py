@@ -18,8 +18,8 @@ WIDTH = re.compile(
 )
 # Sizes of what is not a weight, or whose relation to others a common factor would break.
 NOT_WIDTH = re.compile(
-    r"image_size|patch_size|window|kernel|vocab|merge|crop|chunk|stride|num_|_layers|drop|_id$|_ids$|ratio|block_size"
-    r"|group_size|temporal|max_|sample|tile|pool|context|input_size|dimension$|hop|resolution|downsample"
+    r"image_size|patch_size|codebook_size|window|kernel|vocab|merge|crop|chunk|stride|num_|_layers|drop|_id$|_ids$|ratio|block_size"
+    r"|group_size|temporal|max_|sample|tile|pool|context|^input_size|dimension$|hop|resolution|downsample"
 )
 WIDTHS_OF_HEADS = ("hidden_size", "d_model", "embed_dim")
 NUMBERS_OF_HEADS = ("num_attention_heads", "num_heads")
@@ -70,7 +70,9 @@ def shrunk(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
     old_layers = {v for k, v in config.items() if LAYERS.search(k) and isinstance(v, int) and v > 2}
     made: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if key == "per_layer_config" and size.layers is not None and isinstance(value, Mapping):
+            made[key] = {layer: changes for layer, changes in value.items() if int(layer) < size.layers}
+        elif isinstance(value, Mapping):
             is_part = "config" in key or key in ("encoder", "decoder", "generator") or "backbone" in key
             made[key] = shrunk(value, size) if is_part else dict(value)
             if key == "rope_parameters" and "mrope_section" in value:
@@ -83,20 +85,20 @@ def shrunk(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
 
 
 def has_whole_heads(config: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether each width that was a multiple of its number of heads is one in the config that was made, too."""
+    """Whether heads that had a whole, even width have one in the config that was made, too."""
     for width, heads in itertools.product(WIDTHS_OF_HEADS, NUMBERS_OF_HEADS):
         pairs = [(each.get(width), each.get(heads)) for each in (config, made)]
-        before, after = (isinstance(w, int) and isinstance(n, int) and n > 0 and w % n == 0 for w, n in pairs)
+        before, after = (isinstance(w, int) and isinstance(n, int) and n > 0 and w % (2 * n) == 0 for w, n in pairs)
         if before and not after:
             return False
-    parts = [key for key, value in config.items() if isinstance(value, Mapping)]
+    parts = [key for key, value in config.items() if isinstance(value, Mapping) and key in made]
     return all(has_whole_heads(config[key], made[key]) for key in parts)
 
 
 def _number(key: str, value: Any, size: Size) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         return value
-    if key == "upsample_groups":  # one for each channel
+    if key in ("upsample_groups", "num_filters"):  # one for each channel
         return max(1, value // size.factor)
     if re.search(r"num_groups$|norm_groups$", key):
         return 1 if size.factor > 1 else value
