@@ -82,9 +82,11 @@ def build(name: str) -> Any:
     config_class = model_class.config_class
     errors: list[str] = []
     smallest: tuple[int, dict[str, Any]] | None = None
-    for content, size in itertools.product(_contents(model_class), sizes()):
+    for heads, content, size in itertools.product((True, False), _contents(model_class), sizes()):
         settings = shrunk(content, size)
-        if not has_whole_heads(content, settings):
+        if not heads and smallest is not None and smallest[0] <= LARGE:
+            break
+        if has_whole_heads(content, settings) != heads:  # those with whole heads come first
             continue
         try:
             with torch.device("meta"):
@@ -115,7 +117,7 @@ def _merged(content: Any, changes: Any) -> Any:
 
 
 def _contents(model_class: Any) -> list[dict[str, Any]]:
-    """Configs of a class to shrink: its default config, and the same without what can be derived."""
+    """Configs of a class to shrink: its default config, and the same without what may be derived."""
     config_class = model_class.config_class
     changes = SPECIAL.get(model_class.__name__) or SPECIAL.get(config_class.model_type, {})
     try:
@@ -126,7 +128,7 @@ def _contents(model_class: Any) -> list[dict[str, Any]]:
         content = dict(changes)
     for key in ("dtype", "architectures", "transformers_version", "_name_or_path"):
         content.pop(key, None)
-    return [_without(content, DERIVED[3:]), _without(content, DERIVED)]
+    return [content, _without(content, DERIVED[3:]), _without(content, DERIVED)]
 
 
 def _without(content: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
