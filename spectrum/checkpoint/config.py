@@ -14,7 +14,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from spectrum.checkpoint.hub import read_config_file
-from spectrum.checkpoint.isolation import failure_reason, native_class, nothing_fetched, quiet
+from spectrum.checkpoint.mapping.isolation import failure_reason, nothing_fetched, quiet
+from spectrum.checkpoint.model_class import native_class
 from spectrum.errors import CheckpointError
 
 # The largest count for each setting, by its name or by the last word of its name. A model with more would fill the

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
 from spectrum.checkpoint import meta_model
-from spectrum.checkpoint.parameters import ParameterSource
+from spectrum.checkpoint.mapping.parameters import ParameterSource
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import display_order, layer_types
 from spectrum.records import WEIGHT_NORM, LayerWeight, ModelInfo, Parameter, layer_name

@@ -16,16 +16,14 @@ import transformers
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from spectrum.checkpoint.config import config_of_class
-from spectrum.checkpoint.isolation import (
+from spectrum.checkpoint.mapping.isolation import failure_reason, nothing_fetched, quiet
+from spectrum.checkpoint.model_class import (
     AUTO_CLASSES,
     class_of_auto,
-    failure_reason,
     fits,
     native_class,
-    nothing_fetched,
     own_classes,
     part_of,
-    quiet,
     remote_classes,
     takes_whole,
     transformers_model_attribute,

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
-from spectrum.checkpoint import conversion, hub, meta_model, parameters, quantization, unfilled
+from spectrum.checkpoint import hub, meta_model, unfilled
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk.other_formats import adapter_warnings
 from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.mapping import conversion, parameters, quantization
+from spectrum.checkpoint.mapping.keys import MappingUnavailableError, renaming
+from spectrum.checkpoint.mapping.parameters import LoadedParameters, ParameterSource
 from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders, fits, missing_parameters
-from spectrum.checkpoint.parameters import LoadedParameters, ParameterSource
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import WRAPPERS
@@ -167,7 +169,7 @@ def describe_model(
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
     warnings = (*adapter_warnings(directory, None if local else directory.name), *name_warnings)
-    return describe(meta, holders, specs).info, warnings, conversion.renaming(meta)
+    return describe(meta, holders, specs).info, warnings, renaming(meta)
 
 
 def _build(unbuilt: meta_model.Unbuilt, class_name: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
@@ -196,7 +198,7 @@ def _can_fill(resolved: hub.ResolvedModel | None, config: Any, model: Any) -> bo
         return True
     try:
         return fits(model, _stream(directory, model, stored, is_quantized=mode == "dequantized"))
-    except conversion.MappingUnavailableError:
+    except MappingUnavailableError:
         return True
     except CheckpointError:  # stored tensors do not fit together
         return False
@@ -238,7 +240,7 @@ def _match(
     if mode != "loaded":
         try:
             return _match_streamed(directory, config, model, stored, is_quantized=mode == "dequantized")
-        except conversion.MappingUnavailableError as error:
+        except MappingUnavailableError as error:
             names = {name for name, _ in meta_model.named_parameters(model)}
             quantization.refuse_scales(directory, stored, used=stored, absent=names - stored.keys())
             if mode == "dequantized":
@@ -288,7 +290,7 @@ def _other_classes(
         try:
             other = meta_model.build_meta_model(unbuilt, name)
             yield other, _stream(directory, other, stored, is_quantized=is_quantized)
-        except (CheckpointError, conversion.MappingUnavailableError):  # this class cannot be built from the config
+        except (CheckpointError, MappingUnavailableError):  # this class cannot be built from the config
             continue
 
 

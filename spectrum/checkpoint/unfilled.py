@@ -12,9 +12,10 @@ from typing import Any
 
 import transformers
 
-from spectrum.checkpoint import conversion, meta_model
-from spectrum.checkpoint.conversion import StreamedParameters
+from spectrum.checkpoint import meta_model
 from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.mapping.conversion import StreamedParameters
+from spectrum.checkpoint.mapping.keys import keys_for
 from spectrum.checkpoint.matrices import fits
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -80,7 +81,7 @@ def missing_reason(
     lacks = f"{directory} lacks the parameter {listed(missing, limit=1)} of {model_class}"
     num_unused = len(unused)
     unused = [key for key in unused if not _FORMER_BUFFER.search(key)]
-    if reason := wrapped_reason(directory, unused, lambda keys: conversion.keys_for(model, keys, missing)):
+    if reason := wrapped_reason(directory, unused, lambda keys: keys_for(model, keys, missing)):
         return reason
     if fitting := _fitting_class(model, num_unused, others):
         return f"{lacks}, but has all those of {fitting}: scan it with --model-class {fitting}"
@@ -240,7 +241,7 @@ def _change_of_prefix(model: Any, missing: Sequence[str], unused: Sequence[str])
             pairs[old, by_suffix[key[len(old) :]]] += 1
     for (old, new), _ in pairs.most_common(3):
         renamed = {new + key[len(old) :]: key for key in unused if key.startswith(old)}
-        filling = conversion.keys_for(model, renamed, missing)
+        filling = keys_for(model, renamed, missing)
         if 2 * len(filling) > len(renamed):
             name = next((name for name in missing if name in filling), min(filling))
             return _ChangeOfPrefix(renamed[name], name, _advice(old, new))

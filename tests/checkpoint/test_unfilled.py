@@ -13,10 +13,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from spectrum.checkpoint import conversion, hub, parameters
+from spectrum.checkpoint import hub
 from spectrum.checkpoint.config import read_config
-from spectrum.checkpoint.conversion import MappingUnavailableError
 from spectrum.checkpoint.disk import tensors
+from spectrum.checkpoint.mapping import conversion, parameters
+from spectrum.checkpoint.mapping.keys import MappingUnavailableError
 from spectrum.checkpoint.matrices import missing_parameters
 from spectrum.checkpoint.meta_model import MAX_MODULES, Unbuilt, build_meta_model
 from spectrum.checkpoint.reader import open_checkpoint

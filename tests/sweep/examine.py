@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from spectrum.checkpoint.isolation import nothing_fetched, quiet
+from spectrum.checkpoint.mapping.isolation import nothing_fetched, quiet
 from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
 from spectrum.errors import SpectrumError
 from spectrum.records import LayerSnr, LayerWeight

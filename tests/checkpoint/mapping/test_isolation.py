@@ -10,9 +10,9 @@ import pytest
 import transformers
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
-from spectrum.checkpoint import parameters
 from spectrum.checkpoint.disk.tensors import WeightHeaders
-from spectrum.checkpoint.isolation import quiet
+from spectrum.checkpoint.mapping import parameters
+from spectrum.checkpoint.mapping.isolation import quiet
 from tests.helpers.command import tiny_llama
 
 

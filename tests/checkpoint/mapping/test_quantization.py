@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.quantization import check_scales
+from spectrum.checkpoint.mapping.quantization import check_scales
 from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.architectures import llama_like, mixture
@@ -238,7 +238,7 @@ def test_bitsandbytes_is_undone_where_its_package_is_there(tmp_path: Path, bits:
 def test_every_other_method_is_refused_by_name(
     tmp_path: Path, method: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spectrum.checkpoint.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("spectrum.checkpoint.mapping.quantization.find_spec", lambda name: None)
     settings = {"load_in_4bit": True} if method == "bitsandbytes_4bit" else {}
     name = "bitsandbytes" if method and method.startswith("bitsandbytes") else method
     save(llama_model(), tmp_path, {"quant_method": name, **settings})
@@ -247,7 +247,7 @@ def test_every_other_method_is_refused_by_name(
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum.checkpoint.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("spectrum.checkpoint.mapping.quantization.find_spec", lambda name: None)
     save(llama_model(), tmp_path, {"quant_method": "compressed-tensors"})
     with pytest.raises(CheckpointError, match=r"install compressed_tensors"):
         open_checkpoint(str(tmp_path))

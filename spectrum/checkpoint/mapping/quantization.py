@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrum.checkpoint.conversion import StreamedParameters, keys_for
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.isolation import quiet
+from spectrum.checkpoint.mapping.conversion import StreamedParameters
+from spectrum.checkpoint.mapping.isolation import quiet
+from spectrum.checkpoint.mapping.keys import keys_for
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError, first_line
 

@@ -12,10 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from spectrum.checkpoint import conversion
-from spectrum.checkpoint.conversion import MappingUnavailableError, StreamedParameters
 from spectrum.checkpoint.disk.tensors import read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.mapping import conversion, keys
+from spectrum.checkpoint.mapping.conversion import StreamedParameters
+from spectrum.checkpoint.mapping.keys import MappingUnavailableError
 from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
 from spectrum.cli.entry import main
 from spectrum.errors import CheckpointError
@@ -91,7 +92,7 @@ def test_experts_that_cannot_be_converted_singly_are_converted_together_once(
 ) -> None:
     directory = save("mixtral", tmp_path)
     expected = values(open_checkpoint(str(directory)))
-    monkeypatch.setattr(StreamedParameters, "_is_by_expert", lambda *_: False)
+    monkeypatch.setattr(conversion, "is_by_expert", lambda *_: False)
     checkpoint = open_checkpoint(str(directory))
     conversions = []
     convert = StreamedParameters._convert
@@ -149,7 +150,7 @@ def test_a_mapping_that_is_not_what_it_was_is_no_error(tmp_path: Path, monkeypat
     def changed(*_: object) -> None:
         raise TypeError("unexpected argument")
 
-    monkeypatch.setattr(conversion, "_match_keys", changed)
+    monkeypatch.setattr(keys, "_match_keys", changed)
     assert type(open_checkpoint(str(save("llama", tmp_path)))._source).__name__ == "LoadedParameters"
 
 
@@ -160,7 +161,7 @@ def test_what_the_public_loader_would_fill_with_random_numbers_is_refused(
     state = stored(directory)
     del state["model.layers.1.mlp.up_proj.weight"]
     store(directory, state)
-    monkeypatch.setattr(conversion, "_match_keys", None)
+    monkeypatch.setattr(keys, "_match_keys", None)
     with pytest.raises(CheckpointError, match=r"lacks the parameter model\.layers\.1\.mlp\.up_proj\.weight"):
         open_checkpoint(str(directory))
 

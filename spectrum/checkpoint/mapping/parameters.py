@@ -15,7 +15,7 @@ import torch
 
 from spectrum.checkpoint.disk.tensors import read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.isolation import failure_reason, nothing_fetched, quiet
+from spectrum.checkpoint.mapping.isolation import failure_reason, nothing_fetched, quiet
 from spectrum.errors import CheckpointError
 from spectrum.records import Parameter
 from spectrum.text import listed

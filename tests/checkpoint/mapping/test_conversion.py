@@ -15,9 +15,10 @@ import torch
 import transformers
 from transformers import core_model_loading
 
-from spectrum.checkpoint import conversion
-from spectrum.checkpoint.conversion import ConversionInput, StreamedParameters
 from spectrum.checkpoint.disk import tensors
+from spectrum.checkpoint.mapping import conversion
+from spectrum.checkpoint.mapping.conversion import StreamedParameters
+from spectrum.checkpoint.mapping.keys import ConversionInput
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 
