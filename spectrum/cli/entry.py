@@ -21,6 +21,7 @@ from spectrum.cli.terminal import (
     print_result,
     progress_bar,
     shows_colours,
+    tell_of_wait,
     text_columns,
     warn,
 )
@@ -138,7 +139,11 @@ def _run(options: Options) -> commands.ModeOutcome:
     """Run the mode that the options ask for. If there are several processes, the others help the main one to scan."""
     model, mode, quiet = options.model, options.mode, options.quiet
     callbacks = ScanCallbacks(
-        info=note, warn=warn, choose=partial(_choose, options), progress=partial(progress_bar, quiet=quiet)
+        info=note,
+        warn=warn,
+        choose=partial(_choose, options),
+        progress=partial(progress_bar, quiet=quiet),
+        wait=partial(tell_of_wait, quiet=quiet),
     )
     if distributed.rank() > 0:
         follow(callbacks)
@@ -150,8 +155,8 @@ def _run(options: Options) -> commands.ModeOutcome:
         return commands.select(model, mode, callbacks, quiet=quiet, columns=columns, colours=shows_colours())
     with lead():  # the other processes wait until this ends
         if isinstance(mode, CheckOptions):
-            return commands.check(model, mode, warn, quiet=quiet, columns=columns)
-        return commands.plot_spectrum(model, mode)
+            return commands.check(model, mode, callbacks, quiet=quiet, columns=columns)
+        return commands.plot_spectrum(model, mode, callbacks)
 
 
 def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[int | None, list[str]]:

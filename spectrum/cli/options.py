@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -163,10 +164,10 @@ def _may_be_a_model(text: str) -> bool:
 def _fractions(given: Mapping[str, Any]) -> Iterator[str]:
     """Warnings about percentages that are likely to be meant as fractions of 1."""
     for name in ("top_percent", "top_params"):
-        if name in given and Fraction(given[name]) < 1:
-            meant = float(Fraction(given[name]) * 100)
+        if name in given and Fraction(1, 100) <= Fraction(given[name]) < 1:
+            meant = f"{(Decimal(given[name]) * 100).normalize():f}"
             option = f"--{name.replace('_', '-')}"
-            yield f"{option} {given[name]} is less than one percent; write {option} {meant:g} for {meant:g} percent"
+            yield f"{option} {given[name]} is less than one percent; write {option} {meant} for {meant} percent"
 
 
 _Record = TypeVar("_Record", ModelOptions, SelectOptions | CheckOptions | PlotSpectrumOptions)

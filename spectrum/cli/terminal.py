@@ -73,8 +73,8 @@ def can_ask() -> bool:
     """Whether a user at a terminal can answer questions."""
     # A stream that was closed before the start is None.
     terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
-    # The cell of a notebook looks like a terminal, but takes no keys.
-    return terminal and "JPY_PARENT_PID" not in os.environ
+    # The cell of a notebook looks like a terminal, but takes no keys. A dumb terminal cannot draw a dialog.
+    return terminal and "JPY_PARENT_PID" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def text_columns(stream: TextIO | None) -> int | None:
@@ -122,6 +122,12 @@ def note(message: str) -> None:
         text = f"{text[: _MAX_NOTE_LENGTH // 2]} ... {text[-_MAX_NOTE_LENGTH // 2 :]}"
     with tqdm.external_write_mode(file=sys.stderr):  # clears a progress bar, and draws it again below
         print(for_stderr(f"spectrum{process}: {text}"), file=sys.stderr, flush=True)
+
+
+def tell_of_wait(message: str, *, quiet: bool) -> None:
+    """Say to someone at a terminal what the next seconds are for."""
+    if not quiet and sys.stderr is not None and sys.stderr.isatty():
+        note(f"{message} ...")
 
 
 def for_stderr(text: str) -> str:

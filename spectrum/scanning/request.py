@@ -93,12 +93,14 @@ class ScanCallbacks:
         choose: takes the layer types that may be scanned, each with its number of layers; returns the batch size
             (None to fit a memory budget) and the types to scan.
         progress: takes the batches of a scan; returns the display of its progress.
+        wait: takes one line that says what a wait of some seconds is for.
     """
 
     info: Callable[[str], None]
     warn: Callable[[str], None]
     choose: Callable[[Sequence[tuple[str, int]]], tuple[int | None, list[str]]]
     progress: Callable[[Sequence[WeightBatch]], Progress]
+    wait: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True, slots=True)

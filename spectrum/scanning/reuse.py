@@ -70,6 +70,11 @@ def refuse_unknown_layer(request: ScanRequest, layer: str) -> None:
 
 def no_such_layer(model: str, layer: str, names: Iterable[str]) -> LayerTypeError:
     """The error for a layer that the model does not have. names: of the layers that it has."""
+    names = list(names)
+    if of_type := next((name for name in names if name.endswith(f".{layer}")), None):
+        return LayerTypeError(
+            f"{layer!r} is not one layer of {model}; name one of those that end so, such as {of_type}"
+        )
     return LayerTypeError(f"{model} has no layer {layer!r}{proposal(nearest(layer, names))}")
 
 
@@ -82,8 +87,8 @@ def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: Scan
     num_types = len(provenance.info.layer_types) if provenance is not None else 0
     if wanted is None and len(cached.scanned) < num_types:
         callbacks.warn(
-            f"the cached scan has {len(cached.scanned)} of the model's {num_types} layer types; only these are "
-            "selected from, --layer-types all adds the rest"
+            f"the cached scan has only {len(cached.scanned)} of the model's {num_types} layer types, so no layer of "
+            "the others is selected; --layer-types all scans them too"
         )
     if wanted is not None and provenance is None and set(request.layer_types or ()) - set(cached.scanned):
         callbacks.info(
@@ -96,8 +101,8 @@ def outcome_from_cache(cached: ScanResult, request: ScanRequest, callbacks: Scan
         )
     _warn_of_single_experts(cached, request, callbacks.warn)
     of_class = f" ({provenance.info.model_class})" if provenance is not None else ""
-    origin = f"{plural(len(cached.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
     result = cached if wanted is None else cached.only(wanted)
+    origin = f"{plural(len(result.layers), 'layer')} of {request.model}{of_class}, from the cached scan."
     return ScanOutcome(result, request.store.scan_path, origin)
 
 
@@ -138,6 +143,20 @@ def same_weights(first: Provenance | None, second: Provenance | None) -> bool:
         return True
     identities = [(scan.commit, scan.fingerprint, scan.info.model_class) for scan in (first, second)]
     return identities[0] == identities[1]
+
+
+def warn_of_dropped_types(request: ScanRequest, warn: Callable[[str], None]) -> None:
+    """Warn if a scan of some layer types will replace a cached scan that has others."""
+    dropped: list[str] = []
+    with suppress(SpectrumError):  # a cached scan that cannot be read is no loss
+        if request.layer_types is not None and (cached := request.store.load()) is not None:
+            wanted = wanted_and_missing(cached.result, request.layer_types)[0] or ()
+            dropped = [layer_type for layer_type in cached.result.scanned if layer_type not in wanted]
+    if dropped:
+        warn(
+            f"this scan replaces the cached one, and drops {plural(len(dropped), 'layer type')} that it has: "
+            f"{listed(dropped, 3)}; Ctrl-C and --layer-types all keep them"
+        )
 
 
 def wanted_and_missing(cached: ScanResult, patterns: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:

@@ -35,6 +35,7 @@ from spectrum.scanning.reuse import (
     request_missing,
     same_weights,
     wanted_and_missing,
+    warn_of_dropped_types,
 )
 from spectrum.text import duration, plural
 
@@ -75,6 +76,8 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
     written_at = store.written_at()
     local = find_local(request)
     cached = None if request.rescan else load_usable(request, local, callbacks.info)
+    if request.rescan:
+        warn_of_dropped_types(request, callbacks.warn)
     if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
         check_device(request.device)  # it is not needed now, but the same command may scan another model next
         store.remove_leftover_journals()
@@ -111,6 +114,7 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     started = time.monotonic()
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
     request.store.check_space(request.also_written)  # at least for something, before a download
+    callbacks.wait(f"opening {request.model}")
     checkpoint = open_checkpoint_of(request, local)
     num_parameters = len(checkpoint.provenance.info.parameters)
     request.store.check_space(request.also_written, checkpoint.weights, num_parameters)

@@ -126,7 +126,7 @@ def test_defaults_are_offered_in_dialogs_that_leave_stdout_alone(directory: Path
     assert child.exitstatus == 0
     os.close(stdout)
     said = b""
-    while b"--check config.yaml" not in said:
+    while b"--check snr_results_model_unfrozen" not in said:
         said += os.read(screen, 10_000)
     os.close(screen)
     assert said.startswith(b"Scanned 75 layers of model (LlamaForCausalLM)")
@@ -340,8 +340,8 @@ def test_nothing_is_asked_and_a_second_run_asks_nothing_either(
     terminal.start(directory, *args)
     status, _, said = terminal.finished()
     assert status == 0
-    assert [line for line in said if line.startswith("spectrum: ")] == note
-    assert said[-1] == "Check the config: spectrum --model-name model --check config.yaml"
+    assert [line for line in said if line.startswith("spectrum: ")] == ["spectrum: opening model ...", *note]
+    assert said[-1].endswith("--check snr_results_model_unfrozenparameters_50percent.yaml")
     terminal.start(directory, "--top-percent", "25")
     status, batches, said = terminal.finished()
     assert (status, batches) == (0, [])
@@ -354,7 +354,17 @@ def test_a_notebooks_cell_is_asked_nothing(forks: Forks, directory: Path) -> Non
     environment = {"JPY_PARENT_PID": "1"}
     with forks.on_terminal("--model-name", "model", cwd=directory, environment=environment) as (process, screen):
         screen.expect_exact("no terminal to ask on: batch size auto, layer types all")
-        screen.expect_exact("--check config.yaml")
+        screen.expect_exact("--check snr_results_model_unfrozenparameters_50percent.yaml")
+        assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_a_dumb_terminal_is_asked_nothing(forks: Forks, directory: Path) -> None:
+    # It could not draw a dialog.
+    with forks.on_terminal("--model-name", "model", cwd=directory, environment={"TERM": "dumb"}) as (process, screen):
+        screen.expect_exact("opening model ...")
+        screen.expect_exact("no terminal to ask on: batch size auto, layer types all")
+        screen.expect_exact("--check snr_results_model_unfrozenparameters_50percent.yaml")
         assert process.wait() == 0
 
 
@@ -363,7 +373,7 @@ def test_nothing_is_asked_where_stdout_is_no_terminal(terminal: Terminal, direct
     terminal.start(directory, stdout="report.txt")
     status, _, said = terminal.finished()
     assert status == 0
-    assert said[0] == "spectrum: no terminal to ask on: batch size auto, layer types all"
+    assert said[1] == "spectrum: no terminal to ask on: batch size auto, layer types all"
     assert (directory / "report.txt").read_text().startswith("Scanned 75 layers of model")
 
 
