@@ -88,7 +88,10 @@ def _alone(directory: Path, percent: str) -> _Expected:
     done = _spectrum(directory, percent)
     if done.returncode != 0 or "from the cached scan" not in done.stdout:
         raise RuntimeError(f"{directory} has no scan to begin with: {done.stdout}{done.stderr}")
-    written = [directory / line.split()[-1] for line in done.stdout.splitlines()[-3:]]
+    labels = ("scores  ", "sorted scores  ", "list  ")
+    written = [directory / line.split()[-1] for line in done.stdout.splitlines() if line.startswith(labels)]
+    if len(written) != len(labels):
+        raise RuntimeError(f"the command does not say what it wrote: {done.stdout}")
     return _Expected(done.stdout, {path: path.read_bytes() for path in written})
 
 

@@ -612,7 +612,7 @@ def test_keys_of_stored_tensors_reach_no_terminal_as_they_are(run: Run, model: P
     else:
         save(model, state_of(model) | {f"{name}.weight_scale": torch.ones(2)})
     done = run("--model-name", model)
-    assert done.status == (0 if where == "unused" else 1), done.err
+    assert done.status == (0 if where in ("unused", "scale") else 1), done.err  # a scale beside no weight does no harm
     assert_harmless(done, name)
 
 
@@ -731,7 +731,7 @@ def test_a_model_of_an_odd_name_puts_files_nowhere_else(
     shutil.copytree(ROOT / "tests" / "data", tmp_path / "home")  # so that ~ is a directory, though of no model
     before = files_below(tmp_path)
     done = run("--model-name", name, "--results-dir", "r", "--output-dir", "o")
-    assert done.status == 1
+    assert done.status == (2 if name.startswith("https:") else 1)
     assert_harmless(done, name)
     assert files_below(tmp_path) == before
 
