@@ -132,7 +132,7 @@ def select(
     selected = selection.top_percent(result, _decimal(percent), embeddings=embeddings)
     alone = "nothing but input embedding and output head trains: " if selected.embedding_parameters() else ""
     if not any(ranked.num_selected for ranked in selected.types):
-        _warn(f"{alone}{selected.percent} percent of no layer type is a whole layer")
+        _warn(f"{alone}{selection.no_whole_layer(selected)}")
     elif selected.only_embeddings():
         _warn("nothing but input embedding and output head trains: no other layer is selected")
     return selected

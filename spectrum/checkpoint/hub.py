@@ -260,8 +260,8 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
             f"if it is private, set HF_TOKEN or run `hf auth login`{_similar_directory(repo)}"
         )
     return (
-        f"there is no directory {repo!r} here, nothing of it{at} in the Hub's cache, and the Hub does not answer: "
-        f"{first_line(error)}; check the path, or the network{_similar_directory(repo)}"
+        f"there is no directory {repo!r} here{_similar_directory(repo) or '.'} The Hub does not answer "
+        f"({first_line(error)}), and its cache has no repository of that name{at}; check the path, or the network"
     )
 
 

@@ -6,7 +6,7 @@ A cached selection starts in 0.2 s, because functions import what it does not ne
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from spectrum.scanning.reuse import refuse_unknown_layer
 from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.selection import Selection
-from spectrum.text import in_line, plural, visible, wrapped
+from spectrum.text import in_line, listed, plural, visible, wrapped
 from spectrum.trainers import formats
 
 # A layer's name, and the index of a matrix if the layer is a stack of matrices.
@@ -68,7 +68,7 @@ def select(
     _check_any(chosen, callbacks)
     for warning in margins.warnings(chosen.types):
         callbacks.warn(warning)
-    list_file, files = _write(model, options, scan, chosen, None if quiet else callbacks.info)
+    list_file, files, notes = _write(model, options, scan, chosen)
     compared, problem = "", None
     if other is not None:
         limited = other if options.layer_types is None else other.only(scan.result.scanned)
@@ -85,29 +85,42 @@ def select(
     parts = [
         wrapped(in_line(scan.origin), columns, "  "),
         report.summary(chosen, columns, colours=colours),  # only this part may hold escape sequences: colours
-        wrapped(visible("\n".join(margins.notes(chosen.types))), columns, "  "),
-        wrapped(visible(_unscored_note(scan.result)), columns, "  "),
+        wrapped(visible("\n".join(_notes(chosen, adapters=options.format == "peft"))), columns, "  "),
         wrapped(visible(compared), columns, "  "),
         wrapped(equivalent, columns, "  "),
         "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus, columns),
+        wrapped(visible("\n".join(notes)), columns, "  "),
         report.written(files, columns),
-        report.next_steps(form.use, _check_command(model) if form.can_check else (), columns),
+        report.next_steps(form.use, list_file, _check_command(model, list_file) if form.can_check else (), columns),
     ]
     return ModeOutcome("\n\n".join(filter(None, parts)), problem)
 
 
-def _check_command(model: ModelOptions) -> list[str]:
-    """The words of the command that checks a config for this model."""
+def _notes(chosen: Selection, *, adapters: bool) -> list[str]:
+    """Notes on a selection, below its table. adapters: whether the list is for adapters; embeddings get none."""
+    info = chosen.result.info
+    unscored = None if info is None else selection.unscored_note(info)
+    embeddings = [] if adapters else chosen.always_training()
+    frozen = "input embedding and output head train too, selected or not; --no-embeddings keeps them frozen"
+    return [
+        *([f"{listed(embeddings)}: {frozen}"] if embeddings else []),
+        *margins.notes(chosen.types),
+        *([unscored] if unscored else []),
+    ]
+
+
+def _check_command(model: ModelOptions, list_file: Path) -> list[str]:
+    """The words of the command that checks the list for this model."""
     options = {"--revision": model.revision, "--model-class": model.model_class}
     words = ["spectrum", "--model-name", model.model_name]
     words += [word for name, value in options.items() if value is not None for word in (name, value)]
-    return [*words, *(["--trust-remote-code"] if model.trust_remote_code else []), "--check", "config.yaml"]
+    return [*words, *(["--trust-remote-code"] if model.trust_remote_code else []), "--check", str(list_file)]
 
 
 def check(
-    model: ModelOptions, options: CheckOptions, warn: Callable[[str], None], *, quiet: bool, columns: int | None
+    model: ModelOptions, options: CheckOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
 ) -> ModeOutcome:
-    """Compare a list with the names in the model that is to be trained. columns: as of `select`."""
+    """Compare a list with the names in the model that is to be trained. The last three arguments: as of `select`."""
     from spectrum.trainers import lists, matching
     from spectrum.trainers.check import check_list
 
@@ -115,6 +128,7 @@ def check(
     local = hub.resolve_local(model.model_name)
     if local is not None:
         hub.read_config_file(local.directory)
+    callbacks.wait(f"opening {model.model_name}")
     from spectrum.checkpoint.reader import describe_model  # only now, because it imports torch
 
     info, warnings, renamed = describe_model(
@@ -124,7 +138,7 @@ def check(
         trust_remote_code=model.trust_remote_code,
     )
     for warning in warnings:
-        warn(warning)
+        callbacks.warn(warning)
     found = check_list(entry_list, info, renamed)
     count = plural(len(entry_list.entries), "entry", "entries")
     title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
@@ -138,11 +152,11 @@ def check(
         problem = f"{options.check}: {plural(len(found.problems), 'problem')}"
         if quiet:  # the report is not printed
             problem += f"{', the first' if len(found.problems) > 1 else ''}: {found.problems[0]}"
-    return ModeOutcome("" if quiet else wrapped(visible("\n\n".join(parts)), columns, "  "), problem)
+    return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
 
 
-def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutcome:
-    """Draw the singular values of one layer."""
+def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions, callbacks: ScanCallbacks) -> ModeOutcome:
+    """Draw the singular values of one layer. callbacks: as of `select`."""
     from spectrum.plots import figure, histogram
     from spectrum.scanning import uncached
 
@@ -157,6 +171,7 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions) -> ModeOutc
     request = _request(model, SelectOptions(device=options.device, results_dir=options.results_dir), ())
     refuse_unknown_layer(request, named[1])
     figure.check_can_draw(path)
+    callbacks.wait(f"opening {model.model_name}")
     index = None if named[2] is None else int(named[2])
     histogram.spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
     return ModeOutcome(in_line(str(path)))
@@ -224,7 +239,7 @@ def _check_any(chosen: Selection, callbacks: ScanCallbacks) -> None:
     elif any(ranked.num_selected for ranked in chosen.types):
         reason = "--no-embeddings keeps every selected layer frozen"
     else:
-        reason = f"{chosen.percent} percent of no layer type is a whole layer; raise --top-percent"
+        reason = selection.no_whole_layer(chosen)
     if not chosen.embedding_parameters():
         raise SpectrumError(f"nothing to train: {reason}")
     callbacks.warn(f"nothing but input embedding and output head trains: {reason}")
@@ -235,18 +250,10 @@ def _write(
     options: SelectOptions,
     scan: ScanOutcome,
     chosen: Selection,
-    info: Callable[[str], None] | None,
-) -> tuple[Path, list[tuple[str, Path]]]:
-    """Write all files of a selection. Return the path of the list, and all paths with their labels.
-
-    Args:
-        info: is called with notes on the list's format; None for no notes.
-    """
+) -> tuple[Path, list[tuple[str, Path]], Sequence[str]]:
+    """Write all files of a selection. Return the list's path, all paths with their labels, and notes on the list."""
     form = formats.FORMATS[options.format]
     exported = form.render(chosen)
-    if info is not None:
-        for note in exported.notes:
-            info(note)
     sorted_file = sorted_path(options.output_dir, model.model_name)
     write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
     list_file = selection_path(options.output_dir, model.model_name, form.name, chosen.percent, form.ending)
@@ -257,11 +264,7 @@ def _write(
 
         heatmap.heatmap(chosen, options.plot)
         files.append(("picture", options.plot))
-    return list_file, [*files, ("list", list_file)]
-
-
-def _unscored_note(result: ScanResult) -> str:
-    return "" if result.info is None else selection.unscored_note(result.info) or ""
+    return list_file, [*files, ("list", list_file)], exported.notes
 
 
 def _compared(chosen: Selection, other: ScanResult, columns: int | None) -> tuple[str, str | None]:

@@ -92,11 +92,11 @@ def check_summary(check: CheckReport, title: str, columns: int | None) -> str:
     Args:
         check: the findings.
         title: the first line.
-        columns: the width of the table to fit; None if any will do.
+        columns: the width to fit; None if any will do.
     """
     findings = [f"problem: {in_line(text)}" for text in check.problems] or ["ok: every entry does what it says"]
     findings += [f"note: {in_line(text)}" for text in check.notes]
-    parts = [in_line(title), "\n".join(findings)]
+    parts = [wrapped(text, columns, "  ") for text in (in_line(title), "\n".join(findings))]
     if check.rules_differ:
         rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
         parts.append(aligned([("rule", "entries that match", "tensors that train"), *rows], columns))
@@ -115,18 +115,19 @@ def written(paths: Sequence[tuple[str, Path]], columns: int | None) -> str:
     return "\n".join(f"{label:<{width}}  {path}" for label, path in shown)
 
 
-def next_steps(use: str, check: Sequence[str], columns: int | None) -> str:
+def next_steps(use: str, list_file: Path, check: Sequence[str], columns: int | None) -> str:
     """What to do with the list.
 
     Args:
-        use: how trainers use the list.
-        check: the words of the command that checks the list in its place; empty if there is none.
+        use: how trainers use the list; `LIST` stands for its path.
+        list_file: the list's path.
+        check: the words of the command that checks the list; empty if there is none.
         columns: the width to fit; None if any width will do.
     """
-    text = wrapped(use, columns, "  ")
+    text = wrapped(use.replace("LIST", in_line(repr(str(list_file)))), columns, "  ")
     if not check:
         return text
-    label, command = "Check the config:", in_line(shlex.join(check))
+    label, command = "Check the list, or your config with it:", in_line(shlex.join(check))
     if columns is not None and len(label) + 1 + len(command) > columns:
         continued = command if 2 + len(command) <= columns else " \\\n    --check ".join(command.rsplit(" --check ", 1))
         return f"{text}\n{label}\n  {continued}"
@@ -159,7 +160,7 @@ def _memory(
         for sharding, row in sizes.items()
     ]
     title = f"Memory on each device for weights, gradients and optimizer states, in {unit}:"
-    meaning = "to train what is selected, of what training everything takes"
+    meaning = "A of B: A if the selected parameters train, B if all parameters train"
     return (
         f"{wrapped(title, columns)}\n{wrapped(meaning, columns)}\n{aligned([('', *memory.OPTIMIZERS), *rows], columns)}"
     )

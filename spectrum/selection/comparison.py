@@ -138,13 +138,16 @@ def described(comparison: Comparison, columns: int | None = None) -> str:
     first, second = (in_line(selection.result.model) for selection in (comparison.first, comparison.second))
     title = f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:"
     header = ("layer type", "layers", "rank correlation", "enter", "leave")
-    changes = [f"+ {name}" for compared in comparison.types for name in compared.enter]
-    changes += [f"- {name}" for compared in comparison.types for name in compared.leave]
+    enter = [f"+ {name}" for compared in comparison.types for name in compared.enter]
+    leave = [f"- {name}" for compared in comparison.types for name in compared.leave]
+    summary = "of these types, both select the same layers"
+    if enter or leave:
+        summary = f"{plural(len(enter), 'layer enters', 'layers enter')} the selection (+), {len(leave)} leave it (-):"
     parts = [
         title,
-        aligned([header, *map(_row, comparison.types)], columns),
         _depths(comparison, first, second),
-        "\n".join(changes or ["of these types, both select the same layers"]),
+        aligned([header, *map(_row, comparison.types)], columns),
+        "\n".join([summary, *enter, *leave]),
     ]
     sides = ((comparison.only_first, first), (comparison.only_second, second))
     if only := [f"only in {name}: {listed(types)}" for types, name in sides if types]:
@@ -157,11 +160,10 @@ def _depths(comparison: Comparison, first: str, second: str) -> str:
     unequal = [compared for compared in comparison.types if compared.num_first != compared.num_second]
     if not unequal:
         return ""
-    largest = max(unequal, key=lambda compared: max(compared.num_first, compared.num_second))
-    others = f" (and {plural(len(unequal) - 1, 'more type differs', 'more types differ')})" if len(unequal) > 1 else ""
+    example = max(unequal, key=lambda compared: max(compared.num_first, compared.num_second))
     return (
-        f"the depths differ: {first} has {plural(largest.num_first, 'layer')} of {largest.layer_type}, {second} has "
-        f"{largest.num_second}{others}; only layers that both have are compared and selected here"
+        f"the depths differ: {first} has {plural(example.num_first, 'layer')} of {example.layer_type}, {second} has "
+        f"{example.num_second}; this comparison selects only among layers that both have"
     )
 
 

@@ -79,7 +79,7 @@ def legend(types: Sequence[RankedType]) -> str:
     """What the column `margin` of a table means; empty if no type has a margin."""
     if all(ranked.margin is None for ranked in types):
         return ""
-    return "margin: how far the first layer left out scores below the last one selected"
+    return "margin: how far the best layer left out scores below the lowest one selected"
 
 
 def notes(types: Sequence[RankedType]) -> list[str]:
@@ -89,7 +89,7 @@ def notes(types: Sequence[RankedType]) -> list[str]:
     findings = (
         (
             [ranked.layer_type for ranked in tied if ranked.is_constant],
-            "all layers tie, as those of norms do; the first in the model are selected",
+            "all layers have the same score, as norms do; the first in the model are selected",
         ),
         (
             [f"{ranked.layer_type} ({ranked.num_tied})" for ranked in tied if not ranked.is_constant],

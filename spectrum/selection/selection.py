@@ -85,6 +85,13 @@ class Selection:
         write_atomically(file, render_axolotl(self.entries(), self.embedding_parameters()))
         return file
 
+    def always_training(self) -> list[str]:
+        """The layers that train as input embedding or output head, though they are not selected, in model order."""
+        if not self.embeddings:
+            return []
+        left_out = [layer.name for ranked in self.types for layer in ranked.layers[ranked.num_selected :]]
+        return [name for name in left_out if self._index.is_embedding(name)]
+
     def only_embeddings(self) -> bool:
         """Whether layers train, but no other than input embedding and output head."""
         names = [name for names in self.layers().values() for name in names]
@@ -106,15 +113,17 @@ class Selection:
         """A table with a row for each layer type: how many of its layers are selected, their SNR, the cut's margin."""
         header = ("layer type", "selected", "lowest SNR", "highest SNR", "margin")
         layers = sum(len(ranked.layers) for ranked in self.types)
-        selected = sum(ranked.num_selected for ranked in self.types)
-        return [header, *map(_row, self.types), ("total", f"{selected} of {layers}", "", "", "")]
+        chosen = self.layers()  # without embeddings that stay frozen
+        selected = sum(map(len, chosen.values()))
+        rows = [_row(ranked, len(chosen[ranked.layer_type])) for ranked in self.types]
+        return [header, *rows, ("total", f"{selected} of {layers}", "", "", "")]
 
 
-def _row(ranked: RankedType) -> tuple[str, ...]:
+def _row(ranked: RankedType, num_trained: int) -> tuple[str, ...]:
     lowest, highest = "", ""
     if ranked.layers:
         lowest, highest = (f"{layer.snr:.4g}" for layer in (ranked.layers[-1], ranked.layers[0]))
-    count = f"{ranked.num_selected} of {len(ranked.layers)}"
+    count = f"{num_trained} of {len(ranked.layers)}"
     return ranked.layer_type, count, lowest, highest, ranked.describe_margin()
 
 
@@ -200,11 +209,28 @@ def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> 
     first_too_large = bisect_right(range(len(steps)), max_trained, key=num_trained)
     if first_too_large == 0:
         least = 100 * num_trained(0) / total
-        hint = "; input embedding and output head can stay frozen (--no-embeddings)" if embeddings else ""
+        hint = ""
+        if embeddings:
+            frozen = top_percent(result, _shortest(steps, 0), embeddings=False)
+            share = 100 * info.num_elements(frozen.trained()) / total
+            hint = (
+                f"; with input embedding and output head frozen (--no-embeddings, or embeddings=False in Python), it "
+                f"trains {share:.3g} percent"
+            )
         raise SelectionError(
             f"the smallest selection trains {least:.3g} percent of all parameters, not {percent}{hint}"
         )
     return selection_at(first_too_large - 1)
+
+
+def no_whole_layer(selection: Selection) -> str:
+    """Why a selection has no layer: its percentage is less than one layer of the largest type."""
+    most = max((len(ranked.layers) for ranked in selection.types), default=1)
+    least = _shortest(_steps(selection.result) or [Fraction(100)], 0)
+    return (
+        f"{selection.percent} percent is less than one layer of every type; the largest types have {most}, so "
+        f"{least} percent is the least that selects a layer"
+    )
 
 
 def _steps(result: ScanResult) -> list[Fraction]:

@@ -91,7 +91,10 @@ def peft(selection: Selection) -> Export:
     arguments: dict[str, Any] = {"target_modules": _target_modules(modules, info)}
     if parameters:
         arguments["target_parameters"] = parameters
-    notes = [f"no adapter fits {listed(without, 3)}, so they are left out"] if without else []
+    notes = []
+    if without:
+        count = f"{len(modules) + len(parameters)} of {len(weights)} selected layers get an adapter"
+        notes.append(f"{count}; LoRA has none for norms and the like: {listed(without, 3)}")
     if selection.embedding_parameters():
         notes.append("input embedding and output head get no adapter unless they are selected as layers")
     return Export(_yaml(arguments), tuple(notes))
@@ -186,7 +189,7 @@ class Format(NamedTuple):
         render: turns a selection into the content of the file.
         name: the word for the format in the file's name.
         ending: the ending of the file's name, without the dot.
-        use: what the user does with the list.
+        use: what the user does with the list. `LIST` stands for its path.
         can_check: whether `--check` reads the list.
     """
 

@@ -171,10 +171,10 @@ def _whereabouts(content: Any, root: yaml.Node | None, text: str) -> str:
     if isinstance(content, list):
         return f"; put its list under `{KEY}:`"
     if (found := _nested(root)) is not None:
-        return f": in line {found} it is under another key; begin the line with it, and its entries likewise"
+        return f": in line {found} it is under another key; move it and its entries to the left margin"
     commented = [i for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*#\s*{KEY}\s*:", line)]
     if commented:
-        return f": line {commented[0]} is commented out; remove the # there and before the entries"
+        return f". Line {commented[0]} is commented out; remove the # there and before the entries"
     for key, line, _ in _keys(root):
         if difflib.SequenceMatcher(None, key.lower(), KEY).ratio() > _ALIKE:
             return f"; in line {line} it is spelled {key[:40]!r}"
@@ -218,7 +218,7 @@ def _empty(root: yaml.Node | None, text: str) -> str:
     below = itertools.takewhile(lambda line: not line.strip() or line.lstrip()[0] == "#", text.splitlines()[place:])
     commented = [i for i, line in enumerate(below, place + 1) if re.match(r"\s*#[\s#]*-", line)] if place else []
     if commented:
-        return f": {in_lines(commented)} its entries are commented out; remove the # there"
+        return f". Its entries {in_lines(commented)} are commented out; remove the # there"
     return _misplaced(root) or "; put entries under it, or remove it"
 
 

@@ -228,12 +228,6 @@ def of_pattern(pattern: str, names: ModelNames) -> Proposal | None:
     return _proposal(paths, names, wild)
 
 
-def nearest(name: str, names: ModelNames) -> str | None:
-    """The most similar name of the same layer; None if none is similar."""
-    indexes = numbers(name)
-    return _most_similar(name, [own for own in names.with_parameters if numbers(own) in (indexes, indexes[:1])])
-
-
 def of_similar_type(name: str, names: ModelNames) -> tuple[str, Proposal] | None:
     """The most similar layer type, and entries for all its layers; None if none is similar."""
     found = _most_similar(name, names.model.layer_types)

@@ -7,6 +7,7 @@ it is misspelt.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from spectrum.trainers.proposals import MAX_TRIED, ModelNames, Proposal, numbers
 
 _MAX_TOLD = 10  # entries, or mistakes, that are explained one by one
 _MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names
+_MISSPELT = 0.85  # the least likeness of each component with the right one, as difflib measures it
 _MAX_UNEXPLAINED = 3  # entries without an explanation that are named one by one
 
 # Why an entry matches nothing.
@@ -267,10 +269,24 @@ def _parts(entry: str, names: ModelNames) -> tuple[str, str] | None:
         if (proposal := attempt()) is not None:
             return reason, proposal.advice(rows)
     name, patterns = matching.example(text) or (name or matching.name_in(text.strip(_PUNCTUATION)), [])
-    if name is not None and (near := proposals.nearest(name, names)) is not None:
+    if name is not None and (near := _nearest(name, names)) is not None:
         return "", f"the nearest name is {with_indexes(names.exact(near), patterns)}"
     similar = None if name is None else proposals.of_similar_type(name, names)
     return None if similar is None else ("", f"the nearest layer type is {similar[0]}: {similar[1].advice(rows)}")
+
+
+def _nearest(name: str, names: ModelNames) -> str | None:
+    """The name of the same layer that a misspelt one most likely means. A router `gate` is no misspelt `gate_proj`."""
+    indexes, parts = numbers(name), name.split(".")
+
+    def likeness(own: str) -> float:
+        own_parts = own.split(".")
+        if len(own_parts) != len(parts) or numbers(own) not in (indexes, indexes[:1]):
+            return 0
+        return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(parts, own_parts, strict=True))
+
+    best = max(sorted(names.with_parameters), key=likeness, default="")
+    return best if likeness(best) >= _MISSPELT else None
 
 
 def _of_other_class(entry: str, name: str, names: ModelNames) -> Proposal | None:

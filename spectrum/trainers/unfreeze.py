@@ -170,7 +170,10 @@ def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> s
     matched = matching.matched(matching.AXOLOTL, entries, names)
     for entry, parameters in matched.items():
         if not parameters:
-            raise SelectionError(f"{path}: {entry!r} matches no parameter of this {type(model).__name__}; {_ADVICE}")
+            raise SelectionError(
+                f"{path}: {entry!r} matches no parameter of this {type(model).__name__}; `spectrum --check` says what "
+                f"to write instead; {_ADVICE}"
+            )
     return set().union(*matched.values())
 
 

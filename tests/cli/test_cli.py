@@ -686,7 +686,8 @@ def test_a_percentage_under_a_whole_layer_is_warned_of(scanned: Path) -> None:
     done = scan(scanned, "--top-percent", "12.4")
     assert done.err == (
         "spectrum: warning: nothing but input embedding and output head trains: "
-        "12.4 percent of no layer type is a whole layer; raise --top-percent\n"
+        "12.4 percent is less than one layer of every type; the largest types have 8, so 13 percent is the least that "
+        "selects a layer\n"
     )
     assert content(scanned / yaml_of("12.4")) == EMBEDDINGS
     assert headers(scanned / yaml_of("12.4")) == TYPES
@@ -697,7 +698,10 @@ def test_a_list_of_nothing_is_refused_and_not_written(scanned: Path) -> None:
     (scanned / SORTED).unlink()
     before = files_below(scanned)
     args = ("--model-name", "tiny_llama", "--top-percent", "12.4", "--no-embeddings")
-    refused(run(scanned, *args), "12.4 percent", "--top-percent")
+    refused(run(scanned, *args), "12.4 percent is less than one layer", "13 percent is the least")
+    assert run(scanned, *args[:-2], "13", args[-1]).status == 0  # what it says to do
+    (scanned / yaml_of("13")).unlink()
+    (scanned / SORTED).unlink()
     assert files_below(scanned) == before
 
 
@@ -1077,8 +1081,8 @@ def test_a_cache_of_some_types_says_that_it_is_one(fresh: Path) -> None:
     model = ("--model-name", "tiny_llama")
     assert run(fresh, *model, "--layer-types", "mlp.*", "-q").err == ""
     partial = run(fresh, *model)
-    assert "the cached scan has 3 of the model's 12 layer types" in partial.err
-    assert "--layer-types all adds the rest" in partial.err
+    assert "the cached scan has only 3 of the model's 12 layer types" in partial.err
+    assert "--layer-types all scans them too" in partial.err
     assert run(fresh, *model, "--layer-types", "mlp.*").err == ""
     assert run(fresh, *model, "--layer-types", "all", "-q").status == 0
     assert run(fresh, *model).err == ""

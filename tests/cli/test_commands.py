@@ -101,9 +101,11 @@ def test_each_format_has_a_file(name: str, embeddings: bool, scanned: Path) -> N
     assert (scanned / NAMES[name]).read_text() == expected.text
     files, steps = sections(done)[-2:]
     assert files.splitlines()[-1].split() == ["list", NAMES[name]]
-    check = f"Check the config: spectrum --model-name {MODEL[1]} --check config.yaml"
-    assert steps == "\n".join([formats.FORMATS[name].use, *([check] if name == "axolotl" else [])])
-    assert done.err.splitlines() == [f"spectrum: {note}" for note in expected.notes]
+    check = f"Check the list, or your config with it: spectrum --model-name {MODEL[1]} --check {NAMES[name]}"
+    use = formats.FORMATS[name].use.replace("LIST", repr(NAMES[name]))
+    assert steps == "\n".join([use, *([check] if name == "axolotl" else [])])
+    assert done.err == ""
+    assert not expected.notes or sections(done)[-3] == "\n".join(expected.notes)
     others = [file for file in NAMES.values() if (scanned / file).exists()]
     assert others == [NAMES[name]]
     quiet = done_well(scanned, *options, "--quiet", "--output-dir", "out")
@@ -191,8 +193,7 @@ def test_the_last_24_lines_say_what_trains_where_the_list_is_and_what_to_do_with
     lines = done_well(scanned, *args).out.splitlines()
     assert max(map(len, lines)) <= 79
     end = lines[-23:]  # the prompt takes one
-    name = "swift" if "swift" in args else "axolotl"
-    assert end[-1] == formats.FORMATS[name].use or end[-1].endswith(" --check config.yaml")
+    assert end[-1].endswith("swift_50percent.txt') ..." if "swift" in args else f"--check {LIST}")
     assert any(" of 861,792 parameters train, " in line for line in end)
     assert sum(line.startswith(("scores  ", "sorted scores  ", "list  ")) for line in end) == 3
 
@@ -203,7 +204,48 @@ def test_the_last_24_lines_say_what_trains_where_the_list_is_and_what_to_do_with
 @pytest.mark.usefixtures("cache_only")
 def test_the_command_that_checks_opens_the_model_alike(option: Sequence[str], scanned: Path) -> None:
     command = done_well(scanned, *option).out.splitlines()[-1].partition(": ")[2]
-    assert shlex.split(command) == ["spectrum", *MODEL, *option, "--check", "config.yaml"]
+    assert shlex.split(command) == ["spectrum", *MODEL, *option, "--check", LIST]
+
+
+TRAIN_TOO = "lm_head, model.embed_tokens: input embedding and output head train too, selected or not; "
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_embeddings_that_train_without_being_selected_are_told(scanned: Path) -> None:
+    assert f"{TRAIN_TOO}--no-embeddings keeps them frozen\n" in done_well(scanned, "--top-percent", "25").out
+    for options in (["--no-embeddings"], ["--top-percent", "100"], ["--format", "peft"]):
+        assert "train too" not in done_well(scanned, *options).out
+    # What stays frozen is not counted as selected.
+    frozen = sections(done_well(scanned, "--top-percent", "100", "--no-embeddings"))
+    table = next(part for part in frozen if part.startswith("layer type"))
+    assert [line.split()[1:4] for line in table.splitlines() if line.startswith(("lm_head", "total"))] == [
+        ["0", "of", "1"],
+        ["73", "of", "75"],
+    ]
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_the_origin_counts_the_layers_that_are_shown(scanned: Path) -> None:
+    assert done_well(scanned, "--layer-types", "mlp.*").out.startswith("24 layers of model ")
+
+
+def test_a_scan_of_some_types_that_replaces_one_of_more_is_warned_of(scanned: Path) -> None:
+    done = done_well(scanned, "--layer-types", "mlp.*", "--rescan")
+    (warning,) = done.said("warning: ")
+    assert "replaces the cached one, and drops 9 layer types that it has: input_layernorm, lm_head" in warning
+    assert done_well(scanned, "--layer-types", "mlp.*", "--rescan").said("warning: ") == []
+    assert done_well(scanned, "--rescan").said("warning: ") == []
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_the_hint_at_frozen_embeddings_says_what_they_save(scanned: Path) -> None:
+    refused = run(scanned, *MODEL, "--top-params", "10")
+    share = refused.err.rpartition(" trains ")[2].split()[0]
+    assert run(scanned, *MODEL, "--top-params", share, "--no-embeddings").status == 0
+    assert "embeddings=False" in refused.err
+    again = run(scanned, *MODEL, "--top-params", "10", "--no-embeddings")
+    assert_refused(again, "the smallest selection trains", "not 10")
+    assert "frozen" not in again.err
 
 
 @pytest.mark.usefixtures("cache_only")
@@ -362,6 +404,7 @@ def test_one_matrix_of_a_stack_is_drawn(asked: str, index: int, experts: Path, d
     [
         ("model.layers.1.mlp.experts.down_prj", ["no layer", "did you mean model.layers.1.mlp.experts.down_proj"]),
         ("model.layers.1.mlp.experts.down_proj[4]", ["has 4 matrices", "no model.layers.1.mlp.experts.down_proj[4]"]),
+        ("self_attn.q_proj", ["is not one layer", "name one of those that end so", "model.layers.0.self_attn.q_proj"]),
         ("model.norm[1]", ["has 1 matrix"]),
         ("model.norm[x]", ["'model.norm[x]' is not a layer"]),
         ("model.norm[-1]", ["is not a layer"]),
@@ -447,7 +490,7 @@ def test_a_scans_file_may_select_other_layers(scanned: Path) -> None:
     # The first and the last have changed places: 1 - 6 (49 + 49) / (8 * 63).
     assert rows["mlp.up_proj"] == ["8", f"{1 - 6 * 98 / 504:.3f}", "1", "1"]
     assert rows["mlp.down_proj"] == ["8", "1.000", "0", "0"]
-    assert rest == [f"+ {names[7]}", f"- {names[0]}"]
+    assert rest == ["1 layer enters the selection (+), 1 leave it (-):", f"+ {names[7]}", f"- {names[0]}"]
     # What is written is the model's own.
     assert f"- {names[0]}\n" in (scanned / LIST).read_text()
     assert not list(scanned.glob("*other*.yaml"))
@@ -468,9 +511,7 @@ def test_a_comparison_is_of_what_is_asked_for(scanned: Path) -> None:
 def test_a_comparison_is_the_same_from_the_cache(scanned: Path) -> None:
     built("qwen3-moe").save_pretrained(scanned / "other")
     first = done_well(scanned, "--compare", "other", "--yes", "--rescan")
-    assert (
-        "the depths differ: model has 8 layers of input_layernorm, other has 2 (and 5 more types differ)" in first.out
-    )
+    assert "the depths differ: model has 8 layers of input_layernorm, other has 2; " in first.out
     assert comparison(first) == comparison(done_well(scanned, "--compare", "other"))
     assert any(line.startswith("only in other: ") for line in comparison(first)[2])
 

@@ -179,6 +179,7 @@ def test_a_fraction_is_taken_as_a_percentage_with_a_warning(option: str, value: 
     assert warning.endswith(f"is less than one percent; write {option} {meant} for {meant} percent")
     assert warning in run(work, "models/tiny", option, value).err
     assert options.parse(["m", option, "1"]).warnings == ()
+    assert options.parse(["m", option, "0.009"]).warnings == ()  # 0.9 percent would be as odd
 
 
 def test_layer_types_may_have_commas_between_them(work: Path) -> None:

@@ -47,7 +47,7 @@ def parameters(side: int = 1024, *, tied: bool = False) -> dict[str, Parameter]:
 
 def memory(text: str) -> dict[str, list[tuple[float, float]]]:
     """Of each optimizer, on one device and under each sharding: of what is selected, and of everything."""
-    head, *rows = text.partition("what training everything takes\n")[2].splitlines()
+    head, *rows = text.partition("B if all parameters train\n")[2].splitlines()
     assert re.split(" {2,}", head.strip()) == [MIXED, PURE, EIGHT_BIT]
     cells = [re.findall(r"  ([\d.,e+-]+) of ([\d.,e+-]+)", row) for row in rows]
     return {
@@ -229,7 +229,7 @@ def bars(selection: Selection, columns: int = 200) -> list[list[tuple[str, bool]
     return found
 
 
-MARGIN = "margin: how far the first layer left out scores below the last one selected"
+MARGIN = "margin: how far the best layer left out scores below the lowest one selected"
 
 
 def test_the_plain_table_is_that_of_the_selection_and_says_what_a_margin_is() -> None:
@@ -355,12 +355,14 @@ def test_a_path_that_does_not_fit_beside_its_label_has_its_own_line() -> None:
 def test_the_command_that_checks_is_never_broken_inside_a_word() -> None:
     words = ["spectrum", "--model-name", "org/a model", "--check", "config.yaml"]
     command = "spectrum --model-name 'org/a model' --check config.yaml"
-    assert report.next_steps("Use it.", words, None) == f"Use it.\nCheck the config: {command}"
-    assert report.next_steps("Use it.", words, 60) == f"Use it.\nCheck the config:\n  {command}"
-    narrow = report.next_steps("Use it.", words, 50)
-    assert narrow == "Use it.\nCheck the config:\n  spectrum --model-name 'org/a model' \\\n    --check config.yaml"
+    label, path = "Check the list, or your config with it:", Path("list.yaml")
+    assert report.next_steps("Use it.", path, words, None) == f"Use it.\n{label} {command}"
+    assert report.next_steps("Use it.", path, words, 60) == f"Use it.\n{label}\n  {command}"
+    narrow = report.next_steps("Use it.", path, words, 50)
+    assert narrow == f"Use it.\n{label}\n  spectrum --model-name 'org/a model' \\\n    --check config.yaml"
     assert shlex.split(narrow.partition(":\n")[2].replace("\\\n", "")) == words  # as a shell reads it
-    assert report.next_steps("Use it as it is.", [], 10) == "Use it as\n  it is."
+    assert report.next_steps("Use it as it is.", path, [], 10) == "Use it as\n  it is."
+    assert report.next_steps("open(LIST)", Path("a b.yaml"), [], None) == "open('a b.yaml')"
 
 
 def test_a_check_says_what_is_wrong_then_what_each_rule_makes_of_it() -> None:
@@ -461,11 +463,11 @@ def test_nothing_on_a_terminal_is_wider_than_it_except_names_and_commands(column
     (tmp_path / "other.json").write_text(json.dumps(dict(list(scores.items())[:-1])))
     said = without_colours(on_terminal(tmp_path, columns, "--compare", "other.json", name="org/model"))
     long = [line for line in said.splitlines() if len(line) >= columns]
-    assert [line for line in long if not re.match(r" *\S+$|  spectrum --model-name", line)] == []
+    assert [line for line in long if not re.match(r" *\S+$|  spectrum --model-name|    --check ", line)] == []
     # No word is lost, and the end says what was written and what to do.
     last = " ".join(said.split())
     assert "org-model_unfrozenparameters_50percent.yaml Axolotl: paste the list into your config" in last
-    assert last.endswith("--check config.yaml")
+    assert last.endswith("--check snr_results_org-model_unfrozenparameters_50percent.yaml")
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,12 @@ def test_models_of_other_depths_are_compared_in_what_they_share() -> None:
 def test_it_is_said_that_depths_differ() -> None:
     first, second = selected("a", up=[1, 2, 3, 4], down=[1, 2]), selected("b", up=[5, 2, 3, 4, 1, 6], down=[1, 2])
     text = described(compare(first, second))
-    said = "the depths differ: a has 4 layers of up, b has 6; only layers that both have are compared and selected here"
+    said = "the depths differ: a has 4 layers of up, b has 6; this comparison selects only among layers that both have"
     assert said in text.splitlines()
     assert "+ layers.0.up\n- layers.2.up" in text
     assert "layers.5" not in text
     deeper = described(compare(first, selected("b", up=[1, 2, 3], down=[1, 2, 3, 4, 5])))
-    assert "a has 2 layers of down, b has 5 (and 1 more type differs); " in deeper
+    assert "a has 2 layers of down, b has 5; " in deeper
     assert "depths" not in described(compare(first, first))
 
 

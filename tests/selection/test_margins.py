@@ -72,7 +72,7 @@ def test_norms_are_selected_in_model_order() -> None:
     # As a layer has them: one singular value, over an edge of 0.
     ones = layers(1, 1, edge=BulkEdge(1, 0, 1.0, 0.0), layer_type="input_layernorm")
     (note,) = margins.notes([kind(ones, 1), kind(layers(2, 1), 1)])
-    assert note.startswith("input_layernorm: all layers tie")
+    assert note.startswith("input_layernorm: all layers have the same score")
     # All or none of them are no matter of order.
     assert margins.notes([kind(ones, 0)]) == margins.notes([kind(ones, 2)]) == []
 

@@ -342,7 +342,7 @@ def test_a_type_of_which_nothing_was_scored_has_no_range() -> None:
 def test_a_selection_is_shown_with_its_table(embeddings: bool, word: str) -> None:
     chosen = top_percent(replace(MODEL, model="org/<b>m</b>"), "50.0", embeddings=embeddings)
     title = f"Top 50.0 percent of org/<b>m</b>, {word} input embedding and output head"
-    meaning = "margin: how far the first layer left out scores below the last one selected"
+    meaning = "margin: how far the best layer left out scores below the lowest one selected"
     assert repr(chosen) == f"{title}\n\n{aligned(chosen.rows())}\n\n{meaning}"
     shown = chosen._repr_html_()
     assert title.replace("<", "&lt;").replace(">", "&gt;") in shown

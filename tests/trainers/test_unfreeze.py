@@ -266,7 +266,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_selection_of_nothing_is_refused() -> None:
     model = llama()
-    with pytest.warns(UserWarning, match="whole layer"):
+    with pytest.warns(UserWarning, match="less than one layer"):
         selection = spectrum.select(scored(model), 1, embeddings=False)
     assert_refused(model, selection, "nothing to train")
 
