@@ -32,7 +32,7 @@ class StreamedParameters:
         quantizer: the object of transformers' that dequantizes; None for a checkpoint that is not quantized.
         stored: the tensors of the checkpoint, by their keys.
         inputs: the stored tensors that each parameter is made of.
-        unused: the keys of tensors that no parameter is made of.
+        unused: the keys of tensors that the model has no place for.
     """
 
     model: Any
@@ -56,6 +56,7 @@ class StreamedParameters:
         if conversion.converter is None:
             tensor = self.stored[conversion.only_key()]
             return Parameter(tensor.shape, tensor.dtype)
+        self._refuse_two_layouts(name, conversion)
         expected = tuple(self.model.get_parameter(name).shape)
         by_expert = len(expected) == 3 and is_by_expert(conversion, self.stored, expected[0])
         self._refuse_unequal(name, conversion, expected[0] if by_expert else None)
@@ -92,6 +93,16 @@ class StreamedParameters:
             if name in self.inputs:
                 for keys in self.inputs[name].keys.values():
                     yield from keys
+
+    def _refuse_two_layouts(self, name: str, conversion: ConversionInput) -> None:
+        """Raises CheckpointError if a parameter is stored as a whole too, or as the parts of another converter."""
+        for pattern, keys in conversion.keys.items():
+            if pattern not in conversion.converter.source_patterns:
+                first, second = self.stored[next(iter(conversion.keys.values()))[0]], self.stored[keys[0]]
+                raise CheckpointError(
+                    f"{name} is stored in two layouts: {first.file} holds {first.key}, and {second.file} holds "
+                    f"{second.key}; transformers loads neither, so take the tensors of one out"
+                )
 
     def _refuse_unequal(self, name: str, conversion: ConversionInput, num_experts: int | None) -> None:
         """Raises CheckpointError if tensors that a converter combines differ in dtype or, among experts, in shape.

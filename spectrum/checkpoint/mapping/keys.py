@@ -22,6 +22,7 @@ class ConversionInput:
         first_parameter: the first of the parameters. Its name matches the converter's first target pattern.
         converter: an object of transformers'; None if the parameter is the one stored tensor, unchanged.
         keys: the keys of the tensors, in the converter's order, by the source pattern of the converter that they match.
+            Under None: the key of the parameter itself.
     """
 
     first_parameter: str
@@ -35,9 +36,10 @@ class ConversionInput:
 
 
 def match_keys(model: Any, keys: Iterable[str], quantizer: Any) -> tuple[dict[str, ConversionInput], list[str]]:
-    """The stored tensors that each parameter is made of, and the keys of tensors that no parameter is made of.
+    """The stored tensors that each parameter is made of, and the keys of tensors that the model has no place for.
 
-    Raises MappingUnavailableError if transformers does not provide the mapping from keys to parameters.
+    A second copy of a parameter, which transformers passes over, is in neither. Raises MappingUnavailableError if
+    transformers does not provide the mapping from keys to parameters.
 
     Args:
         model: on the meta device.
@@ -76,7 +78,9 @@ def _match_keys(model: Any, stored: Iterable[str], quantizer: Any) -> tuple[dict
         if name not in state:
             unused.append(key)
             continue
-        _, by_source = taken.setdefault(name, (by_pattern.get(pattern) if pattern else None, {}))
+        converter, by_source = taken.setdefault(name, (by_pattern.get(pattern) if pattern else None, {}))
+        if converter is None and by_source:
+            continue  # the parameter is stored twice, and transformers takes the first
         by_source.setdefault(pattern, []).append(key)
 
     inputs: dict[str, ConversionInput] = {}

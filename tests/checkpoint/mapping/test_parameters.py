@@ -181,6 +181,51 @@ def test_norms_called_gamma_and_beta_are_read(tmp_path: Path) -> None:
     assert_same(open_checkpoint(str(directory)), model)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "ending", "old", "new"),
+    [
+        ("llama", "", "model.", ""),  # the copy comes first in transformers' order
+        ("llama", "_proj.weight", "model.layers", "model.model.layers"),  # it comes last
+        ("bert", "LayerNorm.weight", "LayerNorm.weight", "LayerNorm.gamma"),
+        ("bert", "LayerNorm.bias", "LayerNorm.bias", "LayerNorm.beta"),
+    ],
+)
+def test_of_two_keys_for_one_parameter_the_one_that_transformers_takes_is_read(
+    architecture: str, ending: str, old: str, new: str, tmp_path: Path
+) -> None:
+    directory = save(architecture, tmp_path)
+    state = stored(directory)
+    copies = {key.replace(old, new, 1): value + 1 for key, value in state.items() if key.endswith(ending)}
+    store(directory, copies | state)
+    model, info = type(built(architecture)).from_pretrained(directory, dtype="auto", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert_same(open_checkpoint(str(directory)), model)
+
+
+def test_a_copy_of_a_parameter_is_no_key_without_a_place(tmp_path: Path) -> None:
+    directory = save("llama", tmp_path)
+    state = stored(directory)
+    copies = {key.removeprefix("model."): value.clone() for key, value in state.items() if ".layers." in key}
+    del state["lm_head.weight"]
+    store(directory, copies | state)
+    with pytest.raises(CheckpointError, match=r"lacks the parameter lm_head\.weight of LlamaForCausalLM: it is incom"):
+        open_checkpoint(str(directory), model_class="LlamaForCausalLM")
+
+
+def test_experts_in_two_layouts_are_refused_by_name(tmp_path: Path) -> None:
+    directory = save("mixtral", tmp_path)
+    fused = {name: value.detach() for name, value in built("mixtral").named_parameters() if ".experts." in name}
+    store(directory, stored(directory) | fused)
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(str(directory))
+    file = directory / "model.safetensors"
+    assert str(refused.value) == (
+        f"model.layers.0.mlp.experts.gate_up_proj is stored in two layouts: {file} holds "
+        f"model.layers.0.block_sparse_moe.experts.0.w1.weight, and {file} holds "
+        "model.layers.0.mlp.experts.gate_up_proj; transformers loads neither, so take the tensors of one out"
+    )
+
+
 def test_a_config_that_names_a_class_alone_is_read(tmp_path: Path) -> None:
     directory = save("bert", tmp_path)
     model = transformers.BertForMaskedLM.from_pretrained(directory, dtype="auto")
