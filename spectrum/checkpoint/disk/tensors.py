@@ -110,17 +110,18 @@ def _specs(tensors: Mapping[str, StoredTensor]) -> frozenset[tuple[str, tuple[in
 def _merged(
     directory: Path, located: LocatedWeights, by_file: Mapping[Path, Mapping[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
-    """The tensors of all files by their keys. Raises CheckpointError if the index puts one in the wrong shard."""
+    """The tensors of all files by their keys. Raises CheckpointError if the index puts one in the wrong shard.
+
+    If several files hold a key, transformers takes the last, also where the index names another.
+    """
     tensors: dict[str, StoredTensor] = {}
     for file in located.files:
         tensors.update(by_file[file])
     for key, name in located.weight_map.items():
-        in_shard = by_file[directory / name]
-        if key not in in_shard:
+        if key not in by_file[directory / name]:
             found = tensors.get(key)
             where = f"it is in {found.file.name}" if found else "it is in no shard"
             raise CheckpointError(f"the index of {directory} puts {key!r} in {name}, but {where}; {DOWNLOAD_AGAIN}")
-        tensors[key] = in_shard[key]
     return tensors
 
 

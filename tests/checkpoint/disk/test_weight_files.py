@@ -473,14 +473,31 @@ def test_a_key_that_is_in_no_shard_is_named(tmp_path: Path) -> None:
         stored_tensors(tmp_path)
 
 
-def test_a_key_in_two_shards_is_read_from_the_one_that_the_index_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [0, 1, 2])
+@pytest.mark.parametrize("stem", ["model.safetensors", "pytorch_model.bin"])
+def test_a_key_in_several_shards_is_read_from_the_one_that_transformers_takes(
+    tmp_path: Path, stem: str, indexed: int
+) -> None:
+    # The shards of an earlier save hold more keys than the index puts there.
+    shutil.copy(TINY_LLAMA / "config.json", tmp_path)
+    state: State = {}
+    for file in TINY_LLAMA.glob("*.safetensors"):
+        state |= safetensors.torch.load_file(file)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    name, _, ending = stem.partition(".")
+    weight_map: dict[str, str] = {}
     for i in range(3):
-        safetensors.torch.save_file(
-            {"w": torch.full((2,), float(i)), f"own.{i}": torch.ones(1)}, tmp_path / f"{i}.safetensors"
-        )
-    places = {"w": "1.safetensors", **{f"own.{i}": f"{i}.safetensors" for i in range(3)}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert read_tensor(stored_tensors(tmp_path)["w"]).tolist() == [1, 1]
+        shard = {own: value for own, value in list(state.items())[i::3] if own != key}
+        weight_map |= dict.fromkeys(shard, f"{name}-{i}.{ending}")
+        content = shard | {key: torch.full_like(state[key], 1.0 + i)}
+        if ending == "bin":
+            torch.save(content, tmp_path / f"{name}-{i}.{ending}")
+        else:
+            safetensors.torch.save_file(content, tmp_path / f"{name}-{i}.{ending}", metadata={"format": "pt"})
+    weight_map[key] = f"{name}-{indexed}.{ending}"
+    (tmp_path / f"{stem}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype="auto").get_parameter(key)
+    assert torch.equal(read_tensor(stored_tensors(tmp_path)[key]), loaded)
 
 
 # Damage that nobody thought of.
