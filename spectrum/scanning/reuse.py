@@ -62,7 +62,7 @@ def refuse_unknown_layer(request: ScanRequest, layer: str) -> None:
         if cached is None or not cached.consistent or cached.result.info is None:
             return
         if _why_stale(request, find_local(request), cached.result) is None:
-            names = {name.removesuffix(".weight") for name in cached.result.info.parameters}
+            names = {name for layers in _layers_by_type(cached.result).values() for name in layers}
             names |= {scanned.name for scanned in cached.result.layers}
     if names and layer not in names:
         raise no_such_layer(request.model, layer, names)
@@ -229,8 +229,8 @@ def _warn_of_other_names(cached: ScanResult, result: ScanResult, warn: Callable[
     """Warn if the cached scan, made by another tool, has layer names that the model does not have here."""
     if cached.info is not None or result.info is None:
         return
-    parameters = result.info.parameters.keys()
-    strange = [layer.name for layer in cached.layers if not {layer.name, f"{layer.name}.weight"} & parameters]
+    known = set(map(layer_name, result.info.parameters))
+    strange = [layer.name for layer in cached.layers if layer.name not in known]
     if strange:
         warn(
             f"the cached scan has layers that {result.info.model_class} does not: {listed(strange, 2)}; "

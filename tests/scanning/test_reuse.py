@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 import transformers
 
+from spectrum import api
+from spectrum.errors import LayerTypeError
 from spectrum.layer_types import layer_types
-from spectrum.scanning.request import ScanCallbacks, ScanRequest
-from spectrum.scanning.reuse import outcome_from_cache
+from spectrum.records import LayerSnr
+from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest
+from spectrum.scanning.reuse import add_to_cached, outcome_from_cache, refuse_unknown_layer
 from spectrum.scanning.store import ScanStore
 from tests.helpers.architectures import llama_like
 
@@ -40,21 +44,25 @@ def warnings_of(store: ScanStore, model_class: str | None = None) -> list[str]:
     """What is warned of where the cached scan is used."""
     warned: list[str] = []
     callbacks = ScanCallbacks(info=warned.append, warn=warned.append, choose=never, progress=never)
-    request = ScanRequest(
+    request = request_for(store, model_class)
+    cached = store.load()
+    assert cached is not None
+    assert outcome_from_cache(cached.result, request, callbacks) is not None
+    return warned
+
+
+def request_for(store: ScanStore, model_class: str | None = None, layer_types: list[str] | None = None) -> ScanRequest:
+    return ScanRequest(
         model=store.model,
         results_dir=store.results_dir,
         revision=None,
         model_class=model_class,
         trust_remote_code=False,
-        layer_types=None,
+        layer_types=layer_types,
         device="auto",
         rescan=False,
         also_written=(),
     )
-    cached = store.load()
-    assert cached is not None
-    assert outcome_from_cache(cached.result, request, callbacks) is not None
-    return warned
 
 
 def never(*_: object) -> NoReturn:
@@ -112,3 +120,47 @@ def test_experts_that_are_modules_today_are_no_matter(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("layers", [["model.layers.0.mlp.experts.down_proj"], ["model.layers.0.mlp.expert_gate"]])
 def test_other_names_are_no_matter(tmp_path: Path, layers: list[str]) -> None:
     assert warnings_of(cache(tmp_path, layers)) == []
+
+
+# Names of layers: that of a weight under weight normalization is its module's.
+
+CONV = "encoder.layers.0.conv"
+
+
+@pytest.fixture(scope="module")
+def normalized(tmp_path_factory: pytest.TempPathFactory) -> ScanStore:
+    """A scan of the recurrent layers of a model whose convolutions are under weight normalization."""
+    directory = tmp_path_factory.mktemp("encodec")
+    config = transformers.EncodecConfig(num_filters=2, hidden_size=8, codebook_size=8, codebook_dim=8)
+    transformers.EncodecModel(config).save_pretrained(directory / "model")
+    store = ScanStore(directory / "results", str(directory / "model"))
+    api.scan(store.model, layer_types=["*lstm*"], results_dir=store.results_dir)
+    return store
+
+
+@pytest.mark.parametrize("layer", [CONV, "decoder.layers.1.lstm.weight_hh_l1"])
+def test_a_layer_is_known_whether_it_is_scanned_or_not(layer: str, normalized: ScanStore) -> None:
+    refuse_unknown_layer(request_for(normalized), layer)
+
+
+@pytest.mark.parametrize(
+    "parameter", [f"{CONV}.bias", f"{CONV}.parametrizations.weight.original0", "encoder.layers.13.lstm.bias_hh_l0"]
+)
+def test_a_parameter_that_is_no_layer_is_refused_and_no_such_is_proposed(parameter: str, normalized: ScanStore) -> None:
+    with pytest.raises(LayerTypeError) as refused:
+        refuse_unknown_layer(request_for(normalized), parameter)
+    assert "bias" not in str(refused.value).partition("did you mean")[2]
+
+
+def test_a_layer_under_weight_normalization_in_a_scan_of_another_tool_is_one_that_the_model_has(
+    normalized: ScanStore,
+) -> None:
+    cached = normalized.load()
+    assert cached is not None
+    layers = tuple(LayerSnr(name, "conv", 1.0) for name in (CONV, "encoder.layers.0.convolution"))
+    of_other = replace(cached.result, layers=layers, scanned=("conv",), provenance=None)
+    scanned = ScanOutcome(cached.result, normalized.scan_path, "")
+    warned: list[str] = []
+    add_to_cached(of_other, scanned, request_for(normalized, layer_types=["*lstm*"]), warned.append)
+    (warning,) = warned
+    assert "has layers that EncodecModel does not: encoder.layers.0.convolution;" in warning
