@@ -18,9 +18,10 @@ MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
 # Parts of a path that FSDP, activation checkpointing and torch.compile add around a module.
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
-
 # Words for a stack of layers. A number after one of them may count the blocks of a stage.
 _STACK_WORDS = frozenset({"layers", "layer", "blocks", "block", "stages", "stage"})
+
+_SHORT_NORM = re.compile(r"(ln|bn)_?[0-9a-z]?")  # ln_1, bn2
 
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:
@@ -88,9 +89,10 @@ def _numbers(parts: Sequence[str]) -> list[int]:
 def _stages(paths: Iterable[Sequence[str]]) -> set[tuple[str, str]]:
     """The stacks of stages in which a second number counts blocks, by their `_stage_key`.
 
-    It does if a stage has two blocks that are built alike: all layers below the one number are found below the other
-    too. The numbers of a stage's blocks run from 0 without a gap. This leaves out the sublayers of T5's blocks, which
-    are of different kinds, and the convolutions of a `Sequential`, which has activations between them.
+    It does if a stage has two blocks that are built alike: all layers below the one number, apart from norms, are found
+    below the other too. This rule leaves out the sublayers of T5's blocks, which are of different kinds. The numbers of
+    a stage's blocks also run from 0 without a gap. That rule leaves out the convolutions of a `Sequential`, which has
+    activations between them.
     """
     blocks: dict[tuple[str, str], dict[str, dict[str, set[str]]]] = {}  # key -> stage -> block -> suffixes
     for parts in paths:
@@ -123,8 +125,16 @@ def _stage_key(parts: Sequence[str], numbers: Sequence[int]) -> tuple[str, str] 
 
 
 def _has_blocks_alike(blocks: Mapping[str, set[str]]) -> bool:
-    """Whether two blocks of a stage are built alike. blocks: the suffixes of the layers of each block."""
-    return any(a <= b or b <= a for a, b in itertools.combinations(blocks.values(), 2))
+    """Whether two blocks of a stage are built alike. blocks: the suffixes of the layers of each block.
+
+    Norms do not count: sublayers of any kind have one.
+    """
+    layers = [{suffix for suffix in suffixes if not _is_norm(suffix)} for suffixes in blocks.values()]
+    return any(a <= b or b <= a for a, b in itertools.combinations(filter(None, layers), 2))
+
+
+def _is_norm(path: str) -> bool:
+    return any("norm" in part.lower() or _SHORT_NORM.fullmatch(part) for part in path.split("."))
 
 
 def display_order(layer_types: Iterable[str]) -> list[str]:

@@ -202,6 +202,26 @@ def test_blocks_of_a_stage_may_differ_if_two_are_alike() -> None:
     assert types["stages.1.blocks.0.shortcut"] == "stages.1.blocks.shortcut"
 
 
+@pytest.mark.parametrize("wider", [0, 1])
+def test_of_two_blocks_one_may_have_all_that_the_other_has_and_more(wider: int) -> None:
+    types = layer_types([*stages("stages.{}.blocks.{}.conv", 2, 2), *stages(f"stages.{{}}.blocks.{wider}.wide", 1, 1)])
+    assert set(types.values()) == {f"stages.{s}.blocks.{name}" for s in range(2) for name in ("conv", "wide")}
+
+
+@pytest.mark.parametrize("norm", ["norm", "layer_norm", "LayerNorm", "ln", "ln_1", "bn2", "norm1.scale", "batchnorm"])
+def test_sublayers_that_share_a_norm_alone_are_no_blocks(norm: str) -> None:
+    ends = (f"0.{norm}", f"1.{norm}", "1.mixer.q", "1.mixer.out")
+    types = layer_types(f"model.layers.{i}.block.{end}" for i in range(3) for end in ends)
+    assert {types[f"model.layers.{i}.block.1.mixer.q"] for i in range(3)} == {"block.1.mixer.q"}
+    assert len(set(types.values())) == 4
+
+
+@pytest.mark.parametrize("name", ["final.ln_proj", "lnear", "mbn.fc"])
+def test_other_names_are_no_norms(name: str) -> None:
+    types = layer_types(stages(f"model.layers.{{}}.block.{{}}.{name}", 2, 2))
+    assert types[f"model.layers.1.block.0.{name}"] == f"model.layers.1.block.{name}"
+
+
 @pytest.mark.parametrize(
     ("paths", "path", "expected"),
     [
