@@ -256,9 +256,9 @@ def _warn_of_single_experts(cached: ScanResult, request: ScanRequest, warn: Call
         )
     elif lost := [name for name in single if name not in info.modules]:
         stack = next((layer for layer in info.parameters if re.search(r"\bexperts\.[a-z]", layer)), None)
-        fused = f" ({stack})" if stack else ""
+        today = f"has them fused ({stack})" if stack else "has no such modules"
         warn(
-            f"{start}; {info.model_class} has them fused{fused}, so {plural(len(lost), 'name matches', 'names match')} "
+            f"{start}; {info.model_class} {today}, so {plural(len(lost), 'name matches', 'names match')} "
             "nothing: --rescan scores the model as it is loaded now"
         )
 

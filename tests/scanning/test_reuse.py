@@ -92,6 +92,13 @@ def test_without_the_config_the_names_tell(tmp_path: Path) -> None:
     assert "(--rescan)" in warning
 
 
+def test_a_dense_model_is_not_said_to_have_fused_experts(tmp_path: Path) -> None:
+    store = cache(tmp_path, ONE_BY_ONE)
+    save_config(tmp_path / "model", llama_like(transformers.LlamaConfig), "LlamaForCausalLM")
+    (warning,) = warnings_of(store)
+    assert "; LlamaForCausalLM has no such modules, so 24 names match nothing: --rescan" in warning
+
+
 def test_a_config_that_cannot_be_used_leaves_it_to_the_names(tmp_path: Path) -> None:
     store = cache(tmp_path, ONE_BY_ONE)
     (tmp_path / "model").mkdir()
