@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.disk import fingerprint
-from spectrum.checkpoint.disk.other_formats import (
-    SINGLE_FILES,
-    WEIGHT_NAMES,
-    names_below,
-    no_weights_reason,
-    not_a_model_reason,
-)
+from spectrum.checkpoint.disk.other_formats import names_below, not_a_model_reason
 from spectrum.checkpoint.disk.tensors import WeightHeaders
-from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES
+from spectrum.checkpoint.repository import check_fits, config_files, first_files, weight_files
 from spectrum.errors import CheckpointError, HubError, first_line
-from spectrum.files import free_space, parse_json, read_untrusted
-from spectrum.text import amount, nearest, proposal
+from spectrum.files import parse_json, read_untrusted
+from spectrum.text import nearest, proposal
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -163,9 +157,9 @@ def snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Path:
     if isinstance(files, Path):
         return files
     where = f"{repo}{_at(revision)}"
-    folder = _download(repo, revision, _config_and_index(where, files, remote_code=remote_code))
-    shards = _shards(folder, files)
-    _check_fits(repo, revision, folder, [files[name] for name in shards])
+    folder = _download(repo, revision, first_files(where, files, remote_code=remote_code))
+    shards = weight_files(folder, files)
+    check_fits(where, folder, [files[name] for name in shards])
     return _download(repo, revision, shards)
 
 
@@ -174,7 +168,7 @@ def config_snapshot(repo: str, revision: str | None, *, remote_code: bool) -> Pa
     files = _files(repo, revision)
     if isinstance(files, Path):
         return files
-    return _download(repo, revision, _config(f"{repo}{_at(revision)}", files, remote_code=remote_code))
+    return _download(repo, revision, config_files(f"{repo}{_at(revision)}", files, remote_code=remote_code))
 
 
 def _at(revision: str | None) -> str:
@@ -197,36 +191,6 @@ def _files(repo: str, revision: str | None) -> dict[str, RepoSibling] | Path:
             return earlier
         raise HubError(_refusal(repo, _at(revision), error)) from error
     return {file.rfilename: file for file in info.siblings or ()}
-
-
-def _check_fits(repo: str, revision: str | None, folder: Path, files: Iterable[RepoSibling]) -> None:
-    """Raises HubError if the disk of the Hub's cache has no room for those of these files that are not in the cache.
-
-    Files of unknown size count as empty, and a disk whose free space is unknown has room.
-
-    Args:
-        repo: the repository's id.
-        revision: as asked for.
-        folder: the snapshot in the cache that the files belong to.
-        files: to download.
-    """
-    blobs = folder.parent.parent / "blobs"
-    needed = sum(_size_to_download(file, folder, blobs) for file in files)
-    free = free_space(folder)
-    if free is not None and needed > free:
-        raise HubError(
-            f"{repo}{_at(revision)} does not fit: {amount(needed)} are to be downloaded, and the disk of "
-            f"{blobs.parent.parent} has {amount(free)} free; free some, or set HF_HOME to a directory on another disk"
-        )
-
-
-def _size_to_download(file: RepoSibling, folder: Path, blobs: Path) -> int:
-    """How many bytes of a file the cache lacks. A blob has the name of the file's hash."""
-    blob = blobs / (file.lfs.sha256 if file.lfs else file.blob_id or file.rfilename)
-    if file.size is None or blob.exists() or (folder / file.rfilename).exists():
-        return 0
-    partial = blob.with_name(f"{blob.name}.incomplete")  # from it, some versions of huggingface_hub go on
-    return max(0, file.size - (partial.stat().st_size if partial.exists() else 0))
 
 
 def _download(repo: str, revision: str | None, names: Collection[str]) -> Path:
@@ -263,38 +227,3 @@ def _refusal(repo: str, at: str, error: Exception) -> str:
         f"there is no directory {repo!r} here{_similar_directory(repo) or '.'} The Hub does not answer "
         f"({first_line(error)}), and its cache has no repository of that name{at}; check the path, or the network"
     )
-
-
-def _config_and_index(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
-    """The names of the files to download before the weight files."""
-    weights = [name for name in WEIGHT_NAMES if name in names]
-    if not weights:
-        raise CheckpointError(no_weights_reason(where, names))
-    # transformers loads the first. If that is a weight file, it is downloaded later.
-    index = [name for name in weights[:1] if name.endswith(".json")]
-    return [*_config(where, names, remote_code=remote_code), *index]
-
-
-def _config(where: str, names: Collection[str], *, remote_code: bool) -> list[str]:
-    """The names of the files that say which model it is, and that an adapter lies beside its weights."""
-    if "config.json" not in names:
-        reason = not_a_model_reason(where, names)
-        raise CheckpointError(reason or f"{where} has no config.json, so it is not a transformers model")
-    adapter = [name for name in ("adapter_config.json",) if name in names]
-    return ["config.json", *adapter, *(name for name in names if remote_code and name.endswith(".py"))]
-
-
-def _shards(folder: Path, names: Collection[str]) -> list[str]:
-    """The names of a repository's weight files, given the directory that its index is in."""
-    for stem in SINGLE_FILES:
-        if stem in names:
-            return [stem]
-        index = folder / f"{stem}.index.json"
-        if index.name in names:
-            try:
-                shards = set(parse_json(read_untrusted(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return []  # opening the checkpoint reports what is wrong with the index
-            # huggingface_hub compares each with the names of all files of the repository, so there must not be many.
-            return sorted(shards) if len(shards) <= MAX_FILES else []
-    return []
