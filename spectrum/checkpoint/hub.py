@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.checkpoint.disk.other_formats import names_below, not_a_model_reason
 from spectrum.checkpoint.disk.tensors import WeightHeaders
+from spectrum.checkpoint.disk.weight_files import read_failure
 from spectrum.checkpoint.repository import check_fits, config_files, first_files, weight_files
 from spectrum.errors import CheckpointError, HubError, first_line
 from spectrum.files import parse_json, read_untrusted
@@ -65,16 +66,17 @@ class ResolvedModel:
 def resolve_local(model: str) -> ResolvedModel | None:
     """The model in a local directory of this name, None if the name can only be a repository's id.
 
-    Raises CheckpointError for a path that does not exist, or is not a directory.
+    Raises CheckpointError for a path that does not exist, is not a directory, or is in one that is closed to the user.
     """
     try:
         path = Path(model).expanduser()
     except RuntimeError as error:  # ~name, of a user that this machine does not have
         raise CheckpointError(f"there is no directory {model!r}") from error
-    if model and path.is_dir():
+    if model and os.path.isdir(path):
         return ResolvedModel(path, None)
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(f"{model} is a file; give the directory that contains it")
+    _refuse_closed(path)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise CheckpointError(f"there is no directory {model!r}{_similar_directory(model)}")
     return None
@@ -87,13 +89,22 @@ def check_local(model: str) -> None:
         local.check_files()
 
 
+def _refuse_closed(path: Path) -> None:
+    try:
+        os.stat(path)
+    except PermissionError as error:  # of a directory above
+        raise read_failure(path, error) from error
+    except (OSError, ValueError):  # there is nothing
+        pass
+
+
 def _similar_directory(model: str) -> str:
     """The end of a message about a directory that is missing: `; did you mean X?` with a similar path, or nothing."""
     wrong, rest = Path(model).expanduser(), Path()
-    while not wrong.parent.is_dir() and wrong != wrong.parent:
+    while not os.path.isdir(wrong.parent) and wrong != wrong.parent:
         wrong, rest = wrong.parent, wrong.name / rest
     try:
-        names = [name for name in os.listdir(wrong.parent) if (wrong.parent / name / rest).is_dir()]
+        names = [name for name in os.listdir(wrong.parent) if os.path.isdir(wrong.parent / name / rest)]
     except OSError:  # it cannot be read
         return ""
     name = nearest(wrong.name, (name for name in names if not name.startswith(".")))

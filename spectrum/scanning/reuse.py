@@ -267,7 +267,7 @@ def _info_at_hand(request: ScanRequest) -> ModelInfo | None:
     """What the requested model consists of by its config on this disk. None if there is none, or it cannot be used."""
     local = find_local(request)
     directory = local.directory if local is not None else hub.cached_snapshot(request.model, request.revision)
-    if directory is None or not (directory / "config.json").exists():
+    if directory is None or not os.path.exists(directory / "config.json"):
         return None
     from spectrum.checkpoint.reader import describe_model
 

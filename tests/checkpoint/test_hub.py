@@ -398,6 +398,27 @@ def test_a_path_that_is_not_there_is_no_repository_id(
         hub.resolve_local(name)
 
 
+def test_a_path_below_a_directory_that_is_closed_to_the_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if "closed/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return unpatched(path, **options)
+
+    unpatched = os.stat
+    monkeypatch.setattr(os, "stat", stat)
+    model = tmp_path / "closed" / "model"
+    with pytest.raises(CheckpointError) as refused:
+        hub.check_local(str(model))
+    assert str(refused.value) == f"cannot read {model}: Permission denied; allow this user to read it"
+
+
+def test_a_path_that_is_too_long_is_not_there() -> None:
+    with pytest.raises(CheckpointError, match="there is no directory '/a"):
+        hub.check_local("/" + "a" * 300)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "org/model", "not a repo"])
 def test_a_name_that_is_no_path_may_be_a_repository_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -116,14 +116,14 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})/.*")
 def names_below(directory: Path) -> list[str]:
     """The names in a directory, in the directories in it, and of its unfinished downloads.
 
-    Raises OSError if the directory cannot be listed.
+    Names only improve a message, so a directory that may not be listed has none.
     """
     return list(islice(_names(directory), _MAX_NAMES))
 
 
 def _names(directory: Path) -> Iterator[str]:
     inner: list[str] = []
-    with os.scandir(directory) as entries:
+    with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             is_directory = entry.is_dir(follow_symlinks=False)
             yield f"{entry.name}/" if is_directory else entry.name

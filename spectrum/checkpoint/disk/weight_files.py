@@ -66,7 +66,7 @@ def deciding_files(directory: Path) -> Iterator[Path]:
     They come in transformers' order of preference: it loads the first. Like it, this passes over directories and
     anything else that is not a file.
     """
-    return (path for path in (directory / name for name in WEIGHT_NAMES) if path.is_file())
+    return (path for path in (directory / name for name in WEIGHT_NAMES) if os.path.isfile(path))
 
 
 def locate_weights(directory: Path) -> LocatedWeights:
@@ -92,7 +92,7 @@ def located_by(path: Path) -> LocatedWeights:
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory has a weight file or the index of some, damaged or not."""
-    return any((directory / name).exists() for name in WEIGHT_NAMES)
+    return any(os.path.exists(directory / name) for name in WEIGHT_NAMES)
 
 
 def _refuse_other_than_files(directory: Path) -> None:
@@ -101,7 +101,7 @@ def _refuse_other_than_files(directory: Path) -> None:
     if path is None:
         return
     if path.is_dir():
-        inside = any(name.endswith((".safetensors", ".bin")) for name in os.listdir(path))
+        inside = any(name.endswith((".safetensors", ".bin")) for name in names_below(path))
         remedy = f"rename it, and move the files in it into {directory}" if inside else DOWNLOAD_AGAIN
         raise CheckpointError(f"{path} is a directory, not a file; {remedy}")
     if not path.exists():
@@ -130,7 +130,7 @@ def _check_shards(index: Path, names: Collection[str]) -> None:
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
-        if not _exists(index.parent / name):
+        if not os.path.exists(index.parent / name):  # False also if the name is too long
             partial = unfinished_download(names_below(index.parent))
             remedy = f"finish the download of {partial}" if partial else DOWNLOAD_AGAIN
             raise CheckpointError(f"{index.parent} lacks the shard {name} that its index names; {remedy}")
@@ -140,13 +140,6 @@ def _check_shards(index: Path, names: Collection[str]) -> None:
         first = by_inode.setdefault((status.st_dev, status.st_ino), name)
         if first != name:
             raise CheckpointError(f"{index} names {first} and {name}, which are one and the same file")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # the name is too long
-        return False
 
 
 def refuse_placeholder(file: Path, head: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import safetensors.torch
@@ -20,11 +21,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import weight_files
 from spectrum.checkpoint.disk.other_formats import names_below, no_weights_reason, not_a_model_reason
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.command import tiny_llama
+from tests.helpers.paths import TINY_LLAMA
 from tests.helpers.processes import BIN
 
 # What the Trainer writes into each of its checkpoints, beside the weights.
@@ -210,6 +213,40 @@ def test_a_directory_of_many_files_is_listed_in_part(tmp_path: Path, monkeypatch
     for number in range(5):
         (tmp_path / str(number)).write_bytes(b"")
     assert len(names_below(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("removed", "words"),
+    [
+        ("config.json", "has no config.json, so it is not a transformers model"),
+        ("model*", "has no weight files (model.safetensors, "),
+        ("model-00002*", "lacks the shard model-00002-of-00002.safetensors that its index names; download the model"),
+    ],
+)
+def test_a_directory_that_may_not_be_listed_is_refused_for_what_it_lacks(
+    removed: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(TINY_LLAMA, tmp_path / "model"))
+    for file in model.glob(removed):
+        file.unlink()
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(CheckpointError) as refused:
+        hub.check_local(str(model))
+    assert str(refused.value).startswith(f"{model} {words}")
+
+
+def test_a_directory_in_place_of_weights_that_may_not_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    for listing in ("scandir", "listdir"):
+        monkeypatch.setattr(os, listing, denied)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a directory, not a file; download the model"):
+        weight_files.locate_weights(tmp_path)
+
+
+def denied(path: object, *_: object, **__: object) -> NoReturn:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 @pytest.mark.slow
