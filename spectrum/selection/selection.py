@@ -80,7 +80,13 @@ class Selection:
 
     @short_traceback
     def to_yaml(self, path: str | Path) -> Path:
-        """Write the list for Axolotl, and return the path. Raises ResultsError if the file cannot be written."""
+        """Write the list for Axolotl, and return the path.
+
+        Raises SelectionError if nothing would train, since trainers take an empty list as no list, and ResultsError if
+        the file cannot be written.
+        """
+        if not self.trained():
+            raise SelectionError(f"nothing to train: {no_whole_layer(self)}")
         file = Path(path).expanduser()
         write_atomically(file, render_axolotl(self.entries(), self.embedding_parameters()))
         return file

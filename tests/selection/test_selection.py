@@ -53,6 +53,15 @@ def test_the_count_is_the_exact_floor_of_the_percentage(percent: str, layers: in
     assert len(selected(result(*[1.0] * layers), percent)) == expected
 
 
+def test_a_list_of_nothing_is_not_written(tmp_path: Path) -> None:
+    # Trainers take it as no list, and train everything.
+    with pytest.raises(SelectionError, match=r"nothing to train: .* 4, so 25 percent is the least that selects"):
+        top_percent(result(1, 2, 3, 4), "24", embeddings=False).to_yaml(tmp_path / "list.yaml")
+    assert not (tmp_path / "list.yaml").exists()
+    top_percent(result(1, 2, 3, 4), "25", embeddings=False).to_yaml(tmp_path / "list.yaml")
+    assert (tmp_path / "list.yaml").exists()
+
+
 def test_each_type_has_its_own_share_and_the_percent_stays_as_typed() -> None:
     layers = [
         LayerSnr(f"{kind}{i}", kind, float(i)) for kind, count in (("b", 5), ("a", 2), ("c", 1)) for i in range(count)

@@ -47,9 +47,6 @@ MAPPINGS = (
 KNOWN: dict[str, str] = {
     # transformers makes the row of the padding token zero on loading, whatever is stored.
     "ChineseCLIPModel": "text_model.embeddings.word_embeddings.weight has other values",
-    # All of their weights are products of a norm and a direction.
-    "EncodecModel": "CheckpointError: the checkpoint has no weight matrices",
-    "WavTokenizerEncoderModel": "CheckpointError: the checkpoint has no weight matrices",
     # Their default configs are not whole models.
     "Granite4Vision*": "TypeError: object of type 'NoneType' has no len()",
     "PPOCRV6MediumDetModel": "TypeError: 'NoneType' object is not subscriptable",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,27 +111,41 @@ def _differences(checkpoint: Checkpoint, model: Any, values: dict[str, torch.Ten
         yield f"other names of parameters: {sorted(info.parameters.keys() ^ values.keys() - left_out)[0]}"
         return
     owned = {f"{path}.weight".removeprefix(".") for path, module in model.named_modules(remove_duplicate=False)}
-    listed = {w.name if w.name in values else f"{w.name}.weight" for w in checkpoint.weights}
+    listed = {_parameter(w, values) for w in checkpoint.weights}
     for name in sorted(owned & values.keys() - left_out):
         if values[name].numel() and name not in listed:
             yield f"{name} is not among the weights"
     for weight in checkpoint.weights:
-        name = weight.name if weight.name in values else f"{weight.name}.weight"
-        expected = _in_matrices(model, name, values[name].detach())
+        name = _parameter(weight, values)
         try:
             found = torch.stack([read(checkpoint, weight, index) for index in range(weight.num_matrices)])
         except SpectrumError as error:
             yield _line(error)
             continue
+        expected = _in_matrices(model, name, values[name].detach(), found.dtype)
         if weight.shape != tuple(values[name].shape):
             yield f"{name} has shape {list(weight.shape)}, transformers loads {list(values[name].shape)}"
         elif not _same_bits(found.reshape(-1), expected.reshape(-1)):
             yield f"{name} has other values than transformers loads"
 
 
-def _in_matrices(model: Any, name: str, value: torch.Tensor) -> torch.Tensor:
-    """A parameter with its elements in the order in which its matrices are read: output channels first."""
+def _parameter(weight: LayerWeight, names: Container[str]) -> str:
+    """The parameter under whose name a weight's values are found, or the direction of one under weight norm."""
+    candidates = (weight.name, f"{weight.name}.weight", f"{weight.name}.parametrizations.weight.original1")
+    return next(name for name in candidates if name in names)
+
+
+def _in_matrices(model: Any, name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A parameter with its elements in the order in which its matrices are read: output channels first.
+
+    For the direction of a weight under weight norm, the weight that torch computes from it in float64, in `dtype`.
+    """
     module = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, torch.nn.utils.parametrize.ParametrizationList):
+        norms, direction = (module.get_parameter(name).detach().double() for name in ("original0", "original1"))
+        weight_norm: Any = module[0]
+        name, value = f"{name.partition('.parametrizations.')[0]}.weight", weight_norm(norms, direction).to(dtype)
+        module = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, torch.nn.ConvTranspose1d | torch.nn.ConvTranspose2d | torch.nn.ConvTranspose3d):
         return value.reshape(module.groups, -1, *value.shape[1:]).transpose(1, 2)
     return value
@@ -147,7 +161,7 @@ def _same_bits(read: torch.Tensor, loaded: torch.Tensor) -> bool:
 def _unscored(checkpoint: Checkpoint, values: dict[str, torch.Tensor]) -> float:
     """The share of the elements of parameters of two or more dimensions that no score covers."""
     parameters = checkpoint.provenance.info.parameters
-    scored = {w.name if w.name in parameters else f"{w.name}.weight" for w in checkpoint.weights}
+    scored = {_parameter(w, parameters) for w in checkpoint.weights}
     scored |= {parameters[name].tied_to or name for name in scored}
     matrices = {n: math.prod(p.shape) for n, p in parameters.items() if len(p.shape) > 1 and p.tied_to is None}
     total = sum(matrices.values())
@@ -164,8 +178,9 @@ def _remarks(checkpoint: Checkpoint, path: Path) -> Iterator[str]:
         for i, w in enumerate(checkpoint.weights)
     ]
     result = assemble("model", checkpoint.weights, layers, checkpoint.provenance)
+    half = top_percent(result, "50")
     try:
-        top_percent(result, "50").to_yaml(path)
+        (half if half.trained() else top_percent(result, "100")).to_yaml(path)
         problems = check_list(read_list(path), checkpoint.provenance.info).problems
     except SpectrumError as error:
         yield f"its list: {_line(error)}"
