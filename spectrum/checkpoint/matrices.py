@@ -227,8 +227,11 @@ def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[di
     return holders, specs
 
 
-def fits(model: Any, source: ParameterSource) -> bool:
-    """Whether the source has all parameters of a model in the model's shapes. No value is read."""
+def fills(model: Any, source: ParameterSource) -> bool:
+    """Whether a source has all parameters of a model in the model's shapes. No value is read.
+
+    Raises CheckpointError if stored tensors do not fit together.
+    """
     return not missing_parameters(model, source) and all(
         spec.shape == expected for _, spec, expected in _shapes(model, source)
     )

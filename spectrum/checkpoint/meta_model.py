@@ -20,7 +20,7 @@ from spectrum.checkpoint.mapping.isolation import failure_reason, nothing_fetche
 from spectrum.checkpoint.model_class import (
     AUTO_CLASSES,
     class_of_auto,
-    fits,
+    describes,
     native_class,
     own_classes,
     part_of,
@@ -127,7 +127,7 @@ def _build(unbuilt: Unbuilt, model_class: Any) -> Any:
     if takes_whole(model_class, config):
         return model_class(copy.deepcopy(config))
     path, config_class = unbuilt.directory / "config.json", model_class.config_class
-    is_foreign, needed = not fits(model_class, config), sorted(config_class.sub_configs)
+    is_foreign, needed = not describes(model_class, config), sorted(config_class.sub_configs)
     of_another = f"{path} is that of a {config.model_type} model; leave out --model-class, or name one of its classes"
     if is_foreign and needed and not any(hasattr(config, name) for name in needed):
         raise CheckpointError(f"{model_class.__name__} needs {listed(needed)}, but {of_another}")
@@ -181,7 +181,7 @@ def name_warnings(unbuilt: Unbuilt, model: Any, class_asked: str | None) -> Iter
     """
     own, config = type(model).__name__, unbuilt.config
     if class_asked is not None:
-        if not fits(type(model), config):
+        if not describes(type(model), config):
             yield f"{own} is no class of {config.model_type} models: it takes defaults for what config.json lacks"
         return
     for rival in _rivals(unbuilt, model):

@@ -53,7 +53,7 @@ def own_classes(config: Any, *, trust_remote_code: bool) -> tuple[Any, ...]:
         return (named,)
     by_auto = [class_of_auto(getattr(transformers, name), config) for name in AUTO_CLASSES]
     first = next(filter(None, by_auto), None)
-    candidates = (named, first) if named is not None and fits(named, config) else (first, named)
+    candidates = (named, first) if named is not None and describes(named, config) else (first, named)
     return tuple(dict.fromkeys(filter(None, candidates)))
 
 
@@ -72,8 +72,8 @@ def class_of_auto(auto: Any, config: Any) -> Any:
     return next((choice for choice in known if choice.__name__ in (config.architectures or ())), known[0])
 
 
-def fits(model_class: Any, config: Any) -> bool:
-    """Whether a class builds the model that a config describes, or a part of that model."""
+def describes(model_class: Any, config: Any) -> bool:
+    """Whether a class is of the model that a config describes, or of a part of that model."""
     return takes_whole(model_class, config) or part_of(config, model_class.config_class) is not None
 
 

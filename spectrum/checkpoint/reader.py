@@ -2,7 +2,7 @@
 
 `open_checkpoint` takes these steps: find the directory (`hub`), read its config (`config`), read the headers of its
 weight files (`disk`), build the model without values (`meta_model`), match the stored tensors with its parameters
-(`conversion`), and describe the model and its weights (`matrices`). `Checkpoint.read` then reads one matrix at a time.
+(`matching`), and describe the model and its weights (`matrices`). `Checkpoint.read` then reads one matrix at a time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from spectrum.checkpoint import hub, meta_model, unfilled
+from spectrum.checkpoint import hub, meta_model
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk.other_formats import adapter_warnings
-from spectrum.checkpoint.disk.weight_files import StoredTensor
-from spectrum.checkpoint.mapping import conversion, parameters, quantization
-from spectrum.checkpoint.mapping.keys import MappingUnavailableError, renaming
+from spectrum.checkpoint.mapping import quantization
+from spectrum.checkpoint.mapping.keys import renaming
 from spectrum.checkpoint.mapping.parameters import LoadedParameters, ParameterSource
-from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders, fits, missing_parameters
+from spectrum.checkpoint.matching import can_fill, match
+from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import WRAPPERS
-from spectrum.records import LayerWeight, ModelInfo, Parameter, Provenance
+from spectrum.records import LayerWeight, ModelInfo, Provenance
 from spectrum.version import __version__
 
 # Parts of the names of parameters in wrapped modules, in modules with adapters, and of FSDP's flattened parameters.
@@ -110,7 +110,7 @@ def open_checkpoint(
     unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, limit, can_fill)
     meta, class_asked, name_warnings = _build(unbuilt, model_class)
     with resolved.headers.naming_other_weights():
-        matched = _match(directory, config, meta, stored, mode)
+        matched = match(directory, config, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -188,20 +188,12 @@ def _can_fill(resolved: hub.ResolvedModel | None, config: Any, model: Any) -> bo
     """Whether a checkpoint has all parameters of a model on the meta device; True if its headers do not tell."""
     if resolved is None:
         return True
-    directory = resolved.directory
     try:
-        mode = quantization.read_mode(directory, quantization.method(config))
+        mode = quantization.read_mode(resolved.directory, quantization.method(config))
         stored = resolved.headers.tensors()
     except CheckpointError:
         return True
-    if mode == "loaded":
-        return True
-    try:
-        return fits(model, _stream(directory, model, stored, is_quantized=mode == "dequantized"))
-    except MappingUnavailableError:
-        return True
-    except CheckpointError:  # stored tensors do not fit together
-        return False
+    return can_fill(resolved.directory, model, stored, mode)
 
 
 def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
@@ -218,80 +210,6 @@ def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers")} | {"spectrum": __version__}
-
-
-@dataclass(frozen=True, slots=True)
-class _Matched:
-    """How a checkpoint provides the parameters of a model: the source of their values, and what `find_holders` says."""
-
-    source: ParameterSource
-    holders: Mapping[str, str]
-    specs: Mapping[str, Parameter]
-
-
-def _match(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode
-) -> _Matched:
-    """Match the tensors of a checkpoint with the parameters of a model on the meta device.
-
-    Parameters are streamed. Transformers loads the whole model only if its quantization asks for that, or if the
-    installed version does not provide its mapping from keys to parameters.
-    """
-    if mode != "loaded":
-        try:
-            return _match_streamed(directory, config, model, stored, is_quantized=mode == "dequantized")
-        except MappingUnavailableError as error:
-            names = {name for name, _ in meta_model.named_parameters(model)}
-            quantization.refuse_scales(directory, stored, used=stored, absent=names - stored.keys())
-            if mode == "dequantized":
-                raise CheckpointError(
-                    f"this transformers cannot stream the quantized {directory}; try a newer one"
-                ) from error
-    unfilled.refuse_unloadable(directory, model, stored)
-    loaded = parameters.load(directory, model, stored, dequantize=mode == "loaded")
-    return _Matched(loaded, *find_holders(model, loaded, directory))
-
-
-def _match_streamed(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
-) -> _Matched:
-    """Match parameters that are streamed. The mapping is transformers' own: what it does not fill, loading does not.
-
-    Raises MappingUnavailableError if transformers does not provide that mapping.
-    """
-    streamed = _stream(directory, model, stored, is_quantized=is_quantized)
-    missing = missing_parameters(model, streamed)
-    quantization.refuse_leftovers(directory, streamed, missing)
-    if missing:
-        others = _other_classes(directory, config, model, stored, is_quantized=is_quantized)
-        raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, others))
-    if reason := unfilled.partitioned_reason(directory, model, streamed):
-        raise CheckpointError(reason)
-    if is_quantized:
-        names = (name for name, _ in meta_model.named_parameters(model))
-        quantization.check_scales(directory, stored, streamed.keys_of(names))
-    return _Matched(streamed, *find_holders(model, streamed, directory))
-
-
-def _stream(
-    directory: Path, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
-) -> conversion.StreamedParameters:
-    return conversion.stream(model, stored, quantization.dequantizer(directory, model) if is_quantized else None)
-
-
-def _other_classes(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
-) -> Iterator[tuple[Any, conversion.StreamedParameters]]:
-    """Models of other classes of the same family, each with the parameters that the checkpoint provides for it."""
-    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code=False, limit=unfilled.MAX_MODULES)
-    for name in unfilled.family(config):
-        if name == type(model).__name__:
-            continue
-        try:
-            other = meta_model.build_meta_model(unbuilt, name)
-            yield other, _stream(directory, other, stored, is_quantized=is_quantized)
-        except (CheckpointError, MappingUnavailableError):  # this class cannot be built from the config
-            continue
 
 
 def _memory_warnings(source: ParameterSource) -> Iterator[str]:

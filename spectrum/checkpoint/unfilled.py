@@ -16,7 +16,7 @@ from spectrum.checkpoint import meta_model
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.mapping.conversion import StreamedParameters
 from spectrum.checkpoint.mapping.keys import keys_for
-from spectrum.checkpoint.matrices import fits
+from spectrum.checkpoint.matrices import fills
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.text import listed, plural
@@ -199,7 +199,7 @@ def _fitting_class(model: Any, max_unused: int, others: Iterable[tuple[Any, Stre
     for other, streamed in others:
         is_part = type(other) is base_class and any(key.startswith(base_prefix) for key in streamed.stored)
         try:
-            if not is_part and len(streamed.unused) <= max_unused and fits(other, streamed):
+            if not is_part and len(streamed.unused) <= max_unused and fills(other, streamed):
                 return type(other).__name__
         except CheckpointError:  # stored tensors do not fit together
             continue
