@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from spectrum.checkpoint import hub, meta_model
+from spectrum.checkpoint import hub, matching, meta_model
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk.other_formats import adapter_warnings
 from spectrum.checkpoint.mapping import quantization
 from spectrum.checkpoint.mapping.keys import renaming
 from spectrum.checkpoint.mapping.parameters import LoadedParameters, ParameterSource
-from spectrum.checkpoint.matching import can_fill, match
 from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
@@ -109,8 +108,8 @@ def open_checkpoint(
     can_fill = partial(_can_fill, resolved, config)
     unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, limit, can_fill)
     meta, class_asked, name_warnings = _build(unbuilt, model_class)
-    with resolved.headers.naming_other_weights():
-        matched = match(directory, config, meta, stored, mode)
+    with resolved.headers.naming_other_weights(lambda others: matching.can_fill(directory, meta, others, mode)):
+        matched = matching.match(directory, config, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -193,7 +192,7 @@ def _can_fill(resolved: hub.ResolvedModel | None, config: Any, model: Any) -> bo
         stored = resolved.headers.tensors()
     except CheckpointError:
         return True
-    return can_fill(resolved.directory, model, stored, mode)
+    return matching.can_fill(resolved.directory, model, stored, mode)
 
 
 def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:

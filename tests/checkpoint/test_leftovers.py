@@ -122,6 +122,34 @@ def test_a_sound_torch_archive_beside_shards_of_which_one_is_missing_is_named(mo
     assert open_checkpoint(str(model)).weights
 
 
+def test_what_goes_before_sound_weights_is_named_with_all_its_files(model: Path) -> None:
+    save(model / "pytorch_model.bin", state_of(model))
+    for file in (model / "model.safetensors", next(iter(model.glob("model-*.safetensors")))):
+        no_bytes(file, {})
+    message = refusal(model)
+    assert message.endswith(f"can be read: to scan it, move model.safetensors, {INDEX} out of {model}")
+    (model / "model.safetensors").unlink()
+    (model / INDEX).unlink()
+    assert open_checkpoint(str(model)).weights
+
+
+def wide(path: Path, state: State) -> None:
+    save(path, {key: torch.cat([value, value]) for key, value in state.items()})
+
+
+@pytest.mark.parametrize("stray", [narrower, wide])
+@pytest.mark.parametrize("setting", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_weights_that_the_config_does_not_describe_either_are_not_advised(
+    stray: Damage, setting: str, model: Path
+) -> None:
+    stray(model / "pytorch_model.bin", state_of(model))
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {setting: 2 * settings[setting]}))
+    message = refusal(model)
+    assert "config.json" in message
+    assert "can be read" not in message
+
+
 def test_shards_that_are_damaged_too_are_not_advised(model: Path) -> None:
     empty(model / "model.safetensors", state_of(model))
     shard = next(iter(model.glob("model-*.safetensors")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,12 @@ from spectrum.checkpoint.disk.weight_files import (
 from spectrum.dtypes import SAFETENSORS_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.files import open_untrusted
+from spectrum.text import listed
 
 if TYPE_CHECKING:
     import torch
+
+Tensors = Mapping[str, StoredTensor]  # by their keys
 
 _MAX_CHECKPOINT_TENSORS = 500_000  # in all files together
 _READABLE_DTYPES = frozenset(SAFETENSORS_DTYPES.values())
@@ -44,7 +47,7 @@ class WeightHeaders:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._by_file: dict[Path, Mapping[str, StoredTensor]] = {}
+        self._by_file: dict[Path, Tensors] = {}
 
     @property
     def files(self) -> Sequence[Path]:
@@ -55,7 +58,7 @@ class WeightHeaders:
     def _located(self) -> LocatedWeights:
         return locate_weights(self.directory)
 
-    def keep(self, file: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    def keep(self, file: Path, tensors: Tensors) -> None:
         """Keep the tensors of one file. Raises CheckpointError if the files have more than any model."""
         self._by_file[file] = tensors
         if sum(map(len, self._by_file.values())) > _MAX_CHECKPOINT_TENSORS:
@@ -72,44 +75,47 @@ class WeightHeaders:
         return _merged(self.directory, self._located, self._by_file)
 
     @contextmanager
-    def naming_other_weights(self) -> Iterator[None]:
+    def naming_other_weights(self, would_do: Callable[[Tensors], bool] = lambda _: True) -> Iterator[None]:
         """If the block raises a CheckpointError, and sound weights lie beside the ones in use, say so in its message.
 
         transformers prefers safetensors files to torch archives, and a single file to shards, even if the single file
         is damaged or an empty leftover of a training.
+
+        Args:
+            would_do: whether the block would succeed with these tensors, as far as that is known.
         """
         try:
             yield
         except CheckpointError as error:
-            remedy = self._other_weights()
+            remedy = self._other_weights(would_do)
             if remedy is None:
                 raise
             raise CheckpointError(f"{error}; {remedy}") from error
 
-    def _other_weights(self) -> str | None:
+    def _other_weights(self, would_do: Callable[[Tensors], bool]) -> str | None:
         """A phrase that says which other weights of the directory are sound, None if none are."""
         try:
             specs = _specs(self.tensors())
         except CheckpointError:
             specs = frozenset()
         paths = list(deciding_files(self.directory))
-        for other in paths[1:]:
+        for place, other in enumerate(paths[1:], 1):
             with suppress(CheckpointError):
                 located = located_by(other)
-                found = _specs(_merged(self.directory, located, {file: _read_tensors(file) for file in located.files}))
-                if found - specs and all(0 not in shape for _, shape in found):
+                tensors = _merged(self.directory, located, {file: _read_tensors(file) for file in located.files})
+                found = _specs(tensors)
+                if found - specs and all(0 not in shape for _, shape in found) and would_do(tensors):
                     these, them = (f"the shards of {other.name}", "them") if located.weight_map else (other.name, "it")
-                    return f"{these} can be read: to scan {them}, move {paths[0].name} out of {self.directory}"
+                    preferred = listed([path.name for path in paths[:place]])
+                    return f"{these} can be read: to scan {them}, move {preferred} out of {self.directory}"
         return None
 
 
-def _specs(tensors: Mapping[str, StoredTensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
+def _specs(tensors: Tensors) -> frozenset[tuple[str, tuple[int, ...]]]:
     return frozenset((key, tensor.shape) for key, tensor in tensors.items())
 
 
-def _merged(
-    directory: Path, located: LocatedWeights, by_file: Mapping[Path, Mapping[str, StoredTensor]]
-) -> dict[str, StoredTensor]:
+def _merged(directory: Path, located: LocatedWeights, by_file: Mapping[Path, Tensors]) -> dict[str, StoredTensor]:
     """The tensors of all files by their keys. Raises CheckpointError if the index puts one in the wrong shard.
 
     If several files hold a key, transformers takes the last, also where the index names another.
