@@ -76,6 +76,8 @@ def scan(
         raise ValueError(f"a name, a path or a model is expected, not {model!r}")
     size = parse_batch_size(str(batch_size))
     patterns = split_patterns([layer_types] if isinstance(layer_types, str) else layer_types or ()) or None
+    if layer_types and patterns is None:
+        raise ValueError(f"a layer type is expected, or a pattern, or all, not {layer_types!r}")
     _tqdm()  # first: the imports below import tqdm too, and would show its warnings
     callbacks = ScanCallbacks(
         info=lambda message: _logger.info("%s", in_line(message)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -64,8 +65,10 @@ def _address_parts(text: str) -> list[str] | None:
 
 def _sites() -> list[str]:
     """The Hub's addresses without their schemes, that of the mirror in HF_ENDPOINT first."""
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
-    mirror = f"{endpoint.netloc}{endpoint.path}".rstrip("/")
+    mirror = ""
+    with suppress(ValueError):  # HF_ENDPOINT is no address, so no name begins with it
+        endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+        mirror = f"{endpoint.netloc}{endpoint.path}".rstrip("/")
     return [*([mirror] if mirror else []), *_HOSTS]
 
 

@@ -694,6 +694,12 @@ def test_what_is_no_model_is_a_value_error(wrong: Any) -> None:
         spectrum.scan(wrong)
 
 
+@pytest.mark.parametrize("wrong", [",", " , ", [","]])
+def test_layer_types_without_a_type_are_a_value_error(wrong: Any, fresh: Path) -> None:
+    with pytest.raises(ValueError, match="a layer type is expected, or a pattern, or all"):
+        spectrum.scan("model", wrong)
+
+
 def test_arguments_in_the_wrong_place_are_value_errors(sample: ScanResult) -> None:
     wrong: Any = "model"
     with pytest.raises(ValueError, match="what scan"):

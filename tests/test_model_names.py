@@ -80,6 +80,12 @@ def test_a_mirror_is_the_hub_too(endpoint: str, monkeypatch: pytest.MonkeyPatch)
     assert parse_model_name("https://hf.co/acme/tiny") == ModelName("acme/tiny")
 
 
+@pytest.mark.parametrize("name", ["acme/tiny", "hf.co/acme/tiny"])
+def test_an_endpoint_that_is_no_address_is_no_mirror(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[bad")
+    assert parse_model_name(name) == ModelName("acme/tiny")
+
+
 def test_a_directory_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("hf.co/acme/tiny", " spaces "):
