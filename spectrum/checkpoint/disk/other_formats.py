@@ -110,7 +110,7 @@ _TRAINING_STATE = re.compile(
 _WEIGHTS = re.compile(r"[^/]*\.(?:safetensors|bin|pt|pth|h5|msgpack)")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
 _PARTIAL = re.compile(r"[^/]*\.(?:safetensors|bin)\.?[\w-]*\.(?:incomplete|part|partial|tmp|crdownload|aria2)")
-_CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})/.*")
+_CHECKPOINT = re.compile(r"(checkpoint-\d{1,18})/.*")
 
 
 def names_below(directory: Path) -> list[str]:
@@ -138,15 +138,24 @@ def _names(directory: Path) -> Iterator[str]:
 
 def not_a_model_reason(where: Path | str, names: Collection[str]) -> str | None:
     """A message that says what a place with these names holds instead of a model, None if that is not known."""
-    if any(name in WEIGHT_NAMES for name in names):
+    if _has_weights(names):
         return None
+    return _kind_reason(where, names) or _model_below_reason(where, sorted(names))
+
+
+def _has_weights(names: Collection[str]) -> bool:
+    return any(name in WEIGHT_NAMES for name in names)
+
+
+def _kind_reason(where: Path | str, names: Collection[str]) -> str | None:
+    """A message for a place of one of the `_KINDS`, None if it is of none."""
     ordered = sorted(names)
     for patterns, message in _KINDS:
         found = [_first(pattern, ordered) for pattern in patterns]
         if all(found):
             name = found[-1] or ""
             return message.format(where=where, name=name, folder=name.rpartition("/")[0] or ".")
-    return _model_below_reason(where, ordered)
+    return None
 
 
 def _first(pattern: str, names: Collection[str]) -> str | None:
@@ -156,16 +165,16 @@ def _first(pattern: str, names: Collection[str]) -> str | None:
 
 def _model_below_reason(where: Path | str, names: Collection[str]) -> str | None:
     """A message for a place that has no model itself, but one in a directory; None if it has none there either."""
-    steps = sorted({int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))}, reverse=True)
-    for step in steps:
-        folder = f"checkpoint-{step}"
+    found = {match[1] for name in names if (match := _CHECKPOINT.fullmatch(name))}
+    checkpoints = sorted(found, key=lambda folder: (int(folder.rpartition("-")[2]), folder), reverse=True)
+    for folder in checkpoints:
         if _holds_model(folder, names):
             return f"{where} holds checkpoints of a training run; scan the newest with a model, {_path(where, folder)}"
-    if steps:
-        folder = f"checkpoint-{steps[0]}"
+    if checkpoints:
+        folder = checkpoints[0]
         below = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
         inner = where / folder if isinstance(where, Path) else f"{folder} of {where}"
-        return not_a_model_reason(inner, below)
+        return None if _has_weights(below) else _kind_reason(inner, below)
     folders = {name.partition("/")[0] for name in names if name.endswith("/config.json")}
     folder = next((folder for folder in sorted(folders) if _holds_model(folder, names)), "")
     return (

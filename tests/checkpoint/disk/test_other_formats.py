@@ -171,6 +171,25 @@ def test_the_newest_checkpoint_of_a_run_is_named_by_its_path(tmp_path: Path) -> 
     assert open_checkpoint(named).weights
 
 
+def test_a_checkpoint_is_named_as_it_is_written() -> None:
+    names = [*inside("checkpoint-0007", MODEL), *inside("checkpoint-6", MODEL)]
+    reason = not_a_model_reason(Path("run"), names)
+    assert reason == "run holds checkpoints of a training run; scan the newest with a model, run/checkpoint-0007"
+
+
+def test_the_newest_checkpoint_says_what_it_holds_unless_it_has_weights() -> None:
+    adapter = inside("checkpoint-7", ["adapter_config.json"])
+    reason = not_a_model_reason("org/run", adapter)
+    assert reason is not None
+    assert reason.startswith("checkpoint-7 of org/run holds an adapter")
+    assert not_a_model_reason("org/run", [*adapter, "checkpoint-7/model.safetensors"]) is None
+
+
+def test_names_of_any_depth_are_looked_at_in_one_directory_below() -> None:
+    deep = "/".join(f"checkpoint-{step}" for step in range(5_000))
+    assert not_a_model_reason("org/run", [f"{deep}/adapter_config.json"]) is None
+
+
 def test_a_model_with_the_state_of_its_training_is_a_model(tmp_path: Path) -> None:
     tiny_llama(tmp_path)
     for name in [*ZERO, *FSDP, "zero_to_fp32.py", "model.onnx", *inside("checkpoint-3", MODEL)]:
