@@ -155,11 +155,12 @@ def _module_class(module: torch.nn.Module) -> str | None:
 
     The class says which adapters fit the module. Convolutions in groups are named `grouped ...`: no adapter fits them.
     """
+    special = _special_class(module)
+    if special in _HEADS_APART:
+        return special
     for base in type(module).__mro__:
         if base is torch.nn.Module:
             return None
-        if base.__name__ in _HEADS_APART:
-            return base.__name__
         if base is Conv1D or getattr(torch.nn, base.__name__, None) is base:
             return f"grouped {base.__name__}" if getattr(module, "groups", 1) != 1 else base.__name__
     return None
@@ -183,13 +184,19 @@ def _holds_matrices(path: str, own_name: str, module: torch.nn.Module, value: to
     return (value.ndim == 3 and (named_weight or of_experts)) or (value.ndim == 2 and named_weight)
 
 
+def _special_class(module: torch.nn.Module) -> str:
+    """The name of the nearest class that `_HEADS_APART` or `_EXPERTS_IN_ROWS` lists, empty for no such."""
+    names = (base.__name__ for base in type(module).__mro__)
+    return next((name for name in names if name in _HEADS_APART or name in _EXPERTS_IN_ROWS), "")
+
+
 def _has_heads_apart(module: torch.nn.Module, own_name: str) -> bool:
-    return own_name in _HEADS_APART.get(type(module).__name__, ())
+    return own_name in _HEADS_APART.get(_special_class(module), ())
 
 
 def _experts_in_rows(module: torch.nn.Module, own_name: str) -> int:
     """The number of experts whose matrices lie below each other in a parameter; 0 if it is not such a parameter."""
-    count, names = _EXPERTS_IN_ROWS.get(type(module).__name__, ("", ()))
+    count, names = _EXPERTS_IN_ROWS.get(_special_class(module), ("", ()))
     return int(getattr(module, count)) if own_name in names else 0
 
 

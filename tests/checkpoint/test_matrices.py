@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_experts_that_lie_below_each_other_are_a_stack(tmp_path: Path, in_memory
         assert torch.equal(stack, model.get_parameter(layer).detach().reshape(3, 10, 16))
     assert "ffn.experts.mlp.w1" in checkpoint.provenance.info.layer_types
     assert unscored_note(checkpoint.provenance.info) is None
+
+
+@pytest.mark.parametrize(
+    ("build", "modeling", "name"), [(xlnet, "xlnet", "XLNetRelativeAttention"), (dbrx, "dbrx", "DbrxExpertGLU")]
+)
+def test_a_subclass_has_the_weights_of_its_class_scored(
+    build: Any, modeling: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = of_model(build(), "m").weights
+    module = import_module(f"transformers.models.{modeling}.modeling_{modeling}")
+    monkeypatch.setattr(module, name, type("OfRemoteCode", (getattr(module, name),), {}))
+    model = build()
+    assert any(type(part).__name__ == "OfRemoteCode" for part in model.modules())
+    assert of_model(model, "m").weights == plain
 
 
 class Normed(torch.nn.Module):
