@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -51,8 +51,10 @@ def own_classes(config: Any, *, trust_remote_code: bool) -> tuple[Any, ...]:
     named = native_class(getattr(config, "architectures", None))
     if named is not None and takes_whole(named, config):
         return (named,)
-    by_auto = [class_of_auto(getattr(transformers, name), config) for name in AUTO_CLASSES]
-    first = next(filter(None, by_auto), None)
+    autos = [getattr(transformers, name) for name in AUTO_CLASSES]
+    if named is not None:  # the class for the same task comes first
+        autos = [auto for auto in (*autos, *_all_autos()) if _builds(auto, named)] + autos
+    first = next(filter(None, (class_of_auto(auto, config) for auto in autos)), None)
     candidates = (named, first) if named is not None and describes(named, config) else (first, named)
     return tuple(dict.fromkeys(filter(None, candidates)))
 
@@ -72,6 +74,12 @@ def class_of_auto(auto: Any, config: Any) -> Any:
     return next((choice for choice in known if choice.__name__ in (config.architectures or ())), known[0])
 
 
+def _builds(auto: Any, model_class: Any) -> bool:
+    """Whether an auto class builds a class from the class's own config."""
+    known = auto._model_mapping.get(model_class.config_class, ())
+    return model_class in (known if isinstance(known, list | tuple) else (known,))
+
+
 def describes(model_class: Any, config: Any) -> bool:
     """Whether a class is of the model that a config describes, or of a part of that model."""
     return takes_whole(model_class, config) or part_of(config, model_class.config_class) is not None
@@ -85,12 +93,16 @@ def part_of(config: Any, config_class: Any) -> str | None:
 def takes_whole(model_class: Any, config: Any) -> bool:
     """Whether a class takes this config as it is, because it is of its config class, or because an auto class says so.
 
-    An auto class says so of a part's class too, but that gets the part.
+    A class of a part does not take it: auto classes that know such a class give it the part.
     """
     config_class = model_class.config_class
     if config_class is None or isinstance(config, config_class):
         return True
     if part_of(config, config_class):
         return False
-    autos = (auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None) is not None)
-    return any(class_of_auto(auto, config) is model_class for auto in autos)
+    return any(class_of_auto(auto, config) is model_class for auto in _all_autos())
+
+
+def _all_autos() -> Iterator[Any]:
+    """The auto classes of transformers that build models."""
+    yield from (auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None) is not None)

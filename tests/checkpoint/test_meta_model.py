@@ -197,6 +197,26 @@ def test_a_language_model_whose_config_names_a_multimodal_class_is_what_trainers
             ask(str(tmp_path), model_class=whole)
 
 
+@pytest.mark.parametrize(
+    ("task", "auto"),
+    [
+        ("ForMaskedLM", t.AutoModelForMaskedLM),
+        ("ForCausalLM", t.AutoModelForCausalLM),
+        ("ForTokenClassification", t.AutoModelForTokenClassification),
+        ("Model", t.AutoModel),
+    ],
+)
+def test_a_class_of_another_type_of_model_stands_for_the_class_of_the_same_task(
+    task: str, auto: Any, tmp_path: Path
+) -> None:
+    config = t.CamembertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    changed(save(getattr(t, f"Camembert{task}")(config), tmp_path), architectures=[f"Roberta{task}"])
+    checkpoint = assert_as_loaded(tmp_path, loaded(auto, tmp_path))
+    assert checkpoint.provenance.info.model_class == f"Camembert{task}"
+
+
 # One tower.
 
 
