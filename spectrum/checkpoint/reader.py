@@ -153,13 +153,15 @@ def describe_model(
 ) -> tuple[ModelInfo, tuple[str, ...], Callable[[str], str]]:
     """What a model consists of by its config alone, what a user should know of its names, and `conversion.renaming`.
 
-    Shapes, dtypes and ties are those of the config; no weights are needed. The arguments are those of
-    `open_checkpoint`. Raises CheckpointError or HubError if there is no such model, or if transformers cannot build it.
+    Shapes, dtypes and ties are those of the config; no weights are needed. If they are on this disk, their headers tell
+    which of several classes the model's own is. The arguments are those of `open_checkpoint`. Raises CheckpointError or
+    HubError if there is no such model, or if transformers cannot build it.
     """
     local = hub.resolve_local(model)
     directory = local.directory if local else hub.config_snapshot(model, revision, remote_code=trust_remote_code)
     config = read_config(directory, trust_remote_code=trust_remote_code)
-    can_fill = partial(_can_fill, local, config)
+    resolved = local or hub.ResolvedModel(directory, directory.name)
+    can_fill = partial(_can_fill, resolved, config)
     unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, meta_model.MAX_MODULES, can_fill)
     meta, _, name_warnings = _build(unbuilt, model_class)
     source = LoadedParameters(dict(meta_model.named_parameters(meta)))
@@ -167,7 +169,7 @@ def describe_model(
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
-    warnings = (*adapter_warnings(directory, None if local else directory.name), *name_warnings)
+    warnings = (*adapter_warnings(directory, resolved.commit), *name_warnings)
     return describe(meta, holders, specs).info, warnings, renaming(meta)
 
 
@@ -183,10 +185,8 @@ def _build(unbuilt: meta_model.Unbuilt, class_name: str | None) -> tuple[Any, st
     return model, class_asked, tuple(meta_model.name_warnings(unbuilt, model, class_asked))
 
 
-def _can_fill(resolved: hub.ResolvedModel | None, config: Any, model: Any) -> bool:
+def _can_fill(resolved: hub.ResolvedModel, config: Any, model: Any) -> bool:
     """Whether a checkpoint has all parameters of a model on the meta device; True if its headers do not tell."""
-    if resolved is None:
-        return True
     try:
         mode = quantization.read_mode(resolved.directory, quantization.method(config))
         stored = resolved.headers.tensors()

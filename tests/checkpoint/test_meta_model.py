@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from spectrum.checkpoint import hub
 from spectrum.checkpoint.reader import Checkpoint, describe_model, open_checkpoint
 from spectrum.errors import CheckpointError
 from spectrum.records import ModelInfo
@@ -154,6 +155,19 @@ def test_a_text_class_that_does_not_fit_the_weights_gives_way_to_the_class_that_
     assert named.provenance.class_asked is None
     with pytest.raises(CheckpointError, match="Gemma3ForCausalLM"):
         open_checkpoint(str(tmp_path), model_class="Gemma3ForCausalLM")
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_weights_in_the_hubs_cache_decide_between_two_classes(
+    has_weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(save(built("gemma3"), tmp_path), architectures=["Gemma3ForCausalLM"])
+    own = type(loaded(TEXT, tmp_path)).__name__
+    if not has_weights:
+        (tmp_path / "model.safetensors").unlink()
+    monkeypatch.setattr(hub, "config_snapshot", lambda *_, **__: tmp_path)
+    info, *_ = describe_model("org/model", revision=None, model_class=None, trust_remote_code=False)
+    assert info.model_class == (own if has_weights else "Gemma3ForCausalLM")
 
 
 def test_a_language_model_beside_the_config_of_the_whole_is_read_with_its_part(tmp_path: Path) -> None:
