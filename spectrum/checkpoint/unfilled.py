@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,8 @@ def _unwrapped(key: str) -> str:
 def _fitting_class(model: Any, max_unused: int, others: Iterable[tuple[Any, StreamedParameters]]) -> str | None:
     """The name of the first of the other classes that the checkpoint fills, None if there is none.
 
-    A class that has no place for more tensors than the model's does not count, nor does the model's own base class if
-    the checkpoint is not of that class alone: the rest is missing.
+    Skip a class that leaves more tensors unused than the model's own class does. Skip the model's own base class too,
+    if the checkpoint is not of that class alone: the rest is missing.
     """
     base_prefix, base_class = f"{model.base_model_prefix}.", type(model.base_model)
     for other, streamed in others:
@@ -209,13 +210,14 @@ def _fitting_class(model: Any, max_unused: int, others: Iterable[tuple[Any, Stre
 def family(config: Any) -> list[str]:
     """The names of classes for a model: those that its config names, and those that the auto classes have for it.
 
-    Those for the config of its text model are among them.
+    Those for the config of its text model are among them. Classes that cannot be imported are not.
     """
     names = list(config.architectures or ())[:_MAX_ARCHITECTURES]
     for part in (config, config.get_text_config(decoder=True)):
         for auto in _AUTO_CLASSES:
-            found = getattr(transformers, auto)._model_mapping.get(type(part), ())
-            names += (model_class.__name__ for model_class in (found if isinstance(found, tuple) else (found,)))
+            with suppress(Exception):  # of a package that some classes need
+                found = getattr(transformers, auto)._model_mapping.get(type(part), ())
+                names += [model_class.__name__ for model_class in (found if isinstance(found, tuple) else (found,))]
     return list(dict.fromkeys(names))
 
 
@@ -257,7 +259,7 @@ def _advice(old: str, new: str) -> str:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """The beginnings of a dotted name without a number that leave two parts or more, the shortest first: none."""
+    """The beginnings of a dotted name that have no number and leave two parts or more, from the empty one on."""
     parts = name.split(".")
     yield ""
     for length in range(1, min(_MAX_PREFIX, len(parts) - 2) + 1):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -265,6 +266,20 @@ def test_the_class_that_the_checkpoint_fills_is_named_and_opens(
     with pytest.MonkeyPatch.context() as patch:  # copies of a tied weight are compared
         patch.setattr(conversion, "read_tensor", tensors.read_tensor)
         assert open_checkpoint(str(tmp_path), model_class=advised[1]).provenance.info.model_class == fitting
+
+
+def test_a_class_that_cannot_be_imported_does_not_hide_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def get(self, *_: object) -> None:
+            raise RuntimeError("Failed to import timm")
+
+    message = refusal(save("llama", tmp_path), model_class="LlamaForSequenceClassification")
+    for auto in ("AutoModelForImageTextToText", "AutoModelForMaskedLM"):
+        monkeypatch.setattr(getattr(transformers, auto), "_model_mapping", Broken())
+    assert refusal(tmp_path, model_class="LlamaForSequenceClassification") == message
+    assert "--model-class LlamaForCausalLM" in message
 
 
 def test_a_prefix_is_found_beside_tensors_that_the_model_has_no_place_for(tmp_path: Path) -> None:
