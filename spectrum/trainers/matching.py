@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from spectrum.errors import SelectionError
-from spectrum.trainers import patterns
 
 Rule = Callable[[str], Callable[[str], bool]]  # an entry -> whether it matches a parameter's name
 
@@ -27,6 +31,27 @@ _MAX_INDEX = 1000  # below which a layer's index is searched that a pattern matc
 
 # A range of rows at the end of an entry for Axolotl: [7], [:10], [4:], [4:10].
 _ROWS = re.compile(r"^(.+)\[([0-9]{0,18})(?::([0-9]{0,18}))?\]$")
+
+SECONDS = 30.0  # for all patterns together; the patterns of real lists take about a thousandth of this
+
+# The process also limits its own CPU time, in case its parent is killed.
+_MATCHER = """
+import json, re, sys
+patterns, names, seconds = json.load(sys.stdin)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+except (ImportError, ValueError, OSError):
+    pass
+for pattern in patterns:
+    try:
+        match = re.compile(pattern).match
+    except (re.error, OverflowError, RecursionError) as error:
+        result = (str(error).splitlines() or [type(error).__name__])[0]
+    else:
+        result = [place for place, name in enumerate(names) if match(name)]
+    print(json.dumps(result), flush=True)
+"""
 
 
 def axolotl(entry: str) -> Callable[[str], bool]:
@@ -137,11 +162,11 @@ def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str
         names: the names of a model's parameters.
     """
     found = _matched_patterns(rule, entries, names)
-    deadline = time.monotonic() + patterns.SECONDS
+    deadline = time.monotonic() + SECONDS
     for entry in entries:
         if time.monotonic() > deadline:
             raise SelectionError(
-                f"{len(entries)} entries take over {patterns.SECONDS:.0f} seconds to match with {len(names)} parameters"
+                f"{len(entries)} entries take over {SECONDS:.0f} seconds to match with {len(names)} parameters"
             )
         if entry not in found:
             found[entry] = frozenset(filter(RULES[rule](entry), names))
@@ -156,14 +181,14 @@ def _matched_patterns(rule: str, entries: Sequence[str], names: Sequence[str]) -
     slow = [entry for entry in entries if rule != SUBSTRING and not _QUICK.fullmatch(entry)]
     written = [_axolotl_pattern(entry) if rule == AXOLOTL else entry for entry in slow]
     try:
-        found = patterns.matching(written, names)
-    except patterns.PatternError as error:
+        found = match_patterns(written, names)
+    except PatternError as error:
         entry = slow[error.place]
         if error.reason is not None:
             advice = "; write .+ for any characters" if "nothing to repeat" in error.reason else ""
             raise SelectionError(f"{entry!r} is not a regular expression: {error.reason}{advice}") from error
         raise SelectionError(
-            f"{entry!r} takes over {patterns.SECONDS:.0f} seconds to match; "
+            f"{entry!r} takes over {SECONDS:.0f} seconds to match; "
             "a repetition inside a repetition can take forever, so write it without one"
         ) from error
     return {entry: frozenset(matches) for entry, matches in zip(slow, found, strict=True)}
@@ -172,3 +197,46 @@ def _matched_patterns(rule: str, entries: Sequence[str], names: Sequence[str]) -
 def _axolotl_pattern(entry: str) -> str:
     """An entry for Axolotl as a regular expression of Python's."""
     return re.sub(r"\.(?!\+)", r"\\.", without_rows(entry))
+
+
+# Untrusted regular expressions, in bounded time.
+
+
+class PatternError(Exception):
+    """A pattern is invalid, or takes too long.
+
+    Args:
+        place: the pattern's place among all patterns, from 0.
+        reason: what is wrong with the pattern; None if it takes too long.
+    """
+
+    def __init__(self, place: int, reason: str | None) -> None:
+        super().__init__(f"pattern {place}: {reason or 'it takes too long'}")
+        self.place, self.reason = place, reason
+
+
+def match_patterns(patterns: Sequence[str], names: Sequence[str]) -> list[list[str]]:
+    """For each regular expression, the names that it matches from their start. Raises PatternError.
+
+    A short pattern can take forever on a short name, and Python cannot stop a match that has begun. So another process
+    matches, and is killed when its time is up.
+    """
+    if not patterns:
+        return []
+    # Isolated (-I) and without site packages (-S), it starts in 20 ms and imports nothing from the working directory.
+    command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", _MATCHER]
+    request = json.dumps([patterns, names, math.ceil(SECONDS) + 1]).encode()
+    out_of_time = True
+    try:
+        process = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)
+        printed, out_of_time = process.stdout, process.returncode == -getattr(signal, "SIGXCPU", 0)
+    except subprocess.TimeoutExpired as error:
+        printed = error.stdout or b""
+    # One line for each pattern that was matched in full. The last line may be cut off.
+    results = [json.loads(line) for line in printed[: printed.rfind(b"\n") + 1].splitlines()]
+    for place, result in enumerate(results):
+        if isinstance(result, str):
+            raise PatternError(place, result)
+    if len(results) < len(patterns):
+        raise PatternError(len(results), None if out_of_time else "there is no memory to match it")
+    return [[names[place] for place in places] for places in results]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from spectrum.trainers import matching, proposals
-from spectrum.trainers.proposals import MAX_TRIED, ModelNames, Proposal, numbers, shape, with_indexes
+from spectrum.trainers.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.proposals import Proposal
 
 _MAX_TOLD = 10  # entries, or mistakes, that are explained one by one
 _MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names
@@ -262,7 +263,7 @@ def _parts(entry: str, names: ModelNames) -> tuple[str, str] | None:
         ]
     else:
         attempts = [
-            (_ESCAPED, lambda: names.if_matches(text) if text != written else None),
+            (_ESCAPED, lambda: proposals.of_entry(text, names) if text != written else None),
             (_DOTS if "*" in text else _CUT, lambda: proposals.of_pattern(written, names)),
         ]
     for reason, attempt in attempts:

@@ -559,15 +559,15 @@ def check(here: Path, text: str) -> Finished:
     "pattern", [r"^(([a-z_.0-9])+)+!", r"^(a|b|[a-z_.0-9]|.)*x!", r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)!!"]
 )
 def test_a_pattern_that_takes_for_ever_is_refused(pattern: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum.trainers.patterns.SECONDS", 2.0)
+    monkeypatch.setattr("spectrum.trainers.matching.SECONDS", 2.0)
     done = check(here, f"unfrozen_parameters:\n- model.norm\n- '{pattern}'\n")
     assert_refused(done, repr(pattern), "over 2 seconds")
 
 
 def test_what_matches_patterns_ends_though_its_parent_was_killed(here: Path, tmp_path: Path) -> None:
     script = f"""
-from spectrum.trainers import patterns
-patterns.SECONDS = 1.0
+from spectrum.trainers import matching
+matching.SECONDS = 1.0
 import subprocess
 run = subprocess.run
 def started(command, *, input, **more):
@@ -579,7 +579,7 @@ def started(command, *, input, **more):
     print(child.returncode, flush=True)
     raise SystemExit
 subprocess.run = started
-patterns.matching(["(([a-z])+)+!"], ["{"a" * 60}"])
+matching.match_patterns(["(([a-z])+)+!"], ["{"a" * 60}"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     _, status = done.stdout.split()
@@ -587,7 +587,7 @@ patterns.matching(["(([a-z])+)+!"], ["{"a" * 60}"])
 
 
 def test_patterns_that_take_for_ever_to_be_read_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrum.trainers.patterns.SECONDS", 2.0)
+    monkeypatch.setattr("spectrum.trainers.matching.SECONDS", 2.0)
     wide = "(?i)" + "[!-\uffe6]" * 390
     entries = "".join(f'- "{wide}{number}"\n' for number in range(40))
     done = check(here, f"unfrozen_parameters:\n{entries}")

@@ -269,7 +269,7 @@ def test_an_empty_list_trains_everything_and_says_where_its_entries_are(
     [
         ("x:\n  y: 1\n  unfrozen_parameters:\n  - a\n", ["in line 3 it is under another key"]),
         ("x:\n- y: 1\n  unfrozen_parameters:\n  - a\n", ["in line 3 it is under another key"]),
-        ("x: 1\n# unfrozen_parameters:\n# - a\n", ["line 2 is commented out"]),
+        ("x: 1\n# unfrozen_parameters:\n# - a\n", ["Line 2 is commented out"]),
         ("x: 1\nunfrozen-parameters:\n- a\n", ["in line 2 it is spelled 'unfrozen-parameters'"]),
         ("Unfrozen_Parameters:\n- a\n", ["in line 1 it is spelled"]),
         ("x: 1\nlayers:\n- ^lm_head.weight$\n", ["the list in line 3 is under 'layers'"]),

@@ -16,7 +16,7 @@ from spectrum.trainers import remedies
 from spectrum.trainers.check import check_list
 from spectrum.trainers.lists import read_list
 from spectrum.trainers.matching import AXOLOTL, matched
-from spectrum.trainers.proposals import ModelNames
+from spectrum.trainers.names import ModelNames
 from tests.helpers.architectures import built
 from tests.helpers.axolotl import AXOLOTL as WHEELS
 from tests.helpers.axolotl import Task, install, trainable
