@@ -18,10 +18,10 @@ _KEYS = frozenset(
 )
 
 # Axolotl's `freeze_mm_modules` freezes the modules that have one of these in their path.
-_MULTIMODAL = {
-    *("vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual"),
-    *("audio_tower", "audio_model", "embed_audio"),
-}
+VISION = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual"}
+)
+AUDIO = frozenset({"audio_tower", "audio_model", "embed_audio"})
 
 
 def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
@@ -38,7 +38,7 @@ def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
     if _get(settings.get("gradient_checkpointing_kwargs"), "use_reentrant"):
         yield "gradient_checkpointing_kwargs: use_reentrant must be false if parameters are frozen"
     if settings.get("freeze_mm_modules") is True:
-        frozen = [name for name in trained if not _MULTIMODAL.isdisjoint(name.split("."))]
+        frozen = [name for name in trained if not (VISION | AUDIO).isdisjoint(name.split("."))]
         if frozen:
             yield f"freeze_mm_modules freezes {listed(frozen, 2)} again; leave it unset, or remove their entries"
     fsdp = _fsdp(settings)

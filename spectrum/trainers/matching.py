@@ -27,6 +27,7 @@ _QUICK = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
 
 # A part of an entry that matches indexes: 2[0-9]+, \d, (0|1).
 _INDEX_PATTERN = re.compile(r"(?:\d*(?:\[[\d\-]+\]|\\d)[+*]?|\([\d|]+\))", re.ASCII)
+_INDEXES = re.compile(r"(\.|(?<=[a-z]))(?:\{([\d,.\-]{1,99})\}|\[([\d,:\- ]{1,99})\])(?=\.)", re.ASCII)
 _MAX_INDEX = 1000  # below which a layer's index is searched that a pattern matches
 
 # A range of rows at the end of an entry for Axolotl: [7], [:10], [4:], [4:10].
@@ -120,8 +121,33 @@ def rows(entry: str) -> tuple[int, int | None] | None:
 
 
 def respelled(text: str) -> str:
-    """An entry with its dots not escaped, and with indexes after dots: `layers[1]` -> `layers.1`."""
-    return re.sub(r"(?<=[a-z])\[(\d+)\](?=\.)", r".\1", text.replace("\\.", "."))
+    """An entry as it was meant: no spaces around it, no escaped dots, and indexes as `with_index_patterns` has them."""
+    return with_index_patterns(text.strip().replace("\\.", "."))
+
+
+def with_index_patterns(text: str) -> str:
+    """An entry with its indexes as a regular expression has them, if they are written in the way of another language.
+
+    `layers[1]` -> `layers.1`; `layers.{1,2}` and `layers.[1,2]` -> `layers.(1|2)`; as Python's slices, `layers[1:4]`
+    -> `layers.(1|2|3)`; with several digits, `layers.[9-11]` -> `layers.(9|10|11)`.
+    """
+    return _INDEXES.sub(_index_pattern, text)
+
+
+def _index_pattern(written: re.Match[str]) -> str:
+    """Indexes in braces or brackets, as a regular expression has them. What is right, or not understood, is kept."""
+    dot, braces, brackets = written.groups()
+    bounds = [int(number) for number in re.findall(r"\d+", braces or brackets)]
+    is_range = re.fullmatch(r"\d*(?:-|:|\.\.)\d+", braces or brackets) is not None
+    if is_range and ":" in written[0]:
+        bounds = [*range(0 if len(bounds) == 1 else bounds[0], min(bounds[-1], _MAX_INDEX))]
+    elif is_range and (braces or max(bounds) > 9):
+        bounds = [*range(bounds[0], min(bounds[-1] + 1, _MAX_INDEX))]
+    elif is_range or (dot and brackets and "," not in brackets):  # [0-9], [12]
+        return written[0]
+    if not bounds:
+        return written[0]
+    return f".{bounds[0]}" if len(bounds) == 1 else f".({'|'.join(map(str, bounds))})"
 
 
 def example(entry: str) -> tuple[str, list[str]] | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spectrum.errors import SelectionError
 from spectrum.records import ModelInfo
 from spectrum.trainers import matching
 
-# Ways to write an entry, best first: other readers than Axolotl understand the first two in the same way.
-_FORMS = (("", ""), ("", ".weight"), ("", "."), ("^", "$"))
+# Ways to write an entry, best first: what comes after it, or replaces it. A dot in brackets is a dot to all readers.
+_FORMS = (("{}",), ("{}.weight",), ("{}.weight", "{}.bias"), ("{}[.]",), ("^{}$",))
 
 _MAX_HEADS = 100  # beginnings that are tried; real models have fewer
 MAX_TRIED = 8  # layers in which a name is searched: models alternate between fewer kinds
@@ -96,20 +97,42 @@ class ModelNames:
                     break
         return self._stacks[key]
 
-    def exact(self, name: str, *, is_anchored: bool = False) -> str:
-        """The entry that selects the module or parameter of this name, and nothing else if that can be."""
+    def exact(self, name: str, *, is_anchored: bool = False) -> tuple[str, ...]:
+        """The entries that select the module or parameter of this name, and nothing else if that can be."""
         owner = next((own for tied, own in self.model.tied().items() if f"{tied}.".startswith(f"{name}.")), None)
         if owner is not None and not self.below([name]):
-            return f"^{owner}$"
+            return (f"^{owner}$",)
         if is_anchored and name in self.model.parameters:
-            return f"^{name}$"
-        return self.entry_for([name], name) or name
+            return (f"^{name}$",)
+        return self.entries_for([name], name) or (name,)
 
-    def entry_for(self, paths: Iterable[str], entry: str) -> str | None:
-        """The entry, in the form in which it selects exactly what is at these paths; None if it does so in no form."""
+    def entries_for(self, paths: Iterable[str], entry: str) -> tuple[str, ...] | None:
+        """The entry, in the form in which it selects exactly what is at these paths; None if it does so in no form.
+
+        Scripts that read the list by `re.match` select the same.
+        """
         wanted = self.below(paths)
-        matches = matching.matched(matching.AXOLOTL, [before + entry + after for before, after in _FORMS], self.seen)
-        return next((form for form, found in matches.items() if found and found == wanted), None)
+        return (
+            (self._selecting(wanted, entry, _FORMS[:1]) or self._selecting(wanted, entry, _FORMS[1:]))
+            if wanted
+            else None
+        )
+
+    def _selecting(self, wanted: frozenset[str], entry: str, forms: Iterable[Sequence[str]]) -> tuple[str, ...] | None:
+        """The first of these forms of an entry that selects exactly these parameters; None if none does."""
+        written = [tuple(form.format(entry) for form in together) for together in forms]
+        for rule in (matching.AXOLOTL, matching.REGULAR_EXPRESSION):
+            try:
+                matches = matching.matched(rule, [one for together in written for one in together], self.seen)
+            except SelectionError:  # it is not a regular expression
+                return None
+            written = [
+                together
+                for together in written
+                if all(matches[one] for one in together)
+                and frozenset().union(*(matches[one] for one in together)) == wanted
+            ]
+        return next(iter(written), None)
 
     def below(self, paths: Iterable[str]) -> frozenset[str]:
         """The parameters at these paths or in these modules, with the biases beside bare parameters."""

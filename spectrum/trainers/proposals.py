@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from spectrum.errors import SelectionError
 from spectrum.layer_types import WRAPPERS
 from spectrum.text import plural
-from spectrum.trainers import matching
+from spectrum.trainers import axolotl_config, matching
 from spectrum.trainers.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
 
+# Words in the names of modules that are not the language model's, and what they are of.
+_TOWERS = {
+    **dict.fromkeys(axolotl_config.VISION | {"vision"}, "vision"),
+    **dict.fromkeys(axolotl_config.AUDIO | {"audio"}, "audio"),
+    "mtp": "prediction of several tokens",
+}
+
+_EXPERT = re.compile(r"(.*\bexperts)\.\d+(?:\.(.*))?", re.ASCII)
+
 _MAX_ENTRIES = 3  # of one proposal
-_MIN_PART = 3  # characters of a part of a name that is searched within components
+_MIN_PART = 3  # characters of a part of a name that is searched within components, or may be misspelt
+_MAX_PART = 100  # characters of a part that may be misspelt
+_MISSPELT = 0.85  # the least likeness of a misspelt part with the right one, as difflib measures it
+_FIRST_INDEX = re.compile(r".*?\.\d+(?=\.|$)", re.ASCII)  # a name up to its first index
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,7 @@ class Proposal:
 
     Args:
         entries: the entries.
-        num_layers: how many layers they select; 0 if that is not of interest.
+        num_layers: in how many layers they select something; 0 if that is not of interest.
         is_all: whether these are all layers of their type.
     """
 
@@ -31,10 +42,10 @@ class Proposal:
     num_layers: int
     is_all: bool
 
-    def advice(self, rows: str = "") -> str:
-        """What to do, in words. rows: a range of rows to keep at the end of each entry."""
+    def words(self, rows: str = "") -> str:
+        """The entries, and how many layers they select. rows: a range of rows to keep at the end of each entry."""
         count = f" ({'all ' if self.is_all else ''}{plural(self.num_layers, 'layer')})" if self.num_layers > 1 else ""
-        return f"write {' and '.join(entry + rows for entry in self.entries)}{count}"
+        return f"{' and '.join(entry + rows for entry in self.entries)}{count}"
 
 
 def of_entry(entry: str, names: ModelNames) -> Proposal | None:
@@ -49,10 +60,23 @@ def from_mapping(name: str, names: ModelNames) -> str | None:
         new = names.renamed(name + end)
         bare = new.removesuffix(end)
         # Of a module `experts.0`, the mapping may leave the index, though `experts` is a single module today.
-        for candidate in (bare, new, re.sub(r"(\.\d+)+$", "", bare)):
+        whole = re.sub(r"(\.\d+)+$", "", bare)
+        for candidate in (bare, new, *([] if whole in names.indexes else [whole])):
             if candidate != name and candidate in names.with_parameters:
                 return candidate
     return None
+
+
+def from_single_expert(name: str, names: ModelNames) -> str | None:
+    """The parameter of all experts that one expert of this name is part of; None if there is none."""
+    one = _EXPERT.match(name)
+    if one is None or one[1] not in names.with_parameters or one[1] in names.indexes:
+        return None
+    experts, matrix = one[1], (one[2] or "").removesuffix(".weight")
+    first = matrix.partition("_")[0]
+    own = sorted(n for n in names.model.parameters if n.startswith(f"{experts}."))
+    holds = [n for n in own if first in n.removeprefix(f"{experts}.").split("_")]
+    return next(iter([n for n in own if n == f"{experts}.{matrix}"] or holds), experts)
 
 
 def of_other_class(name: str, names: ModelNames) -> str | None:
@@ -65,9 +89,23 @@ def of_other_class(name: str, names: ModelNames) -> str | None:
         tail = ".".join(parts[begin:])
         for head in names.heads:
             candidate = f"{head}.{tail}" if head else tail
-            if candidate != name and candidate in names.with_parameters:
+            is_alike = begin == 0 or _towers(name) == _towers(candidate)
+            if candidate != name and candidate in names.with_parameters and is_alike:
                 return candidate
     return None
+
+
+def missing_tower(name: str, names: ModelNames) -> str | None:
+    """The part of a name that is of a tower, such as a vision encoder, that the model lacks; None if there is none."""
+    missing = _towers(name) - frozenset().union(*map(_towers, names.heads))
+    return next((part for part in name.split(".") if missing & _towers(part)), None)
+
+
+def _towers(name: str) -> frozenset[str]:
+    """The kinds of towers that a name is of. A layer of one is no layer of another, even if it is called the same."""
+    parts = name.split(".")
+    kinds = frozenset(_TOWERS[part] for part in parts if part in _TOWERS)
+    return kinds or frozenset({"encoder"}.intersection(parts))
 
 
 def of_part(part: str, names: ModelNames) -> Proposal | None:
@@ -109,15 +147,67 @@ def of_pattern(pattern: str, names: ModelNames) -> Proposal | None:
     return _proposal(paths, names, wild)
 
 
-def of_similar_type(name: str, names: ModelNames) -> tuple[str, Proposal] | None:
-    """The most similar layer type, and entries for all its layers; None if none is similar."""
-    found = _most_similar(name, names.model.layer_types)
-    proposal = None if found is None else of_part(found, names)
-    return None if found is None or proposal is None else (found, proposal)
+def of_similar_type(name: str, names: ModelNames) -> Proposal | None:
+    """Entries for all layers of the type that a misspelt one most likely means; None if none is similar."""
+    found = _most_similar(name, names.model.layer_types, names)
+    return None if found is None else of_part(found, names)
 
 
-def _most_similar(name: str, candidates: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, sorted(candidates), 1, 0.8)), None)
+def nearest(name: str, names: ModelNames) -> str | None:
+    """The name of the same layer that a wrong one most likely means; None if there is none.
+
+    The name either ends in the same way, or is spelled alike.
+    """
+    parts, indexes = name.split("."), numbers(name)
+    end = f".{'.'.join(parts[-2:]) if parts[-1] in ('weight', 'bias') else parts[-1]}".lower()
+    layer = _FIRST_INDEX.search(name)
+    if layer is not None:
+        inside = [n for n in names.with_parameters if n.startswith(f"{layer[0]}.") and n.lower().endswith(end)]
+        if len(inside) == 1 and inside[0] != name and numbers(inside[0]) == indexes:
+            return inside[0]
+    own = [n for n in names.with_parameters if numbers(n) in (indexes, indexes[:1])]
+    return _most_similar(name, own, names)
+
+
+def _most_similar(name: str, candidates: Iterable[str], names: ModelNames) -> str | None:
+    """The candidate that a misspelt name most likely means. None if none is similar.
+
+    A part that the model has elsewhere is not misspelt: a router `gate` does not mean `gate_proj`.
+    """
+    known = {part for own in names.with_parameters for part in own.split(".")}
+    parts = name.split(".")
+
+    def likeness(candidate: str) -> float:
+        own = candidate.split(".")
+        if len(own) != len(parts):
+            return 0
+        return min(_likeness(a, b, known) for a, b in zip(parts, own, strict=True))
+
+    best = max(sorted(candidates), key=likeness, default="")
+    return best if likeness(best) >= _MISSPELT else None
+
+
+def _likeness(part: str, own: str, known: Container[str]) -> float:
+    """How alike a part of a name and the model's own are, from 0 to 1. Other letters or digits are no typing errors."""
+    a, b = part.lower(), own.lower()
+    if a == b:
+        return 1
+    if part in known or max(len(a), len(b)) > _MAX_PART or re.sub(r"\D", "", a) != re.sub(r"\D", "", b):
+        return 0
+    words, own_words = a.split("_"), b.split("_")
+    if len(words) != len(own_words):
+        return difflib.SequenceMatcher(None, a, b).ratio()
+    return min(_likeness_of_words(*pair) for pair in zip(words, own_words, strict=True))
+
+
+def _likeness_of_words(a: str, b: str) -> float:
+    if a == b:
+        return 1
+    if min(len(a), len(b)) < _MIN_PART:  # `q` and `k` are different matrices
+        return 0
+    # `project` for `proj`, or letters in another order
+    is_alike = a.startswith(b) or b.startswith(a) or sorted(a) == sorted(b)
+    return _MISSPELT if is_alike else difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _end_of_part(part: str, name: str) -> int | None:
@@ -144,16 +234,14 @@ def _proposal(paths: set[str], names: ModelNames, wild: str) -> Proposal | None:
         by_shape.setdefault(shape(path), set()).add(path)
     groups = list(by_shape.values())
     is_all = all({tuple(numbers(path)) for path in group} == names.all_indexes(next(iter(group))) for group in groups)
+    layers = {path[: index.end()] if (index := _FIRST_INDEX.search(path)) else None for path in paths}
+    num_layers = 0 if None in layers else len(layers)
     if len(groups) <= _MAX_ENTRIES:
-        found = [names.entry_for(group, _pattern(group, names)) for group in groups]
-        written = tuple(entry for entry in found if entry is not None)
-        if len(written) == len(groups):
-            return Proposal(written, len(paths), is_all)
-    try:
-        entry = names.entry_for(paths, wild if wild.startswith(("^", ".+")) else f".+{wild}")
-    except SelectionError:  # it is not a regular expression
-        return None
-    return None if entry is None else Proposal((entry,), len(paths), is_all)
+        found = [names.entries_for(group, _pattern(group, names)) for group in groups]
+        if None not in found:
+            return Proposal(tuple(entry for entries in found for entry in entries or ()), num_layers, is_all)
+    whole = names.entries_for(paths, wild if wild.startswith(("^", ".+")) else f".+{wild}")
+    return None if whole is None else Proposal(whole, num_layers, is_all)
 
 
 def _pattern(paths: set[str], names: ModelNames) -> str:

@@ -1,13 +1,12 @@
 """What should be written in place of entries that match nothing? Every proposal is matched before it is made.
 
-`problems` explains each entry by the first of these that fits: its dots are escaped; it has a name that the model's
-mapping knows, or that another class uses; it is for a deeper model; it is part of a name, or a pattern of another kind;
-it is misspelt.
+`problems` explains each entry by the first of these that fits: it is spelled in the way of another language; it has a
+name that the model's mapping knows, or that another class uses; it is for a larger model; it is part of a name, or a
+pattern of another kind; it is misspelt.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from spectrum.trainers.proposals import Proposal
 
 _MAX_TOLD = 10  # entries, or mistakes, that are explained one by one
 _MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names
-_MISSPELT = 0.85  # the least likeness of each component with the right one, as difflib measures it
+_MAX_DOTS = 40  # in an entry that is explained; real names have less than half as many
 _MAX_UNEXPLAINED = 3  # entries without an explanation that are named one by one
 
 # Why an entry matches nothing.
@@ -26,16 +25,25 @@ _CUT = "Axolotl matches from the beginning of a name"
 _DOTS = "a dot is a dot to Axolotl, unless + follows"
 _ESCAPED = "Axolotl escapes dots itself"
 _IN_BRACKETS = "an index is written after a dot"
+_IN_BRACES = "a part in braces is a count to a regular expression"
+_SPACE = "it begins or ends with a space"
+_A_MODULE = "no parameter has this name alone: it is a module"
 _ANOTHER_NAME = "this model has another name for it"
 _OF_FILES = "it is a name of the weight files or of an older transformers"
 _OF_A_CLASS = "it is a name of another class or a wrapper"
 _FUSED = "it names one expert, but transformers 5 keeps all experts of a layer in one parameter"
-_OF_DEEPER = "the list is for a deeper model"
 _EMPTY = "there are no parameters in it"
 _UNEQUAL = "YAML joins lines of unequal indentation"
 
 # How that is said of several entries.
-_OF_SEVERAL = {"it is a name": "they are names", "it names one expert": "they name single experts"}
+_OF_SEVERAL = {
+    "it is a name": "they are names",
+    "it is a module": "they are modules",
+    "it names one expert": "they name single experts",
+    "it begins or ends": "they begin or end",
+    "no parameters in it": "no parameters in them",
+    "leave it out": "leave them out",
+}
 
 _PUNCTUATION = "\"'`,;\u2018\u2019\u201c\u201d"  # that a copied name may bring along
 
@@ -47,43 +55,63 @@ class _Explained:
     Args:
         entry: the entry.
         mistake: equal for entries with the same mistake, which are told once.
-        reason: what is wrong with them.
+        reason: what is wrong with them; if nothing is to be written in their place, also what to do.
         name: the name of the module or parameter that is meant; None if there is none.
-        instead: the entry that selects it, if no anchors are needed; for `_OF_DEEPER`, the layers that there are.
+        indexes: patterns of indexes to write in the name in place of its own; empty to keep its own.
     """
 
     entry: str
     mistake: tuple[str, ...]
     reason: str
-    name: str | None
-    instead: str
+    name: str | None = None
+    indexes: Sequence[str] = ()
 
 
 def problems(entries: Sequence[str], names: ModelNames, num_entries: int) -> Iterator[str]:
-    """The problems of entries that match nothing. The same mistake of several entries is told once.
+    """The problems of entries that match nothing, in their order. The same mistake of several entries is told once.
 
     Args:
         entries: those that match nothing.
         names: of the model.
         num_entries: how many entries the list has.
     """
-    explained = {entry: _explain(entry, names) for entry in dict.fromkeys(entries)}
+    places = {entry: place for place, entry in enumerate(dict.fromkeys(entries))}
     groups: dict[tuple[str, ...], list[_Explained]] = {}
-    for found in explained.values():
-        if found is not None:
+    others = []
+    for entry in places:
+        found = _explain(entry, names)
+        if found is None:
+            others.append(entry)
+        else:
             groups.setdefault(found.mistake, []).append(found)
-    told: set[str] = set()
-    for group in list(groups.values())[:_MAX_TOLD]:
-        yield _renaming(group, names, told)
+    told = {places[group[0].entry]: _of_group(group, names) for group in list(groups.values())[:_MAX_TOLD]}
+    advice = {entry: _advice(entry, names) for entry in others[:_MAX_TOLD]}
+    told |= {places[entry]: f"{entry} matches nothing{text}" for entry, text in advice.items() if text is not None}
+    unexplained = [entry for entry in others if advice.get(entry) is None]
+    if len(unexplained) <= _MAX_UNEXPLAINED:
+        told |= {places[entry]: f"{entry} matches nothing" for entry in unexplained}
+    yield from (told[place] for place in sorted(told))
     if len(groups) > _MAX_TOLD:
         rest = sum(map(len, list(groups.values())[_MAX_TOLD:]))
         yield f"{_match_nothing(rest, 'more')} and {'has another name' if rest == 1 else 'have other names'}"
-    yield from _one_by_one([entry for entry, found in explained.items() if found is None], names, told, num_entries)
+    if len(unexplained) > _MAX_UNEXPLAINED:
+        yield _of_unexplained(unexplained, others, names, num_entries)
 
 
 def _match_nothing(count: int, more: str = "") -> str:
     word = f"{more} " if more else ""
     return f"{count} {word}entry matches nothing" if count == 1 else f"{count} {word}entries match nothing"
+
+
+def _of_unexplained(unexplained: Sequence[str], others: Sequence[str], names: ModelNames, num_entries: int) -> str:
+    """The problem of entries for which nothing is known, or which are too many. others: all without an explanation."""
+    if unexplained == others[_MAX_TOLD:]:
+        return f"{_match_nothing(len(unexplained), 'more')}, perhaps for the same reasons"
+    who = "no entry matches" if len(unexplained) == num_entries else _match_nothing(len(unexplained))
+    return (
+        f"{who}, for example {' and '.join(unexplained[:2])}; "
+        f"is the list for another model, or another class than {names.model.model_class} (--model-class)?"
+    )
 
 
 # Entries that are the name of something, though not in this model.
@@ -93,39 +121,35 @@ def _explain(entry: str, names: ModelNames) -> _Explained | None:
     """Why an entry that has a whole name matches nothing. None if it is not one, or for an unknown reason."""
     written = matching.without_rows(entry)
     text = matching.respelled(written)
-    parts = matching.example(text)
+    parts = matching.example(text) if text.count(".") <= _MAX_DOTS else None
     if parts is None:
         return None
-    name, patterns = parts
-    if text != written and name in names.with_parameters:
-        reason = _ESCAPED if "\\." in written else _IN_BRACKETS
-        return _Explained(entry, (reason,), reason, None if patterns else name, text)
+    name, indexes = parts
     if name in names.model.modules and name not in names.with_parameters:
-        return _Explained(entry, (_EMPTY, shape(name)), _EMPTY, None, "")
+        return _Explained(entry, (_EMPTY, shape(name)), f"{_EMPTY}; leave it out")
     if name in names.with_parameters:
-        return None
+        reason = _misspelling(written) if text != written else _A_MODULE
+        if text == written and (not text.endswith("$") or name in names.model.parameters):
+            return None
+        return _Explained(entry, (reason,), reason, name, indexes)
     found = _located(name, names)
     if found is not None:
         reason, new = found
         if reason == _CUT and not numbers(name):  # other modules may have this name as well
             return None
-        instead = _of_indexes(new, patterns, names)
-        return _Explained(entry, (reason, *_difference(name, new)), reason, None if patterns else new, instead)
-    deeper = _layers_of_shallower(name, names)
-    return None if deeper is None else _Explained(entry, (_OF_DEEPER, deeper), _OF_DEEPER, None, deeper)
+        return _Explained(entry, (reason, *_difference(name, new)), reason, new, indexes)
+    tower = proposals.missing_tower(name, names)
+    why = f"this model has no {tower}; leave it out" if tower else _of_larger(name, names)
+    return None if why is None else _Explained(entry, (why,), why)
 
 
-def _of_indexes(name: str, patterns: Sequence[str], names: ModelNames) -> str:
-    """The entry for what is named so, with indexes that match these patterns; the name itself for no patterns."""
-    if not patterns:
-        return name
-    paths = [
-        with_indexes(name, indexes)
-        for indexes in names.all_indexes(name)
-        if all(re.fullmatch(pattern, index) for pattern, index in zip(patterns, indexes, strict=False))
-    ]
-    instead = with_indexes(name, patterns)
-    return names.entry_for(paths, instead) or instead
+def _misspelling(written: str) -> str:
+    """Why an entry is no name, though it is one as `matching.respelled` writes it."""
+    if "\\." in written:
+        return _ESCAPED
+    if written != written.strip():
+        return _SPACE
+    return _IN_BRACES if "{" in written else _IN_BRACKETS
 
 
 def _located(name: str, names: ModelNames) -> tuple[str, str] | None:
@@ -151,6 +175,8 @@ def _search(name: str, names: ModelNames) -> tuple[str, str] | None:
     new = proposals.from_mapping(name, names)
     reason = _OF_FILES
     if new is None:
+        new, reason = proposals.from_single_expert(name, names), _FUSED
+    if new is None:
         new, reason = proposals.of_other_class(name, names) if numbers(name) else None, _OF_A_CLASS
     if new is None:
         return None
@@ -160,8 +186,8 @@ def _search(name: str, names: ModelNames) -> tuple[str, str] | None:
     return (_FUSED if is_fused else reason), new
 
 
-def _layers_of_shallower(name: str, names: ModelNames) -> str | None:
-    """The layers that the model has, if it would have this name if it were deeper."""
+def _of_larger(name: str, names: ModelNames) -> str | None:
+    """Why the model does not have a name that it would have if it had more layers, or more experts in each."""
     parts = name.split(".")
     places = [i for i, part in enumerate(parts) if part.isdigit()]
     for order, place in enumerate(places):
@@ -172,7 +198,8 @@ def _layers_of_shallower(name: str, names: ModelNames) -> str | None:
         )
         if stack is not None and int(parts[place]) not in names.indexes[stack]:
             first, last = min(names.indexes[stack]), max(names.indexes[stack])
-            return f"{stack}.{first}" + (f" to {last}" if last > first else "")
+            kept = f"{stack}.{first}" + (f" to {last}" if last > first else "")
+            return f"the model has only {kept}; the list is for a {'larger' if order else 'deeper'} model"
     return None
 
 
@@ -195,59 +222,44 @@ def _difference(old: str, new: str) -> tuple[str, str]:
     return ".".join(a), ".".join(b)
 
 
-def _renaming(group: Sequence[_Explained], names: ModelNames, told: set[str]) -> str:
-    """The problem of entries that have the same mistake. told: the reasons that need not be said again."""
+def _of_group(group: Sequence[_Explained], names: ModelNames) -> str:
+    """The problem of entries that have the same mistake."""
     first, count = group[0], len(group)
-    if first.reason == _EMPTY:
-        if count == 1:
-            return f"{first.entry} matches nothing: {_EMPTY}; leave it out"
-        return f"{_match_nothing(count)}, for example {first.entry}: there are no parameters in them; leave them out"
-    if first.reason == _OF_DEEPER:
-        who = f"{first.entry} matches nothing" if count == 1 else f"{_match_nothing(count)}, for example {first.entry}"
-        return f"{who}: the model has only {first.instead}; {_OF_DEEPER}"
-    is_anchored = first.entry.startswith("^")
-    instead = first.instead if first.name is None else names.exact(first.name, is_anchored=is_anchored)
-    instead += first.entry[len(matching.without_rows(first.entry)) :]
-    reason = "" if first.reason in told else f": {first.reason}"
-    told.add(first.reason)
+    if first.name is None:
+        advice = first.reason
+    else:
+        rows = first.entry[len(matching.without_rows(first.entry)) :]
+        instead = _entries(first.name, first.indexes, names, is_anchored=first.entry.startswith("^"))
+        advice = f"{first.reason}; write {' and '.join(one + rows for one in instead)}"
     if count == 1:
-        return f"{first.entry} matches nothing{reason}; write {instead}"
+        return f"{first.entry} matches nothing: {advice}"
     for one, several in _OF_SEVERAL.items():
-        reason = reason.replace(one, several)
-    return f"{_match_nothing(count)}{reason}; write {instead} in place of {first.entry}, and the others likewise"
+        advice = advice.replace(one, several)
+    if first.name is None:
+        return f"{_match_nothing(count)}, for example {first.entry}: {advice}"
+    return f"{_match_nothing(count)}: {advice} in place of {first.entry}, and the others likewise"
+
+
+def _entries(name: str, indexes: Sequence[str], names: ModelNames, *, is_anchored: bool = False) -> tuple[str, ...]:
+    """The entries for what is named so, with indexes that match these patterns; with its own for no patterns."""
+    if not indexes:
+        return names.exact(name, is_anchored=is_anchored)
+    paths = [
+        with_indexes(name, own)
+        for own in names.all_indexes(name)
+        if all(re.fullmatch(pattern, index) for pattern, index in zip(indexes, own, strict=False))
+    ]
+    instead = with_indexes(name, indexes)
+    return names.entries_for(paths, instead) or (instead,)
 
 
 # All other entries.
 
 
-def _one_by_one(entries: Sequence[str], names: ModelNames, told: set[str], num_entries: int) -> Iterator[str]:
-    """The problems of entries that are not the name of anything. told: as of `_renaming`."""
-    unexplained = []
-    for entry in entries[:_MAX_TOLD]:
-        found = _parts(entry, names)
-        if found is None:
-            unexplained.append(entry)
-            continue
-        reason, advice = found
-        yield f"{entry} matches nothing{'' if reason in told or not reason else f': {reason}'}; {advice}"
-        told.add(reason)
-    rest = [*unexplained, *entries[_MAX_TOLD:]]
-    if len(rest) <= _MAX_UNEXPLAINED:
-        yield from (f"{entry} matches nothing" for entry in rest)
-    elif not unexplained and len(rest) == len(entries) - _MAX_TOLD:
-        yield f"{_match_nothing(len(rest), 'more')}, perhaps for the same reasons"
-    else:
-        who = "no entry matches" if len(rest) == num_entries else _match_nothing(len(rest))
-        yield (
-            f"{who}, for example {' and '.join(rest[:2])}; "
-            f"is the list for another model, or another class than {names.model.model_class} (--model-class)?"
-        )
-
-
-def _parts(entry: str, names: ModelNames) -> tuple[str, str] | None:
-    """Why an entry matches nothing, and what to do. None if nothing is known."""
+def _advice(entry: str, names: ModelNames) -> str | None:
+    """The end of the problem of an entry: why it matches nothing, and what to do. None if nothing is known."""
     if re.search(r"\s-\s", entry):
-        return _UNEQUAL, "indent every entry alike"
+        return f": {_UNEQUAL}; indent every entry alike"
     written = matching.without_rows(entry)
     rows = entry[len(written) :]
     text = matching.respelled(written)
@@ -263,33 +275,24 @@ def _parts(entry: str, names: ModelNames) -> tuple[str, str] | None:
         ]
     else:
         attempts = [
-            (_ESCAPED, lambda: proposals.of_entry(text, names) if text != written else None),
-            (_DOTS if "*" in text else _CUT, lambda: proposals.of_pattern(written, names)),
+            (_misspelling(written), lambda: proposals.of_entry(text, names) if text != written else None),
+            (
+                _DOTS if "*" in text else _CUT,
+                lambda: proposals.of_pattern(matching.with_index_patterns(written), names),
+            ),
         ]
     for reason, attempt in attempts:
         if (proposal := attempt()) is not None:
-            return reason, proposal.advice(rows)
-    name, patterns = matching.example(text) or (name or matching.name_in(text.strip(_PUNCTUATION)), [])
-    if name is not None and (near := _nearest(name, names)) is not None:
-        return "", f"the nearest name is {with_indexes(names.exact(near), patterns)}"
-    similar = None if name is None else proposals.of_similar_type(name, names)
-    return None if similar is None else ("", f"the nearest layer type is {similar[0]}: {similar[1].advice(rows)}")
-
-
-def _nearest(name: str, names: ModelNames) -> str | None:
-    """The name of the same layer that a misspelt one most likely means. A router `gate` is no misspelt `gate_proj`."""
-    indexes, parts = numbers(name), name.split(".")
-
-    def likeness(own: str) -> float:
-        own_parts = own.split(".")
-        if len(own_parts) != len(parts) or numbers(own) not in (indexes, indexes[:1]):
-            return 0
-        return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(parts, own_parts, strict=True))
-
-    best = max(sorted(names.with_parameters), key=likeness, default="")
-    return best if likeness(best) >= _MISSPELT else None
+            return f": {reason}; write {proposal.words(rows)}"
+    name, indexes = matching.example(text) or (name or matching.name_in(text.strip(_PUNCTUATION)), [])
+    if name is None:
+        return None
+    if (near := proposals.nearest(name, names)) is not None:
+        return f"; did you mean {' and '.join(one + rows for one in _entries(near, indexes, names))}?"
+    similar = proposals.of_similar_type(name, names)
+    return None if similar is None else f"; did you mean {similar.words(rows)}?"
 
 
 def _of_other_class(entry: str, name: str, names: ModelNames) -> Proposal | None:
     new = proposals.of_other_class(name, names)
-    return None if new is None else Proposal((names.exact(new, is_anchored=entry.startswith("^")),), 0, is_all=False)
+    return None if new is None else Proposal(names.exact(new, is_anchored=entry.startswith("^")), 0, is_all=False)

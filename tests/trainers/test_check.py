@@ -92,14 +92,15 @@ def test_a_list_of_whole_names_is_right(tmp_path: Path) -> None:
     [
         ("model.layers.0.self_attn.q_prj", "model.layers.0.self_attn.q_proj"),
         ("^model.embed_token.weight$", EMBEDDING),
-        ("model.layers.5.mlp.experts.7.down_proj", "model.layers.5.mlp.experts.down_proj"),
         ("transformer.h.0.attn.c_attn", None),
     ],
 )
 def test_an_entry_that_matches_nothing_is_a_problem(entry: str, nearest: str | None, tmp_path: Path) -> None:
     found = check(tmp_path, lines("model.norm", entry))
     assert found.problems[0].startswith(f"{entry} matches nothing")
-    assert f"nearest name is {nearest}" in found.problems[0] if nearest else "nearest" not in found.problems[0]
+    assert found.problems[0].removeprefix(f"{entry} matches nothing") == (
+        f"; did you mean {nearest}?" if nearest else ""
+    )
     assert found.num_matching[AXOLOTL] == 1
 
 
@@ -454,7 +455,7 @@ def test_a_wrong_list_is_an_error_with_the_report_on_stdout(config_only: Path) -
     wrong = lines("model.layers.1.mlp.down_prj", "model.norm", "transformer.wte")
     done = checked(config_only, wrong)
     assert error_of(done) == "spectrum: error: list.yaml: 2 problems\n"
-    assert "down_prj matches nothing; the nearest name is model.layers.1.mlp.down_proj" in done.out
+    assert "down_prj matches nothing; did you mean model.layers.1.mlp.down_proj?" in done.out
     assert done.out.count("problem: ") == 2
     assert "transformer.wte matches nothing" in done.out
 
@@ -506,11 +507,9 @@ def test_a_list_from_another_version_of_transformers_is_wrong(tmp_path: Path) ->
     old = ["language_model.model.layers.0.mlp.down_proj", "language_model.lm_head"]
     done = checked(tmp_path, lines("^lm_head.weight$", *old))
     error_of(done)
-    new = "model.language_model.layers.0.mlp.down_proj"
-    assert f"{old[0]} matches nothing: it is a name of the weight files or of an older transformers; write {new}" in (
-        done.out
-    )
-    assert f"{old[1]} matches nothing; write lm_head" in done.out
+    for one, new in zip(old, ["model.language_model.layers.0.mlp.down_proj", "lm_head"], strict=True):
+        reason = "it is a name of the weight files or of an older transformers"
+        assert f"{one} matches nothing: {reason}; write {new}\n" in done.out
 
 
 def test_the_rival_class_of_a_multimodal_model_is_warned_of(tmp_path: Path) -> None:

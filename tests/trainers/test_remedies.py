@@ -14,8 +14,8 @@ from spectrum.checkpoint.reader import describe_model
 from spectrum.records import ModelInfo, Parameter
 from spectrum.trainers import remedies
 from spectrum.trainers.check import check_list
-from spectrum.trainers.lists import read_list
-from spectrum.trainers.matching import AXOLOTL, matched
+from spectrum.trainers.lists import EntryList, read_list
+from spectrum.trainers.matching import AXOLOTL, matched, selects_rows
 from spectrum.trainers.names import ModelNames
 from tests.helpers.architectures import built
 from tests.helpers.axolotl import AXOLOTL as WHEELS
@@ -56,11 +56,15 @@ def told(entries: Sequence[str], model: ModelInfo = DENSE, renamed: Callable[[st
     return list(remedies.problems(entries, names, len(entries)))
 
 
-def proposed(problem: str) -> list[str]:
-    """The entries that a problem says to write."""
-    found = re.search(r"; write (.+?)( \(| in place of |$)", problem)
+def proposed(problem: str, model: ModelInfo = DENSE) -> list[str]:
+    """The entries that a problem says to write, or asks about. The check has nothing against them."""
+    found = re.search(r"; (?:write|did you mean) (.+?)( \((all )?\d+ layers\)| in place of |\?$|$)", problem)
     assert found is not None, problem
-    return found[1].split(" and ")
+    entries = found[1].split(" and ")
+    # Rows are only Axolotl's, which alone reads a file with other settings.
+    settings = {"base_model": "org/model"} if any(map(selects_rows, entries)) else {}
+    assert check_list(EntryList(tuple(entries), tuple(entries), settings, {}), model).problems == ()
+    return entries
 
 
 def selected(entries: Sequence[str], model: ModelInfo = DENSE) -> set[str]:
@@ -96,6 +100,17 @@ EVERY = range(12)
         (r"^model\.layers\.1\.self_attn\.k_proj\.weight$", "^model.layers.1.self_attn.k_proj.weight$", [1]),
         (r"model\.layers\.[0-9]+\.self_attn\.k_proj", "model.layers.[0-9]+.self_attn.k_proj", EVERY),
         ("model.layers[7].self_attn.k_proj", "model.layers.7.self_attn.k_proj", [7]),
+        ("model.layers.{7}.self_attn.k_proj", "model.layers.7.self_attn.k_proj", [7]),
+        ("model.layers.{3,11}.self_attn.k_proj", "model.layers.(3|11).self_attn.k_proj", [3, 11]),
+        ("layers.{3..5}.self_attn.k_proj", "model.layers.(3|4|5).self_attn.k_proj", [3, 4, 5]),
+        ("layers[3:5].self_attn.k_proj", "model.layers.(3|4).self_attn.k_proj", [3, 4]),
+        ("layers.[:2].self_attn.k_proj", "model.layers.(0|1).self_attn.k_proj", [0, 1]),
+        ("layers.[3,5].mlp.gate", "model.layers.(3|5).mlp.gate.weight", [3, 5]),
+        ("layers.[8-10].self_attn.k_proj", "model.layers.(8|9|10).self_attn.k_proj", [8, 9, 10]),
+        ("'model.layers.2.self_attn.k_proj '"[1:-1], "model.layers.2.self_attn.k_proj", [2]),
+        # A module is no parameter.
+        ("^model.layers.2.norm$", "model.layers.2.norm", [2]),
+        ("model.layers.[2-4].mlp.gate$", "model.layers.[2-4].mlp.gate.weight", [2, 3, 4]),
         # Without their beginning, and with one that a wrapper or another class gives.
         ("layers.1.self_attn.k_proj", "model.layers.1.self_attn.k_proj", [1]),
         ("base_model.model.model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.k_proj", [1]),
@@ -126,13 +141,88 @@ def test_a_pattern_says_how_many_layers_it_trains(entry: str, words: str) -> Non
 
 
 def test_a_part_of_several_types_has_an_entry_for_each_or_one_for_all() -> None:
-    (problem,) = told(["q_"])
     assert told(["q_"]) == ["q_ matches nothing"]  # two letters may be anything
     (problem,) = told(["self_attn.q_"])
     several = [f"model.layers.[0-9]+.self_attn.{own}" for own in ("q_norm", "q_proj")]
     assert proposed(problem) == several
-    (problem,) = told([".*l.*r"])
-    assert all(name in selected(proposed(problem)) for name in DENSE.parameters if re.search("l.*r", name))
+    (problem,) = told([".*l.*t[eo]"])
+    assert selected(proposed(problem)) == {name for name in DENSE.parameters if re.search("l.*t[eo]", name)}
+
+
+# A module whose weight and bias another one's name begins like.
+BIASED = model_of(
+    "model.embed_tokens.weight",
+    *(f"model.layers.{i}.attn.{own}" for i in range(12) for own in ("q.weight", "q.bias", "q_norm.weight")),
+    types=["attn.q", "attn.q_norm"],
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("layers.1.attn.q", ["model.layers.1.attn.q.weight", "model.layers.1.attn.q.bias"]),
+        ("layers.(1|4).attn.q", ["model.layers.(1|4).attn.q.weight", "model.layers.(1|4).attn.q.bias"]),
+        ("attn.q", ["model.layers.[0-9]+.attn.q.weight", "model.layers.[0-9]+.attn.q.bias"]),
+        ("attn.q[:4]", ["model.layers.[0-9]+.attn.q.weight[:4]", "model.layers.[0-9]+.attn.q.bias[:4]"]),
+        # Layer 1, and not layers 10 and 11.
+        ("layers.1", ["model.layers.1[.]"]),
+        ("^layers.1$", ["model.layers.1[.]"]),
+        ("layers.(0|1)", ["model.layers.(0|1)[.]"]),
+        ("layers.7", ["model.layers.7"]),
+    ],
+)
+def test_a_module_is_proposed_with_its_bias_and_without_what_only_begins_like_it(
+    entry: str, expected: list[str]
+) -> None:
+    (problem,) = told([entry], BIASED)
+    assert proposed(problem, BIASED) == expected
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "model.vision_tower.encoder.layers.0.self_attn.q_proj",
+        "mtp.layers.0.self_attn.q_proj",
+        "visual.layers.0.norm",
+        "text_model.encoder.layers.0.norm",
+        "encoder.layers.[0-9]+.norm",
+        "audio_tower.layers.0.norm.weight",
+    ],
+)
+def test_a_layer_of_a_tower_is_not_replaced_by_one_of_the_text_model(entry: str) -> None:
+    (problem,) = told([entry])
+    (word,) = re.findall(
+        "vision_tower|mtp|visual|encoder(?=.layers)|audio_tower", entry.replace("tower.encoder", "tower")
+    )
+    assert problem == f"{entry} matches nothing: this model has no {word}; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("model.layers.1.self_attn.K_proj", "model.layers.1.self_attn.k_proj"),
+        ("Model.Layers.1.self_attn.k_proj", "model.layers.1.self_attn.k_proj"),
+        ("model.layers.1.self_attn.q_nrom", "model.layers.1.self_attn.q_norm"),
+        ("model.layers.1.self_attn.q_project", "model.layers.1.self_attn.q_proj"),
+        ("model.layers.1.q_proj", "model.layers.1.self_attn.q_proj"),
+        ("model.layers.1.attention.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"),
+        ("model.layers.[0-9]+.q_proj", "model.layers.[0-9]+.self_attn.q_proj"),
+        ("model.layers.(1|2).mlp.Gate[:4]", "model.layers.(1|2).mlp.gate.weight[:4]"),
+        # Matrices that this model lacks are not misspelt.
+        ("model.layers.1.self_attn.o_proj", None),
+        ("self_attn.o_proj", None),
+        ("model.layers.1.self_attn.v_norm", None),
+        ("model.layers.1.mlp.fc1", None),
+        ("model.layers.1.norm2", None),
+    ],
+)
+def test_a_misspelt_name_is_asked_about_and_another_matrix_is_not(entry: str, meant: str | None) -> None:
+    (problem,) = told([entry])
+    if meant is None:
+        assert problem == f"{entry} matches nothing"
+    else:
+        assert problem == f"{entry} matches nothing; did you mean {meant}?"
+        assert proposed(problem) == [meant]
 
 
 def test_rows_are_kept() -> None:
@@ -142,21 +232,21 @@ def test_rows_are_kept() -> None:
 
 def test_a_misspelt_type_is_told_with_its_pattern() -> None:
     (problem,) = told(["self_attn.k_prj"])
-    assert "the nearest layer type is self_attn.k_proj: write model.layers.[0-9]+.self_attn.k_proj" in problem
+    assert problem.endswith("; did you mean model.layers.[0-9]+.self_attn.k_proj (all 12 layers)?")
     (problem,) = told(["model.layers.[0-9]+.self_attn.k_prj"])
-    assert problem.endswith("the nearest name is model.layers.[0-9]+.self_attn.k_proj")
+    assert problem.endswith("; did you mean model.layers.[0-9]+.self_attn.k_proj?")
     (problem,) = told(["\u201cmodel.final_norm\u201d"])
-    assert problem.endswith("the nearest name is model.final_norm")
+    assert problem.endswith("; did you mean model.final_norm?")
 
 
 def test_the_nearest_name_is_of_the_same_layer() -> None:
     (problem,) = told(["model.layers.11.self_attn.k_prj"])
-    assert problem.endswith("the nearest name is model.layers.11.self_attn.k_proj")
+    assert problem.endswith("; did you mean model.layers.11.self_attn.k_proj?")
 
 
-def test_the_nearest_name_is_not_of_another_layer() -> None:
-    (problem,) = told(["model.layers.1.mlp.router"])  # only every third layer has one
-    assert not re.search(r"layers\.([02-9]|1\d)", problem)
+def test_what_only_other_layers_have_is_not_found_in_this_one() -> None:
+    # Only every third layer has one. Neither another layer's router nor another matrix of this layer is meant.
+    assert told(["model.layers.1.mlp.router"]) == ["model.layers.1.mlp.router matches nothing"]
 
 
 def test_of_two_towers_that_of_the_input_embedding_is_meant() -> None:
@@ -165,7 +255,9 @@ def test_of_two_towers_that_of_the_input_embedding_is_meant() -> None:
         "model.language.embed_tokens.weight",
     )
     info = replace(info, embedding="model.language.embed_tokens.weight")
-    assert proposed(told(["model.layers.0.self_attn.q_proj"], info)[0]) == ["model.language.layers.0.self_attn.q_proj"]
+    assert proposed(told(["model.layers.0.self_attn.q_proj"], info)[0], info) == [
+        "model.language.layers.0.self_attn.q_proj"
+    ]
 
 
 def test_a_module_without_parameters_is_to_be_left_out() -> None:
@@ -187,6 +279,9 @@ def test_a_module_without_parameters_is_to_be_left_out() -> None:
             "28 entries match nothing, for example model.layers.12.norm",
         ),
         (["model.layers.2[0-9]+.norm"], "model.layers.2[0-9]+.norm matches nothing: "),
+        # All of a layer: the whole model is not meant.
+        (["model.layers.12"], "model.layers.12 matches nothing: "),
+        (["layers.1[2-9]"], "layers.1[2-9] matches nothing: "),
         # And under another class's name; the router is in every third layer.
         (["layers.30.mlp.router", "layers.31.mlp.router"], "2 entries match nothing, for example layers.30.mlp.router"),
     ],
@@ -195,6 +290,18 @@ def test_a_list_for_a_deeper_model_says_so(entries: list[str], words: str) -> No
     (problem,) = told(entries)
     assert problem.startswith(words)
     assert problem.endswith("the model has only model.layers.0 to 11; the list is for a deeper model")
+
+
+def test_a_list_for_more_experts_says_so() -> None:
+    info = model_of(*(f"model.layers.{i}.mlp.experts.{j}.up_proj.weight" for i in range(2) for j in range(4)))
+    (problem,) = told(["model.layers.1.mlp.experts.4.up_proj"], info)
+    assert problem.endswith("the model has only model.layers.1.mlp.experts.0 to 3; the list is for a larger model")
+
+
+def test_layers_are_counted_and_not_matrices() -> None:
+    info = model_of(*(f"model.layers.{i}.mlp.experts.{j}.up_proj.weight" for i in range(3) for j in range(4)))
+    (problem,) = told(["up_proj"], info)
+    assert problem.endswith("write model.layers.[0-9]+.mlp.experts.[0-9]+.up_proj (all 3 layers)")
 
 
 def test_the_same_mistake_is_told_once() -> None:
@@ -209,11 +316,12 @@ def test_the_same_mistake_is_told_once() -> None:
     )
 
 
-def test_the_reason_is_told_once() -> None:
-    first, second, third = told(["norm", "k_proj", ".*q_proj"])
-    assert "matches nothing: Axolotl matches from the beginning" in first
-    assert second.startswith("k_proj matches nothing; write ")
-    assert "matches nothing: a dot is a dot to Axolotl, unless + follows; write " in third
+def test_each_problem_tells_its_reason_in_the_order_of_the_entries() -> None:
+    first, second, third, fourth = told(["norm", "layers.1.norm", "k_proj", ".*q_proj", "layers.2.norm"])
+    assert first.startswith("norm matches nothing: Axolotl matches from the beginning")
+    assert second.startswith("2 entries match nothing: Axolotl matches from the beginning")
+    assert third.startswith("k_proj matches nothing: Axolotl matches from the beginning")
+    assert fourth.startswith(".*q_proj matches nothing: a dot is a dot to Axolotl, unless + follows; write ")
 
 
 def test_lines_that_yaml_joins_are_told(tmp_path: Path) -> None:
@@ -235,7 +343,7 @@ def test_a_tied_name_is_replaced_by_its_owner() -> None:
     names = ("model.embed_tokens.weight", "lm_head.weight")
     info = model_of(*names, tied={"lm_head.weight": "model.embed_tokens.weight"})
     (problem,) = told(["head.old"], info, lambda name: name.replace("head.old", "lm_head"))
-    assert proposed(problem) == ["^model.embed_tokens.weight$"]
+    assert proposed(problem, info) == ["^model.embed_tokens.weight$"]
 
 
 def test_many_unlike_entries_take_no_longer_than_few(tmp_path: Path) -> None:
@@ -297,6 +405,13 @@ FORMER = [
         "model.layers.0.mlp.experts",
     ),
     (
+        "mixtral",  # with the experts' names of other classes
+        [f"model.layers.{{}}.mlp.experts.{i}.gate_proj" for i in range(4)],
+        EXPERTS,
+        "model.layers.0.mlp.experts.gate_up_proj",
+    ),
+    ("mixtral", ["model.layers.{}.mlp.experts.2.down_proj.weight"], EXPERTS, "model.layers.0.mlp.experts.down_proj"),
+    (
         "qwen3-moe",
         [f"model.layers.{{}}.mlp.experts.{i}.down_proj.weight" for i in range(4)],
         EXPERTS,
@@ -321,7 +436,7 @@ def test_former_names_are_replaced_by_todays(
     assert f"; write {expected} in place of {entries[0]}, " in problem
     assert selected([expected], info)
     (single,) = told(entries[:1], info, renamed)
-    assert proposed(single) == [expected]
+    assert proposed(single, info) == [expected]
     # And in a model that has not so many layers.
     (deeper,) = told([form.format(70) for form in forms], info, renamed)
     assert deeper.endswith("the list is for a deeper model")
@@ -356,8 +471,28 @@ def test_former_patterns_are_replaced_by_todays(
 ) -> None:
     _, (info, renamed) = described(architecture)
     (problem,) = told([entry], info, renamed)
-    assert proposed(problem) == expected
+    assert proposed(problem, info) == expected
     assert all(selected([one], info) for one in expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "entry", "words"),
+    [
+        ("mixtral", "model.layers.70", "; the list is for a deeper model"),
+        ("gpt2", "transformer.h.70", "; the list is for a deeper model"),
+        ("llava", "language_model.model.layers.70", "; the list is for a deeper model"),
+        ("llava", "model.vision_tower.encoder.layers.70", "; the list is for a deeper model"),
+        ("llava", "model.layers.0.mlp.fc1", "model.layers.0.mlp.fc1 matches nothing"),
+        ("gpt2", "transformer.h.0.attn.q_proj", "transformer.h.0.attn.q_proj matches nothing"),
+    ],
+)
+def test_what_a_model_does_not_have_is_not_replaced(
+    architecture: str, entry: str, words: str, described: Callable[[str], tuple[Path, Described]]
+) -> None:
+    _, (info, renamed) = described(architecture)
+    (problem,) = told([entry], info, renamed)
+    assert problem.endswith(words)
+    assert "write" not in problem
 
 
 # Axolotl itself.
@@ -384,7 +519,7 @@ def test_axolotl_trains_what_is_proposed_and_not_what_was_written(
         directory, (info, renamed) = described(architecture)
         for entry in entries:
             (problem,) = told([entry], info, renamed)
-            tasks += [Task("freeze_layers_except", str(directory), form) for form in ([entry], proposed(problem))]
-            expected += [set[str](), selected(proposed(problem), info)]
+            tasks += [Task("freeze_layers_except", str(directory), form) for form in ([entry], proposed(problem, info))]
+            expected += [set[str](), selected(proposed(problem, info), info)]
     assert all(expected[1::2])
     assert trainable(wheels, tasks, tmp_path_factory.mktemp("tasks")) == expected
