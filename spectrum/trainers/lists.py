@@ -122,7 +122,7 @@ def _hint(lines: Sequence[str], problem: str) -> str:
         return "; indent all entries alike" if above.lstrip().startswith("-") else f"; put all entries under `{KEY}:`"
     if re.match(r"\s*-[\w^]", line):
         return "; write a space after each -"
-    return ""
+    return "; is every line indented alike?" if "<block end>" in problem else ""
 
 
 def _loader() -> type[yaml.SafeLoader]:
@@ -159,7 +159,10 @@ def _keys(node: yaml.Node | None) -> list[tuple[str, int, yaml.Node]]:
 def _repeated(root: yaml.Node | None) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The keys that stand several times, see `EntryList.repeated`."""
     keys = _keys(root)
-    below = ((f"{above}.{key}", line) for above, _, node in keys for key, line, _ in _keys(node))
+    above: dict[int, tuple[str, yaml.Node]] = {}  # each value once, though aliases make it stand under several keys
+    for key, _, node in keys:
+        above.setdefault(id(node), (key, node))
+    below = ((f"{key}.{own}", line) for key, node in above.values() for own, line, _ in _keys(node))
     places: dict[str, list[int]] = {}
     for key, line in [*((key, line) for key, line, _ in keys), *below]:
         places.setdefault(key, []).append(line)
@@ -170,15 +173,23 @@ def _whereabouts(content: Any, root: yaml.Node | None, text: str) -> str:
     """Where the key or the list is instead of at the top level."""
     if isinstance(content, list):
         return f"; put its list under `{KEY}:`"
+    if isinstance(content, str) and content.startswith(KEY):
+        return f"; write a colon after {KEY}"
     if (found := _nested(root)) is not None:
         return f": in line {found} it is under another key; move it and its entries to the left margin"
     commented = [i for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*#\s*{KEY}\s*:", line)]
     if commented:
         return f". Line {commented[0]} is commented out; remove the # there and before the entries"
     for key, line, _ in _keys(root):
-        if difflib.SequenceMatcher(None, key.lower(), KEY).ratio() > _ALIKE:
+        if _is_alike(key.lower()):
             return f"; in line {line} it is spelled {key[:40]!r}"
     return _misplaced(root)
+
+
+def _is_alike(key: str) -> bool:
+    matcher = difflib.SequenceMatcher(None, key, KEY)
+    # Of tens of thousands of keys, most are told apart by their lengths or letters, which is faster.
+    return matcher.real_quick_ratio() > _ALIKE and matcher.quick_ratio() > _ALIKE and matcher.ratio() > _ALIKE
 
 
 def _misplaced(root: yaml.Node | None) -> str:
@@ -247,7 +258,7 @@ def _valid_entries(path: Path, entries: Any, root: yaml.Node | None, text: str) 
         raise SelectionError(f"{KEY} in {path} has {len(entries)} entries, more than any model has parameters")
     for place, entry in enumerate(entries, 1):
         if not isinstance(entry, str) or not entry:
-            kind = "empty" if entry == "" else _KINDS.get(type(entry), f"{entry!r:.40}, not a name")
+            kind = "empty" if entry == "" else _KINDS.get(type(entry), f"{_written(root, place, entry)}, not a name")
             raise SelectionError(f"{KEY} in {path} is not a list of names: entry {place}{_line(root, place)} is {kind}")
         if len(entry) > _MAX_ENTRY_LENGTH or not entry.isprintable():
             problem = "is longer than any name" if entry.isprintable() else "holds an unprintable character"
@@ -260,14 +271,24 @@ def _valid_entries(path: Path, entries: Any, root: yaml.Node | None, text: str) 
     return tuple(entries)
 
 
-def _line(root: yaml.Node | None, place: int) -> str:
-    """The line of an entry, in brackets; empty if it is not known."""
+def _node(root: yaml.Node | None, place: int) -> yaml.Node | None:
+    """What an entry was made of; None if that is not known."""
     import yaml
 
     lists = [node for key, _, node in _keys(root) if key == KEY]
-    if not lists or not isinstance(lists[-1], yaml.SequenceNode):
-        return ""
-    return f" (line {lists[-1].value[place - 1].start_mark.line + 1})"
+    return lists[-1].value[place - 1] if lists and isinstance(lists[-1], yaml.SequenceNode) else None
+
+
+def _line(root: yaml.Node | None, place: int) -> str:
+    """The line of an entry, in brackets; empty if it is not known."""
+    node = _node(root, place)
+    return "" if node is None else f" (line {node.start_mark.line + 1})"
+
+
+def _written(root: yaml.Node | None, place: int, entry: object) -> str:
+    """An entry as the file has it, cut if it is long."""
+    value = getattr(_node(root, place), "value", None)
+    return f"{value if isinstance(value, str) else repr(entry):.40}"
 
 
 def _invalid(path: Path, error: object) -> SelectionError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,7 @@ def test_an_empty_list_trains_everything_and_says_where_its_entries_are(
         ("x: 1\n# unfrozen_parameters:\n# - a\n", ["Line 2 is commented out"]),
         ("x: 1\nunfrozen-parameters:\n- a\n", ["in line 2 it is spelled 'unfrozen-parameters'"]),
         ("Unfrozen_Parameters:\n- a\n", ["in line 1 it is spelled"]),
+        ("unfrozen_parameters\n- a\n", ["write a colon after unfrozen_parameters"]),
         ("x: 1\nlayers:\n- ^lm_head.weight$\n", ["the list in line 3 is under 'layers'"]),
     ],
 )
@@ -287,6 +289,7 @@ def test_a_list_in_another_place_is_told(text: str, words: list[str], tmp_path: 
         ("unfrozen_parameters:\n- a\nx: 1\n- b\n", ["line 4", "put all entries under `unfrozen_parameters:`"]),
         ("unfrozen_parameters:\n- a\n- *.mlp\n", ["line 3", "write .+ for any characters"]),
         ("unfrozen_parameters:\n-a\n-b\n", ["line 3", "write a space after each -"]),
+        ("a:\n  x: 1\n y: 2\n", ["line 3", "is every line indented alike?"]),
         ("unfrozen_parameters:\n- a\n---\nx: 1\n", ["line 3", "single document"]),
         ("unfrozen_parameters:\n- a\n".encode("utf-16"), ["UTF-16", "UTF-8"]),
     ],
@@ -302,6 +305,8 @@ def test_what_is_no_yaml_is_told_with_its_line(text: str | bytes, words: list[st
         ("unfrozen_parameters:\n- a\n- b:\n", ["entry 2 (line 3) is a mapping", "no colon"]),
         ("unfrozen_parameters:\n- a\n\n-\n", ["entry 2 (line 4) is empty"]),
         ("x: &x\n- a\n- 1.5\nunfrozen_parameters: *x\n", ["entry 2 (line 3) is 1.5"]),
+        ("unfrozen_parameters:\n- 2020-01-01\n", ["entry 1 (line 2) is 2020-01-01, not a name"]),
+        ("unfrozen_parameters:\n- 0x1F\n", ["entry 1 (line 2) is 0x1F, not a name"]),
     ],
 )
 def test_an_entry_that_is_no_name_is_told_with_its_line(text: str, words: list[str], tmp_path: Path) -> None:
@@ -319,3 +324,32 @@ def test_keys_that_stand_several_times_are_kept_with_their_lines(tmp_path: Path)
     assert found.repeated == {"x": (1, 9), "unfrozen_parameters": (2, 7), "fsdp.v": (5, 6)}
     merged = "base: &base\n  x: 1\n<<: *base\nx: 2\nunfrozen_parameters:\n- a\n"
     assert read_list(write(tmp_path, merged)).repeated == {}
+
+
+def test_aliases_do_not_multiply_the_keys_that_are_compared(tmp_path: Path) -> None:
+    inner = ", ".join(f"k{i}: 1" for i in range(1000))
+    text = f"a: &x {{{inner}, k7: 2}}\n" + "".join(f"b{i}: *x\n" for i in range(1000)) + unfrozen("model.norm")
+    path = write(tmp_path, text)
+    tracemalloc.start()
+    try:
+        found = read_list(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.repeated == {"a.k7": (1, 1)}
+    assert peak < 50 << 20  # with every key of every alias, 600 MB
+
+
+def test_many_keys_are_compared_with_the_right_one_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    class Counted(SequenceMatcher[str]):
+        def ratio(self) -> float:
+            found = super().ratio()
+            compared.append(found)
+            return found
+
+    monkeypatch.setattr("difflib.SequenceMatcher", Counted)
+    keys = "".join(f"some_other_setting_{i}: 1\n" for i in range(2000)) + f"{'unfrozen_parameters' * 50}: 1\n"
+    refused(write(tmp_path, keys + "unfrozen_parameter:\n- a\n"), "in line 2002 it is spelled 'unfrozen_parameter'")
+    assert len(compared) == 1
