@@ -46,20 +46,20 @@ def check_list(
         model: the model.
         renamed: the model's name for the parameter that a stored tensor of some name becomes; any other name as it is.
     """
-    # Trainers go through `named_parameters()`, which yields tied parameters once.
-    seen = [name for name, parameter in model.parameters.items() if parameter.tied_to is None]
+    names = ModelNames.of(model, renamed)
+    seen = names.seen  # trainers go through `named_parameters()`, which yields tied parameters once
     matches = {rule: matching.matched(rule, entry_list.entries, seen) for rule in RULES}
     trained = {rule: frozenset().union(*matches[rule].values()) for rule in RULES}
     by_axolotl, trained_by_axolotl = matches[AXOLOTL], trained[AXOLOTL]
-    owners = _owners([entry for entry, names in by_axolotl.items() if not names], model)
+    owners = _owners([entry for entry, found in by_axolotl.items() if not found], model)
     named = {*model.parameters, *model.modules}
 
     repeated = entry_list.repeated_list()
     problems = [*([] if repeated is None else [repeated]), *_tied_problems(owners, trained_by_axolotl)]
     nothing = [entry for entry, owner in owners.items() if owner is None]
     if nothing:
-        problems += remedies.problems(nothing, ModelNames.of(model, renamed), len(by_axolotl))
-    problems += _wrong_matches(by_axolotl, model, named)
+        problems += remedies.problems(nothing, names, len(by_axolotl))
+    problems += _wrong_matches(by_axolotl, names, named)
     notes = [*_tied_notes(owners, trained_by_axolotl), *_prefix_notes(by_axolotl, named)]
     if not trained_by_axolotl:
         problems.append("nothing trains")
@@ -74,7 +74,7 @@ def check_list(
         rules_differ = bool(differences) or any(matches[rule][entry] for rule in RULES for entry in nothing)
         problems += [*differences, *(_line_differences(entry_list) if repeated is None else [])]
         notes += _pattern_notes(by_axolotl)
-    if any(map(matching.selects_rows, by_axolotl)):
+    if any(found and matching.selects_rows(entry) for entry, found in by_axolotl.items()):
         notes.append("entries that select rows: the other rows have no gradients, but weight decay still changes them")
     num_matching = {rule: sum(map(bool, matches[rule].values())) for rule in RULES}
     return CheckReport(trained, num_matching, rules_differ, tuple(problems), tuple(notes))
@@ -99,68 +99,76 @@ def _owners(entries: Sequence[str], model: ModelInfo) -> dict[str, str | None]:
 
 def _tied_problems(owners: Mapping[str, str | None], trained: Container[str]) -> Iterator[str]:
     """Problems of entries that match only a tied parameter whose owner does not train. owners: as of `_owners`."""
-    for entry, owner in owners.items():
-        if owner is not None and owner not in trained:
-            yield f"{entry} is tied to {owner}, the only one of the two that trainers see; write ^{owner}$"
+    frozen = [
+        f"{entry} is tied to {owner}, the only one of the two that trainers see; write ^{owner}${_rows(entry)}"
+        for entry, owner in owners.items()
+        if owner is not None and owner not in trained
+    ]
+    yield from _in_brief(frozen, "are tied to parameters that do not train")
 
 
 def _tied_notes(owners: Mapping[str, str | None], trained: Container[str]) -> Iterator[str]:
     """Notes on entries that match a tied parameter whose owner trains."""
-    for entry, owner in owners.items():
-        if owner in trained:
-            yield f"{entry} is tied to {owner}, and trains through it"
+    trains = [
+        f"{entry} is tied to {owner}, and trains through it" for entry, owner in owners.items() if owner in trained
+    ]
+    yield from _in_brief(trains, "train through what they are tied to")
+
+
+def _rows(entry: str) -> str:
+    """The range of rows at the end of an entry."""
+    return entry[len(matching.without_rows(entry)) :]
 
 
 # Entries that match what they should not.
 
 
-def _wrong_matches(matches: Matches, model: ModelInfo, named: Container[str]) -> Iterator[str]:
-    """Problems of entries that match more than the module that they name, or select rows that do not exist.
+def _wrong_matches(matches: Matches, names: ModelNames, named: Container[str]) -> Iterator[str]:
+    """Problems of entries that match other than what they name, or select rows that do not exist.
 
     named: all names of modules and parameters.
     """
-    named_by_entry = {n for entry, names in matches.items() for n in names if _is_within(n, matching.name_in(entry))}
-    beyond = [
-        text
-        for entry, names in matches.items()
-        for text in _matches_outside(entry, names, model, named, named_by_entry)
-    ]
+    misread = dict(_misread(matches, names))
+    yield from _in_brief(list(misread.values()), "hold indexes that a regular expression reads otherwise")
+    own = {entry: matching.named_by(entry) for entry in matches if entry not in misread}
+    by_entry = {entry: set(filter(is_named, matches[entry])) for entry, is_named in own.items() if is_named is not None}
+    named_by_entry = frozenset[str]().union(*by_entry.values())
+    beyond = []
+    for entry, inside in by_entry.items():
+        name = matching.name_in(entry)
+        more = sorted(matches[entry] - named_by_entry)
+        # The beginning of names may match anything.
+        if more and (name in named if name is not None else inside):
+            beyond.append(f"{entry} also matches {listed(more, 2)}; {_advice(entry, names)}")
     yield from _in_brief(beyond, "also match what they do not name")
-    missing = [text for entry, names in matches.items() for text in _missing_rows(entry, names, model)]
+    missing = [text for entry, found in matches.items() for text in _missing_rows(entry, found, names.model)]
     yield from _in_brief(missing, "select rows that are not there")
 
 
-def _is_within(parameter: str, name: str | None) -> bool:
-    """Whether a parameter has this name, or is in the module of this name. The bias beside a bare parameter is, too."""
-    return name is not None and (parameter in (name, f"{name}_bias") or parameter.startswith(f"{name}."))
+def _advice(entry: str, names: ModelNames) -> str:
+    """What to write in place of an entry to select exactly what it names."""
+    name, indexes = matching.example(matching.without_rows(entry)) or (entry, [])
+    exact = names.with_patterns(name, indexes) if indexes else names.entries_for([name], name)
+    if exact is None:
+        return "name the modules in it instead"
+    return f"write {' and '.join(one + _rows(entry) for one in exact)}"
 
 
-def _matches_outside(
-    entry: str, names: Iterable[str], model: ModelInfo, named: Container[str], named_by_entry: Container[str]
-) -> Iterator[str]:
-    """The problem of an entry that also matches parameters that neither it nor another entry names.
+def _misread(matches: Matches, names: ModelNames) -> Iterator[tuple[str, str]]:
+    """Entries whose brackets hold several digits, a slice or a negation, each with its problem."""
+    read = {entry: matching.without_rows(entry) for entry, found in matches.items() if found}
+    meant = {entry: text for entry in read if (text := matching.with_index_patterns(read[entry])) != read[entry]}
+    selected = matching.matched(AXOLOTL, list(meant.values()), names.seen)
+    for entry, text in meant.items():
+        if selected[text] != matches[entry]:
+            yield entry, f"{_in_brackets(entry, matches[entry])}; {_advice(text + _rows(entry), names)}"
+    for entry, found in matches.items():
+        if found and ".[!" in entry:
+            yield entry, f"{_in_brackets(entry, found)}, and ! is one of them; write ^ in its place"
 
-    A pattern may match anything.
 
-    Args:
-        entry: the entry.
-        names: the parameters that it matches.
-        model: the model.
-        named: all names of modules and parameters.
-        named_by_entry: the parameters that are named by an entry, or are in a module that is.
-    """
-    name = matching.name_in(entry)
-    if name is None or name not in named:
-        return
-    beyond = sorted(n for n in names if n not in named_by_entry)
-    if beyond:
-        if name in model.parameters:
-            advice = f"write ^{name}$"
-        elif f"{name}.weight" in model.parameters:
-            advice = f"write {name}.weight"
-        else:
-            advice = "name the modules in it instead"
-        yield f"{entry} also matches {listed(beyond, 2)}; {advice}"
+def _in_brackets(entry: str, found: Iterable[str]) -> str:
+    return f"{entry} matches only {listed(sorted(found), 2)}: brackets hold single characters"
 
 
 def _missing_rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:

@@ -28,6 +28,7 @@ _QUICK = re.compile(r"\^?(?:[\w.\-/]|\\\.)*\$?", re.ASCII)
 # A part of an entry that matches indexes: 2[0-9]+, \d, (0|1).
 _INDEX_PATTERN = re.compile(r"(?:\d*(?:\[[\d\-]+\]|\\d)[+*]?|\([\d|]+\))", re.ASCII)
 _INDEXES = re.compile(r"(\.|(?<=[a-z]))(?:\{([\d,.\-]{1,99})\}|\[([\d,:\- ]{1,99})\])(?=\.)", re.ASCII)
+_MAX_LISTED = 200  # indexes that are written one by one
 _MAX_INDEX = 1000  # below which a layer's index is searched that a pattern matches
 
 # A range of rows at the end of an entry for Axolotl: [7], [:10], [4:], [4:10].
@@ -141,11 +142,11 @@ def _index_pattern(written: re.Match[str]) -> str:
     is_range = re.fullmatch(r"\d*(?:-|:|\.\.)\d+", braces or brackets) is not None
     if is_range and ":" in written[0]:
         bounds = [*range(0 if len(bounds) == 1 else bounds[0], min(bounds[-1], _MAX_INDEX))]
-    elif is_range and (braces or max(bounds) > 9):
-        bounds = [*range(bounds[0], min(bounds[-1] + 1, _MAX_INDEX))]
+    elif is_range and len(bounds) == 2 and (braces or max(bounds) > 9):
+        bounds = [*range(bounds[0], min(bounds[1] + 1, _MAX_INDEX))]
     elif is_range or (dot and brackets and "," not in brackets):  # [0-9], [12]
         return written[0]
-    if not bounds:
+    if not 0 < len(bounds) <= _MAX_LISTED:
         return written[0]
     return f".{bounds[0]}" if len(bounds) == 1 else f".({'|'.join(map(str, bounds))})"
 
@@ -175,6 +176,24 @@ def example(entry: str) -> tuple[str, list[str]] | None:
         elif part.isdigit():
             written.append(part)
     return ".".join(parts), written if has_pattern else []
+
+
+def named_by(entry: str) -> Callable[[str], bool] | None:
+    """Whether a parameter is what an entry names, or in it. The bias beside a bare parameter is, too.
+
+    None if more than indexes of the entry are patterns, so that it may stand for anything.
+    """
+    name = name_in(entry)
+    if name is not None:
+        own, inside = (name, f"{name}_bias"), f"{name}."
+        return lambda parameter: parameter in own or parameter.startswith(inside)
+    found = example(without_rows(entry))
+    if found is None:
+        return None
+    path, left = found[0].split("."), iter(found[1])
+    path = [f"(?:{next(left)})" if part.isdigit() else re.escape(part) for part in path]
+    pattern = re.compile(rf"{r'[.]'.join(path)}(?:_bias|[.].*)?")
+    return lambda parameter: pattern.fullmatch(parameter) is not None
 
 
 def matched(rule: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -211,7 +230,9 @@ def _matched_patterns(rule: str, entries: Sequence[str], names: Sequence[str]) -
     except PatternError as error:
         entry = slow[error.place]
         if error.reason is not None:
+            meant = with_index_patterns(entry)
             advice = "; write .+ for any characters" if "nothing to repeat" in error.reason else ""
+            advice = advice if meant == entry else f"; write {meant}"
             raise SelectionError(f"{entry!r} is not a regular expression: {error.reason}{advice}") from error
         raise SelectionError(
             f"{entry!r} takes over {SECONDS:.0f} seconds to match; "

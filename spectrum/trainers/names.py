@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -106,6 +107,15 @@ class ModelNames:
             return (f"^{name}$",)
         return self.entries_for([name], name) or (name,)
 
+    def with_patterns(self, name: str, indexes: Sequence[str]) -> tuple[str, ...] | None:
+        """The entries that select exactly what is named so, with indexes that match these patterns; None if none do."""
+        paths = [
+            with_indexes(name, own)
+            for own in self.all_indexes(name)
+            if all(re.fullmatch(pattern, index) for pattern, index in zip(indexes, own, strict=False))
+        ]
+        return self.entries_for(paths, with_indexes(name, indexes))
+
     def entries_for(self, paths: Iterable[str], entry: str) -> tuple[str, ...] | None:
         """The entry, in the form in which it selects exactly what is at these paths; None if it does so in no form.
 
@@ -150,4 +160,4 @@ class ModelNames:
         if not self._by_shape:
             for own in self.with_parameters:
                 self._by_shape.setdefault(shape(own), set()).add(tuple(numbers(own)))
-        return self._by_shape[shape(path)]
+        return self._by_shape.get(shape(path), set())

@@ -244,13 +244,7 @@ def _entries(name: str, indexes: Sequence[str], names: ModelNames, *, is_anchore
     """The entries for what is named so, with indexes that match these patterns; with its own for no patterns."""
     if not indexes:
         return names.exact(name, is_anchored=is_anchored)
-    paths = [
-        with_indexes(name, own)
-        for own in names.all_indexes(name)
-        if all(re.fullmatch(pattern, index) for pattern, index in zip(indexes, own, strict=False))
-    ]
-    instead = with_indexes(name, indexes)
-    return names.entries_for(paths, instead) or (instead,)
+    return names.with_patterns(name, indexes) or (with_indexes(name, indexes),)
 
 
 # All other entries.

@@ -107,8 +107,20 @@ def test_an_entry_that_matches_nothing_is_a_problem(entry: str, nearest: str | N
 @pytest.mark.parametrize(
     ("entry", "more", "instead"),
     [
-        ("model.layers.1", ["model.layers.10.mlp", "and 8 more"], "name the modules in it"),
-        ("^model.layers.1", ["model.layers.10.mlp", "and 8 more"], "name the modules in it"),
+        ("model.layers.1", ["model.layers.10.mlp", "and 8 more"], "; write model.layers.1[.]"),
+        ("^model.layers.1", ["model.layers.10.mlp", "and 8 more"], "; write model.layers.1[.]"),
+        ("model.layers.1[.]", [], ""),
+        # Patterns of indexes name modules, too.
+        ("model.layers.[1-2]", ["model.layers.10.mlp", "and 8 more"], "; write model.layers.[1-2][.]"),
+        (
+            "model.layers.(3|4).mlp.gate",
+            ["layers.3.mlp.gate_proj.weight"],
+            "; write model.layers.(3|4).mlp.gate.weight",
+        ),
+        ("^model.layers.[0-9]+.mlp.gate", ["layers.3.mlp.gate_proj"], "; write model.layers.[0-9]+.mlp.gate.weight"),
+        ("model.layers.[0-9]+.mlp", [], ""),
+        ("model.layers.[0-9]+.mlp.experts.down_proj", [], ""),
+        ("model.layers.[0-9]+.mlp.ga", [], ""),  # no name, but the beginning of names
         ("model.layers.3.mlp.gate", ["model.layers.3.mlp.gate_proj.weight"], "write model.layers.3.mlp.gate.weight"),
         ("model", [], ""),
         ("model.layers.2", [], ""),
@@ -126,8 +138,59 @@ def test_the_name_of_a_module_may_not_match_another_one(
     assert len(found) == bool(more)
     for text in found:
         assert text.startswith(f"{entry} also matches ")
-        for word in [*more, instead]:
+        assert text.endswith(instead)
+        for word in more:
             assert word in text
+
+
+def test_what_an_entry_also_matches_may_be_named_by_another(tmp_path: Path) -> None:
+    gates = ["model.layers.3.mlp.gate_proj", "model.layers.(3|4).mlp.gate"]
+    assert check(tmp_path, lines(*gates)).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("model.layers.[10-11].self_attn.q_proj", "write model.layers.(10|11).self_attn.q_proj"),
+        ("model.layers.[0:3].self_attn.q_proj", "write model.layers.(0|1|2).self_attn.q_proj"),
+        ("model.layers.[:2].mlp.gate", "write model.layers.(0|1).mlp.gate"),
+        ("model.layers.[2,11].self_attn.q_proj[:4]", "write model.layers.(2|11).self_attn.q_proj[:4]"),
+        ("model.layers.[!1].self_attn.q_proj", "! is one of them; write ^ in its place"),
+    ],
+)
+def test_brackets_that_a_regular_expression_reads_otherwise_are_a_problem(
+    entry: str, words: str, tmp_path: Path
+) -> None:
+    found = check(tmp_path, f"base_model: x\n{lines(entry)}")
+    problem(found, f"{entry} matches only model.layers.", "brackets hold single characters", words)
+
+
+@pytest.mark.parametrize("entry", ["[0-3]", "[12]", "[1,2]", "1[01]", "(1|10)", "[0-9]+"])
+def test_brackets_that_say_what_was_meant_are_right(entry: str, tmp_path: Path) -> None:
+    entry = f"model.layers.{entry}.self_attn.q_proj"
+    assert check(tmp_path, f"base_model: x\n{lines(entry)}").problems == ()
+
+
+def test_the_advice_keeps_rows_and_biases(tmp_path: Path) -> None:
+    model = modelled(["l.0.q.weight", "l.0.q.bias", "l.0.q_norm.weight", "l.0.o.weight", "l.0.o_norm.weight"])
+    assert check(tmp_path, lines("l.0.q"), model).problems[0].endswith("; write l.0.q.weight and l.0.q.bias")
+    problem(check(tmp_path, f"x: 1\n{lines('l.0.o[:4]')}", model), "; write l.0.o.weight[:4]")
+    tied = check(tmp_path, f"x: 1\n{lines('lm_head[:4]', 'model.norm')}", TIED)
+    problem(tied, f"lm_head[:4] is tied to {EMBEDDING}", f"; write ^{EMBEDDING}$[:4]")
+
+
+@pytest.mark.parametrize("owner", ["model.norm", EMBEDDING])
+def test_of_many_entries_for_a_tied_head_a_few_are_told(owner: str, tmp_path: Path) -> None:
+    rows = [f"{HEAD}[{i}:{i + 1}]" for i in range(8)]
+    found = check(tmp_path, f"x: 1\n{lines(owner, *rows)}", TIED)
+    tied = [text for text in (*found.problems, *found.notes) if "tied to" in text]
+    assert len(tied) == 4
+    assert tied[3].startswith("5 more ")
+
+
+def test_rows_are_noted_only_if_something_matches(tmp_path: Path) -> None:
+    found = check(tmp_path, f"x: 1\n{lines('model.norm', 'model.nothing[:4]')}")
+    assert found.notes == ()
 
 
 def test_the_name_of_a_parameter_may_not_match_another_one(tmp_path: Path) -> None:
@@ -141,7 +204,6 @@ def test_the_name_of_a_parameter_may_not_match_another_one(tmp_path: Path) -> No
     [
         ("model.layers.[0-7].self_attn.q_proj", 16),
         ("model.layers.1[0-9]+.self_attn.q_proj", 4),
-        ("model.layers.(3|4).mlp.gate", 3),
         ("model.layers.1.+mlp", 9),  # of layers 1, 10 and 11
     ],
 )

@@ -317,6 +317,10 @@ def test_a_wildcard_without_anything_before_it_is_told_what_to_write(tmp_path: P
     refused(write(tmp_path, unfrozen("'*.mlp'")), "nothing to repeat", "write .+ for any characters")
 
 
+def test_a_range_of_indexes_is_told_how_to_write(tmp_path: Path) -> None:
+    refused(write(tmp_path, unfrozen("layers.[8-10].mlp")), "not a regular expression", "; write layers.(8|9|10).mlp")
+
+
 def test_keys_that_stand_several_times_are_kept_with_their_lines(tmp_path: Path) -> None:
     text = "x: 1\nunfrozen_parameters:\n- a\nfsdp:\n  v: 1\n  v: 2\nunfrozen_parameters:\n- b\nx: 2\n"
     found = read_list(write(tmp_path, text))

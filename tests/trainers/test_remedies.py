@@ -12,7 +12,7 @@ import pytest
 
 from spectrum.checkpoint.reader import describe_model
 from spectrum.records import ModelInfo, Parameter
-from spectrum.trainers import remedies
+from spectrum.trainers import matching, remedies
 from spectrum.trainers.check import check_list
 from spectrum.trainers.lists import EntryList, read_list
 from spectrum.trainers.matching import AXOLOTL, matched, selects_rows
@@ -357,6 +357,34 @@ def test_many_unlike_entries_take_no_longer_than_few(tmp_path: Path) -> None:
     told([f"a{i}.layers.{i}.b{i}.c" for i in range(5000)], DENSE, counted)
     assert len(calls) < 20_000
     assert time.monotonic() - begin < 30
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> list[None]:
+    """A list that grows by one with every call of this function."""
+    calls: list[None] = []
+    function = getattr(where, name)
+
+    def counting(*args: object) -> object:
+        calls.append(None)
+        return function(*args)
+
+    monkeypatch.setattr(where, name, counting)
+    return calls
+
+
+def test_of_entries_with_the_same_mistake_only_the_first_is_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch, matching, "matched")
+    (problem,) = told([f"layers.(0|{i}).norm" for i in range(1, 12)])
+    assert problem.startswith("11 entries match nothing")
+    assert len(calls) < 10
+
+
+def test_of_an_entry_with_hundreds_of_indexes_none_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch, ModelNames, "stack_of")
+    told([".".join(["0"] * 900)])
+    assert calls == []
+    told(["a.0.1"])
+    assert calls
 
 
 # The model's own mapping.
