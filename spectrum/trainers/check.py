@@ -161,7 +161,8 @@ def _misread(matches: Matches, names: ModelNames) -> Iterator[tuple[str, str]]:
     selected = matching.matched(AXOLOTL, list(meant.values()), names.seen)
     for entry, text in meant.items():
         if selected[text] != matches[entry]:
-            yield entry, f"{_in_brackets(entry, matches[entry])}; {_advice(text + _rows(entry), names)}"
+            advice = _advice(text + _rows(entry), names) if selected[text] else f"{text} matches nothing"
+            yield entry, f"{_in_brackets(entry, matches[entry])}; {advice}"
     for entry, found in matches.items():
         if found and ".[!" in entry:
             yield entry, f"{_in_brackets(entry, found)}, and ! is one of them; write ^ in its place"

@@ -70,9 +70,12 @@ def from_mapping(name: str, names: ModelNames) -> str | None:
 def from_single_expert(name: str, names: ModelNames) -> str | None:
     """The parameter of all experts that one expert of this name is part of; None if there is none."""
     one = _EXPERT.match(name)
-    if one is None or one[1] not in names.with_parameters or one[1] in names.indexes:
+    if one is None:
         return None
-    experts, matrix = one[1], (one[2] or "").removesuffix(".weight")
+    experts = one[1] if one[1] in names.with_parameters else of_other_class(one[1], names)
+    if experts is None or experts in names.indexes:
+        return None
+    matrix = (one[2] or "").removesuffix(".weight")
     first = matrix.partition("_")[0]
     own = sorted(n for n in names.model.parameters if n.startswith(f"{experts}."))
     holds = [n for n in own if first in n.removeprefix(f"{experts}.").split("_")]

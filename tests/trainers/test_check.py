@@ -155,6 +155,11 @@ def test_what_an_entry_also_matches_may_be_named_by_another(tmp_path: Path) -> N
         ("model.layers.[0:3].self_attn.q_proj", "write model.layers.(0|1|2).self_attn.q_proj"),
         ("model.layers.[:2].mlp.gate", "write model.layers.(0|1).mlp.gate"),
         ("model.layers.[2,11].self_attn.q_proj[:4]", "write model.layers.(2|11).self_attn.q_proj[:4]"),
+        (
+            "model.layers.[10-19].self_attn.q_proj[:4]",
+            "write model.layers.(10|11|12|13|14|15|16|17|18|19).self_attn.q_proj[:4]",
+        ),
+        ("model.layers.[20-21].self_attn.q_proj", "; model.layers.(20|21).self_attn.q_proj matches nothing"),
         ("model.layers.[!1].self_attn.q_proj", "! is one of them; write ^ in its place"),
     ],
 )

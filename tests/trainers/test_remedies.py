@@ -439,6 +439,7 @@ FORMER = [
         "model.layers.0.mlp.experts.gate_up_proj",
     ),
     ("mixtral", ["model.layers.{}.mlp.experts.2.down_proj.weight"], EXPERTS, "model.layers.0.mlp.experts.down_proj"),
+    ("mixtral", ["layers.{}.mlp.experts.2.up_proj"], EXPERTS, "model.layers.0.mlp.experts.gate_up_proj"),
     (
         "qwen3-moe",
         [f"model.layers.{{}}.mlp.experts.{i}.down_proj.weight" for i in range(4)],
