@@ -70,9 +70,12 @@ def check_list(
     if entry_list.settings:  # a trainer's config, which only Axolotl reads
         problems += axolotl_config.problems(entry_list, sorted(trained_by_axolotl))
     else:
-        differences = list(_rule_differences(matches))
-        rules_differ = bool(differences) or any(matches[rule][entry] for rule in RULES for entry in nothing)
+        differences = list(_differences(REGULAR_EXPRESSION, matches))
+        # No spelling keeps a name from being found within a longer one, so this is no mistake of the list.
+        within = list(_differences(SUBSTRING, matches))
+        rules_differ = bool(differences or within) or any(matches[rule][entry] for rule in RULES for entry in nothing)
         problems += [*differences, *(_line_differences(entry_list) if repeated is None else [])]
+        notes += within
         notes += _pattern_notes(by_axolotl)
     if any(found and matching.selects_rows(entry) for entry, found in by_axolotl.items()):
         notes.append("entries that select rows: the other rows have no gradients, but weight decay still changes them")
@@ -203,22 +206,21 @@ def _prefix_notes(matches: Matches, named: Container[str]) -> Iterator[str]:
 # Programs that read the list in another way than Axolotl.
 
 
-def _rule_differences(matches: Mapping[str, Matches]) -> Iterator[str]:
+def _differences(rule: str, matches: Mapping[str, Matches]) -> Iterator[str]:
     """Where another rule trains other parameters than Axolotl's rule does, by entries that Axolotl matches.
 
     By the substring rule, patterns cannot match, so only plain names are expected to.
     """
-    for rule in (REGULAR_EXPRESSION, SUBSTRING):
-        entries = [
-            entry
-            for entry, names in matches[AXOLOTL].items()
-            if names and (rule != SUBSTRING or matching.is_plain_name(entry))
-        ]
-        expected = frozenset[str]().union(*(matches[AXOLOTL][entry] for entry in entries))
-        found = frozenset[str]().union(*(matches[rule][entry] for entry in entries))
-        for names, verb in ((found - expected, "trains"), (expected - found, "does not train")):
-            if names:
-                yield f"{rule}: {verb} {listed(sorted(names), 2)}, unlike Axolotl"
+    entries = [
+        entry
+        for entry, names in matches[AXOLOTL].items()
+        if names and (rule != SUBSTRING or matching.is_plain_name(entry))
+    ]
+    expected = frozenset[str]().union(*(matches[AXOLOTL][entry] for entry in entries))
+    found = frozenset[str]().union(*(matches[rule][entry] for entry in entries))
+    for names, verb in ((found - expected, "trains"), (expected - found, "does not train")):
+        if names:
+            yield f"{rule}: {verb} {listed(sorted(names), 2)}, unlike Axolotl"
 
 
 def _line_differences(entry_list: EntryList) -> Iterator[str]:
