@@ -11,6 +11,8 @@ import torch
 import transformers as t
 from torch.nn.utils.parametrizations import weight_norm
 
+from spectrum.checkpoint.mapping.parameters import LoadedParameters
+from spectrum.checkpoint.matrices import describe, find_holders
 from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
 from spectrum.layer_types import layer_number
 from spectrum.records import LayerSnr, ScanResult
@@ -141,6 +143,26 @@ def test_a_weight_under_weight_normalization_is_the_one_that_the_model_computes_
     grouped = model.grouped.weight.detach().reshape(2, 3, 2, 3).transpose(1, 2).reshape(4, 9)
     assert torch.allclose(weight(checkpoint, "grouped")[0], grouped, rtol=1e-6)
     assert [w.name for w in checkpoint.weights] == ["linear", "conv", "transposed", "grouped"]
+
+
+def test_a_weight_under_weight_normalization_is_computed_exactly_and_then_rounded() -> None:
+    torch.manual_seed(0)
+    model: Any = torch.nn.ModuleDict({"linear": weight_norm(torch.nn.Linear(96, 64))})
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    found = weight(of_model(model, "m"), "linear")[0]
+    in_float32 = model["linear"].weight.detach()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, model.double()["linear"].weight.detach().float())
+    assert not torch.equal(found, in_float32)
+
+
+def test_a_direction_whose_norms_are_not_stored_is_not_scored() -> None:
+    model = Normed()
+    source = LoadedParameters(dict(model.named_parameters()))
+    holders, specs = find_holders(model, source, "m")
+    del holders["conv.parametrizations.weight.original0"]
+    assert [w.name for w in describe(model, holders, specs).weights] == ["linear", "transposed", "grouped"]
 
 
 def test_a_layer_under_weight_normalization_trains_with_both_its_parameters() -> None:

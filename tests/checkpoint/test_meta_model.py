@@ -231,6 +231,15 @@ def test_a_class_of_another_type_of_model_stands_for_the_class_of_the_same_task(
     assert checkpoint.provenance.info.model_class == f"Camembert{task}"
 
 
+@pytest.mark.parametrize("own", ["FunnelModel", "FunnelBaseModel"])
+def test_an_auto_class_builds_the_one_of_its_classes_that_the_config_names(own: str, tmp_path: Path) -> None:
+    config = t.FunnelConfig(vocab_size=32, block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24)
+    save(getattr(t, own)(config), tmp_path)
+    model = loaded(t.AutoModel, tmp_path)
+    assert type(model).__name__ == own
+    assert_as_loaded(tmp_path, model, "AutoModel")
+
+
 # One tower.
 
 

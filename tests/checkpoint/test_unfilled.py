@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -268,6 +268,16 @@ def test_the_class_that_the_checkpoint_fills_is_named_and_opens(
         assert open_checkpoint(str(tmp_path), model_class=advised[1]).provenance.info.model_class == fitting
 
 
+def test_a_change_of_prefix_that_fills_only_a_few_parameters_is_not_advised(tmp_path: Path) -> None:
+    def change(state: State) -> State:
+        others = {f"aux.{name}.weight": torch.ones(4) for name in ("norm", "a", "b", "c")}
+        return without(r"^model\.norm")(state) | others
+
+    message = refusal(save("llama", tmp_path, change))
+    assert "aux.norm.weight (and 3 other such keys)" in message
+    assert "replace" not in message
+
+
 def test_a_class_that_cannot_be_imported_does_not_hide_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +370,21 @@ def test_matrices_in_one_dimension_are_those_of_fsdp(
     message = refusal(save(architecture, tmp_path, shard))
     for words in ("in one dimension", "FSDP", "accelerate merge-weights"):
         assert words in message
+
+
+def test_numbers_that_are_no_weights_are_no_sign_of_sharded_training(tmp_path: Path) -> None:
+    message = refusal(save("llama", tmp_path, lambda state: {key: half(v).byte() for key, v in state.items()}))
+    assert "FSDP" not in message
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_parameter_without_elements_in_the_model_is_no_sign_of_sharded_training(tmp_path: Path) -> None:
+    config, build = built("llama").config, cast(Any, transformers.LlamaForSequenceClassification)
+    config.num_labels = 0
+    build(config).save_pretrained(tmp_path)
+    assert 0 in load_file(tmp_path / "model.safetensors")["score.weight"].shape
+    found = open_checkpoint(str(tmp_path))
+    assert "score" not in {weight.name for weight in found.weights}
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 10)])

@@ -202,6 +202,18 @@ def test_of_two_keys_for_one_parameter_the_one_that_transformers_takes_is_read(
     assert_same(open_checkpoint(str(directory)), model)
 
 
+def test_a_key_that_is_a_parameter_is_read_although_a_renaming_takes_it_for_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.core_model_loading import WeightRenaming
+
+    directory, loader = save("llama", tmp_path), type(built("llama"))
+    model, info = loader.from_pretrained(directory, dtype="auto", key_mapping={"mlp": "ffn"}, output_loading_info=True)
+    assert not info["missing_keys"]
+    monkeypatch.setattr(keys, "_mapping", lambda *_: ([WeightRenaming("mlp", "ffn")], []))
+    assert_same(open_checkpoint(str(directory)), model)
+
+
 def test_a_copy_of_a_parameter_is_no_key_without_a_place(tmp_path: Path) -> None:
     directory = save("llama", tmp_path)
     state = stored(directory)
