@@ -38,7 +38,7 @@ _UNEQUAL = "YAML joins lines of unequal indentation"
 # How that is said of several entries.
 _OF_SEVERAL = {
     "it is a name": "they are names",
-    "it is a module": "they are modules",
+    "has this name alone: it is a module": "has one of these names alone: they are modules",
     "it names one expert": "they name single experts",
     "it begins or ends": "they begin or end",
     "no parameters in it": "no parameters in them",

@@ -316,6 +316,14 @@ def test_the_same_mistake_is_told_once() -> None:
     )
 
 
+def test_of_several_modules_named_as_parameters_one_problem_is_told() -> None:
+    (problem,) = told(["^model.layers.1.norm$", "^model.layers.1.mlp$"])
+    assert problem == (
+        "2 entries match nothing: no parameter has one of these names alone: they are modules; "
+        "write model.layers.1.norm in place of ^model.layers.1.norm$, and the others likewise"
+    )
+
+
 def test_each_problem_tells_its_reason_in_the_order_of_the_entries() -> None:
     first, second, third, fourth = told(["norm", "layers.1.norm", "k_proj", ".*q_proj", "layers.2.norm"])
     assert first.startswith("norm matches nothing: Axolotl matches from the beginning")
