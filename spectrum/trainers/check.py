@@ -83,9 +83,9 @@ def check_list(
     return CheckReport(trained, num_matching, rules_differ, tuple(problems), tuple(notes))
 
 
-def _in_brief(texts: Sequence[str], more: str) -> Iterator[str]:
-    """The first few texts, and how many more there are."""
-    yield from texts[:_MAX_ALIKE]
+def _in_brief(texts: Sequence[str], more: str, told: Callable[[str], str] = str) -> Iterator[str]:
+    """The first few texts, or what is told of the first few entries, and how many more there are."""
+    yield from map(told, texts[:_MAX_ALIKE])
     if len(texts) > _MAX_ALIKE:
         yield f"{len(texts) - _MAX_ALIKE} more {more}"
 
@@ -131,19 +131,30 @@ def _wrong_matches(matches: Matches, names: ModelNames, named: Container[str]) -
 
     named: all names of modules and parameters.
     """
-    misread = dict(_misread(matches, names))
-    yield from _in_brief(list(misread.values()), "hold indexes that a regular expression reads otherwise")
+    misread = _misread(matches, names)
+    yield from _in_brief(
+        list(misread),
+        "hold indexes that a regular expression reads otherwise",
+        lambda entry: (
+            f"{entry} matches only {listed(sorted(matches[entry]), 2)}: brackets hold single characters"
+            f"{_advice_on_brackets(entry, misread[entry], names)}"
+        ),
+    )
     own = {entry: matching.named_by(entry) for entry in matches if entry not in misread}
     by_entry = {entry: set(filter(is_named, matches[entry])) for entry, is_named in own.items() if is_named is not None}
     named_by_entry = frozenset[str]().union(*by_entry.values())
-    beyond = []
+    beyond = {}
     for entry, inside in by_entry.items():
         name = matching.name_in(entry)
-        more = sorted(matches[entry] - named_by_entry)
+        more = matches[entry] - named_by_entry
         # The beginning of names may match anything.
         if more and (name in named if name is not None else inside):
-            beyond.append(f"{entry} also matches {listed(more, 2)}; {_advice(entry, names)}")
-    yield from _in_brief(beyond, "also match what they do not name")
+            beyond[entry] = more
+    yield from _in_brief(
+        list(beyond),
+        "also match what they do not name",
+        lambda entry: f"{entry} also matches {listed(sorted(beyond[entry]), 2)}; {_advice(entry, names)}",
+    )
     missing = [text for entry, found in matches.items() for text in _missing_rows(entry, found, names.model)]
     yield from _in_brief(missing, "select rows that are not there")
 
@@ -157,22 +168,25 @@ def _advice(entry: str, names: ModelNames) -> str:
     return f"write {' and '.join(one + _rows(entry) for one in exact)}"
 
 
-def _misread(matches: Matches, names: ModelNames) -> Iterator[tuple[str, str]]:
-    """Entries whose brackets hold several digits, a slice or a negation, each with its problem."""
+def _misread(matches: Matches, names: ModelNames) -> dict[str, str]:
+    """Entries whose brackets hold several digits, a slice or a negation, each as a regular expression says it.
+
+    Brackets with ! are kept.
+    """
     read = {entry: matching.without_rows(entry) for entry, found in matches.items() if found}
     meant = {entry: text for entry in read if (text := matching.with_index_patterns(read[entry])) != read[entry]}
     selected = matching.matched(AXOLOTL, list(meant.values()), names.seen)
-    for entry, text in meant.items():
-        if selected[text] != matches[entry]:
-            advice = _advice(text + _rows(entry), names) if selected[text] else f"{text} matches nothing"
-            yield entry, f"{_in_brackets(entry, matches[entry])}; {advice}"
-    for entry, found in matches.items():
-        if found and ".[!" in entry:
-            yield entry, f"{_in_brackets(entry, found)}, and ! is one of them; write ^ in its place"
+    negated = {entry: entry for entry in read if ".[!" in entry}
+    return {entry: text for entry, text in meant.items() if selected[text] != matches[entry]} | negated
 
 
-def _in_brackets(entry: str, found: Iterable[str]) -> str:
-    return f"{entry} matches only {listed(sorted(found), 2)}: brackets hold single characters"
+def _advice_on_brackets(entry: str, meant: str, names: ModelNames) -> str:
+    """What to write in place of an entry with brackets. meant: as of `_misread`."""
+    if meant == entry:
+        return ", and ! is one of them; write ^ in its place"
+    name, _ = matching.example(meant) or (meant, [])
+    has_it = name in names.with_parameters
+    return f"; {_advice(meant + _rows(entry), names) if has_it else f'{meant} matches nothing'}"
 
 
 def _missing_rows(entry: str, names: Iterable[str], model: ModelInfo) -> Iterator[str]:

@@ -143,6 +143,25 @@ def test_the_name_of_a_module_may_not_match_another_one(
             assert word in text
 
 
+def test_only_of_the_entries_that_are_told_it_is_searched_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = modelled([f"l.{i}.mlp.{own}.weight" for i in range(40) for own in ("gate", "gate_proj")])
+    calls: list[None] = []
+    match = matching.match_patterns
+
+    def counting(patterns: Sequence[str], names: Sequence[str]) -> list[list[str]]:
+        calls.append(None)
+        return match(patterns, names)
+
+    monkeypatch.setattr(matching, "match_patterns", counting)
+    entries = [f"l.{i}.mlp.gate" for i in range(40)] + [f"l.[{i}:{i + 2}].mlp" for i in range(8)]
+    found = check(tmp_path, f"x: 1\n{lines(*entries)}", model)
+    assert [text for text in found.problems if text.startswith("37 more also match")]
+    assert [text for text in found.problems if text.startswith("5 more hold indexes")]
+    assert len(calls) < 40
+
+
 def test_what_an_entry_also_matches_may_be_named_by_another(tmp_path: Path) -> None:
     gates = ["model.layers.3.mlp.gate_proj", "model.layers.(3|4).mlp.gate"]
     assert check(tmp_path, lines(*gates)).problems == ()
