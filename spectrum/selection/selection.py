@@ -219,9 +219,10 @@ def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> 
         if embeddings:
             frozen = top_percent(result, _shortest(steps, 0), embeddings=False)
             share = 100 * info.num_elements(frozen.trained()) / total
+            even = "" if share <= max_percent else "even "
             hint = (
-                f"; with input embedding and output head frozen (--no-embeddings, or embeddings=False in Python), it "
-                f"trains {share:.3g} percent"
+                f"; {even}with input embedding and output head frozen (--no-embeddings, or embeddings=False in "
+                f"Python), it trains {share:.3g} percent"
             )
         raise SelectionError(
             f"the smallest selection trains {least:.3g} percent of all parameters, not {percent}{hint}"

@@ -76,7 +76,7 @@ def check_list(
         rules_differ = bool(differences or within) or any(matches[rule][entry] for rule in RULES for entry in nothing)
         problems += [*differences, *(_line_differences(entry_list) if repeated is None else [])]
         notes += within
-        notes += _pattern_notes(by_axolotl)
+        notes += _pattern_notes(by_axolotl, model)
     if any(found and matching.selects_rows(entry) for entry, found in by_axolotl.items()):
         notes.append("entries that select rows: the other rows have no gradients, but weight decay still changes them")
     num_matching = {rule: sum(map(bool, matches[rule].values())) for rule in RULES}
@@ -251,8 +251,13 @@ def _line_differences(entry_list: EntryList) -> Iterator[str]:
     yield f"programs that read lines that begin with '- ' see {seen}: {advice}"
 
 
-def _pattern_notes(matches: Matches) -> Iterator[str]:
-    """The note on entries that are patterns."""
-    patterns = [entry for entry, names in matches.items() if names and not matching.is_plain_name(entry)]
+def _pattern_notes(matches: Matches, model: ModelInfo) -> Iterator[str]:
+    """The note on entries that are patterns. Every list begins with those of the embeddings, which are no news."""
+    embeddings = {f"^{own}$" for name in (model.head, model.embedding) if name for own in (name, model.owner(name))}
+    patterns = [
+        entry
+        for entry, names in matches.items()
+        if names and not matching.is_plain_name(entry) and entry not in embeddings
+    ]
     if patterns:
         yield f"{SUBSTRING}: entries that are more than a name match nothing: {listed(patterns, 2)}"

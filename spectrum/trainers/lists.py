@@ -175,6 +175,8 @@ def _whereabouts(content: Any, root: yaml.Node | None, text: str) -> str:
         return f"; put its list under `{KEY}:`"
     if isinstance(content, str) and content.startswith(KEY):
         return f"; write a colon after {KEY}"
+    if isinstance(content, dict) and not content.keys().isdisjoint(("target_modules", "target_parameters")):
+        return "; it is a list for PEFT, which is right as it is: --check reads lists of parameters"
     if (found := _nested(root)) is not None:
         return f": in line {found} it is under another key; move it and its entries to the left margin"
     commented = [i for i, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*#\s*{KEY}\s*:", line)]

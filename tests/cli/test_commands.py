@@ -243,6 +243,8 @@ def test_the_hint_at_frozen_embeddings_says_what_they_save(scanned: Path) -> Non
     share = refused.err.rpartition(" trains ")[2].split()[0]
     assert run(scanned, *MODEL, "--top-params", share, "--no-embeddings").status == 0
     assert "embeddings=False" in refused.err
+    assert "; even with input embedding and output head frozen" in refused.err
+    assert "; with input embedding" in run(scanned, *MODEL, "--top-params", share).err
     again = run(scanned, *MODEL, "--top-params", "10", "--no-embeddings")
     assert_refused(again, "the smallest selection trains", "not 10")
     assert "frozen" not in again.err

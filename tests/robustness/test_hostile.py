@@ -731,8 +731,13 @@ def test_a_model_of_an_odd_name_puts_files_nowhere_else(
     shutil.copytree(ROOT / "tests" / "data", tmp_path / "home")  # so that ~ is a directory, though of no model
     before = files_below(tmp_path)
     done = run("--model-name", name, "--results-dir", "r", "--output-dir", "o")
-    assert done.status == (2 if name.startswith("https:") else 1)
-    assert_harmless(done, name)
+    if name.startswith("https:"):  # an address that is not of the Hub is wrong usage
+        assert (done.status, done.out) == (2, "")
+        assert_printable(done.err, "\n")
+        assert "is not the address of a model" in done.err
+    else:
+        assert done.status == 1
+        assert_harmless(done, name)
     assert files_below(tmp_path) == before
 
 

@@ -301,12 +301,14 @@ def test_an_entry_that_only_others_match_has_one_problem(tmp_path: Path) -> None
 
 
 def test_lines_that_are_whole_names_are_noted_as_no_substrings(tmp_path: Path) -> None:
-    found = check(tmp_path, lines(f"^{HEAD}$", "model.norm"))
+    found = check(tmp_path, lines(f"^{HEAD}$", "^model.norm.weight$", "model.layers.0.mlp"))
     assert found.problems == ()
     (note,) = found.notes
     assert SUBSTRING in note
-    assert f"^{HEAD}$" in note
-    assert found.trained[SUBSTRING] == {"model.norm.weight"}
+    assert "^model.norm.weight$" in note
+    assert f"^{HEAD}$" not in note  # every list has it
+    assert found.trained[SUBSTRING]
+    assert all(name.startswith("model.layers.0.mlp.") for name in found.trained[SUBSTRING])
 
 
 @pytest.mark.parametrize(

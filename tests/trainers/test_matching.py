@@ -275,6 +275,7 @@ def test_an_empty_list_trains_everything_and_says_where_its_entries_are(
         ("Unfrozen_Parameters:\n- a\n", ["in line 1 it is spelled"]),
         ("unfrozen_parameters\n- a\n", ["write a colon after unfrozen_parameters"]),
         ("x: 1\nlayers:\n- ^lm_head.weight$\n", ["the list in line 3 is under 'layers'"]),
+        ("target_modules:\n- model.layers.0.mlp.up_proj\n", ["it is a list for PEFT, which is right as it is"]),
     ],
 )
 def test_a_list_in_another_place_is_told(text: str, words: list[str], tmp_path: Path) -> None:
