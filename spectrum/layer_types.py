@@ -15,13 +15,22 @@ from spectrum.text import listed, nearest
 # characters that one of these might interpret are refused. Longer names are refused because they widen every table.
 MODULE_PATH = re.compile(r"\w[\w.\-/]{0,299}", re.ASCII)
 
-# Parts of a path that FSDP, activation checkpointing and torch.compile add around a module.
-WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+# Parts of a path that are put around a module, each with what puts it there.
+WRAPPERS: Mapping[str, str] = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
 
 # Words for a stack of layers. A number after one of them may count the blocks of a stage.
 _STACK_WORDS = frozenset({"layers", "layer", "blocks", "block", "stages", "stage"})
 
 _SHORT_NORM = re.compile(r"(ln|bn)_?[0-9a-z]?")  # ln_1, bn2
+
+
+def unwrapped(path: str) -> str:
+    """A path without the parts that wrappers have put into it."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
 
 
 def layer_types(paths: Iterable[str]) -> dict[str, str]:

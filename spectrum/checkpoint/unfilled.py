@@ -20,14 +20,9 @@ from spectrum.checkpoint.mapping.keys import keys_for
 from spectrum.checkpoint.matrices import fills
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
+from spectrum.layer_types import WRAPPERS, unwrapped
 from spectrum.text import listed, plural
 
-# What puts a part of its own into the names of parameters, by that part.
-_WRAPPERS = {
-    "_orig_mod": "torch.compile",
-    "_fsdp_wrapped_module": "FSDP",
-    "_checkpoint_wrapped_module": "activation checkpointing",
-}
 # The part that DDP, DataParallel and DeepSpeed put before all names. In other places, it is an ordinary name.
 _AT_START = "module"
 
@@ -123,11 +118,11 @@ def wrapped_reason(
     shown: dict[str, str] = {_AT_START: min(found)} if found else {}  # a key for each part that a wrapper has added
     for key in unused:
         for part in key.split("."):
-            if part in _WRAPPERS:
+            if part in WRAPPERS:
                 shown.setdefault(part, key)
     if not shown:
         return None
-    causes = " and ".join(_WRAPPERS.get(part, "data-parallel training") for part in shown)
+    causes = " and ".join(WRAPPERS.get(part, "data-parallel training") for part in shown)
     parts = " and ".join(repr(part) for part in shown)
     return (
         f"{directory} holds {next(iter(shown.values()))}: {causes} put {parts} into its keys, so transformers would "
@@ -183,11 +178,11 @@ def _first(keys: Collection[str], pattern: re.Pattern[str]) -> str | None:
 
 
 def _unwrapped(key: str) -> str:
-    """A key without the parts that wrappers have put into it."""
-    parts = [part for part in key.split(".") if part not in _WRAPPERS]
-    while parts and parts[0] == _AT_START:
-        del parts[0]
-    return ".".join(parts)
+    """A key without the parts that wrappers have put into it, also those before all names."""
+    key = unwrapped(key)
+    while key.startswith(f"{_AT_START}."):
+        key = key.removeprefix(f"{_AT_START}.")
+    return key
 
 
 def _fitting_class(model: Any, max_unused: int, others: Iterable[tuple[Any, StreamedParameters]]) -> str | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from spectrum.layer_types import WRAPPERS
+from spectrum.layer_types import unwrapped
 from spectrum.text import plural
 from spectrum.trainers import axolotl_config, matching
 from spectrum.trainers.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
@@ -84,7 +84,7 @@ def from_single_expert(name: str, names: ModelNames) -> str | None:
 
 def of_other_class(name: str, names: ModelNames) -> str | None:
     """The name of the same module in this class: its beginning differs, up to the stack of layers at most."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    parts = unwrapped(name).split(".")
     first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
     # Of a name without a number, the last part but `weight` has to stay.
     last = first - 1 if first < len(parts) else first - (2 if parts[-1] in ("weight", "bias") else 1)

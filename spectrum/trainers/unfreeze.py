@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrum.errors import SelectionError, short_traceback
-from spectrum.layer_types import WRAPPERS
+from spectrum.layer_types import unwrapped
 from spectrum.selection.entries import ParameterIndex
 from spectrum.selection.selection import Selection
 from spectrum.text import listed, plural
@@ -121,7 +121,7 @@ def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple
     If all names start with one of `_PREFIXES`, it may come from a wrapper, or be the name of a module. So the names are
     first tried with the prefix. If they do not fit the selection, they are tried without it.
     """
-    values = {_unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
+    values = {unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
     while True:
         parameters = list(_without_adapters(values))
         names = sorted({parameter.name for parameter in parameters})
@@ -175,10 +175,6 @@ def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> s
                 f"to write instead; {_ADVICE}"
             )
     return set().union(*matched.values())
-
-
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_NamedParameter]:
