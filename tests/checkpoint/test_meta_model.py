@@ -330,14 +330,6 @@ def test_an_auto_class_that_knows_no_class_says_so(tmp_path: Path) -> None:
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
 
 
-@pytest.fixture
-def fp8_is_read() -> None:
-    try:
-        importlib.import_module("transformers.integrations.finegrained_fp8")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"this transformers needs a package to dequantize fp8: {error}")
-
-
 def store_fp8(directory: Path) -> None:
     """Store the language model's MLP in fp8, with a scale for each block of 16 x 16."""
     path, state = directory / "model.safetensors", {}

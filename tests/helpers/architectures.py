@@ -163,21 +163,24 @@ def mistral3() -> Config:
     )
 
 
+def qwen_vision(**changes: object) -> dict[str, Any]:
+    """The vision tower of a Qwen-VL."""
+    sizes = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+    }
+    return sizes | changes
+
+
 def qwen2_5_vl() -> Config:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     return transformers.Qwen2_5_VLConfig(
         text_config=llama_sizes(rope_parameters=rope),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 4,
-            "out_hidden_size": 32,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
+        vision_config=qwen_vision(spatial_merge_size=2, window_size=16, fullatt_block_indexes=[1]),
         image_token_id=5,
         video_token_id=6,
         vision_start_token_id=7,

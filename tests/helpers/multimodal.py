@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from tests.helpers.architectures import llama4, llama_sizes, vision
+from tests.helpers.architectures import llama4, llama_sizes, qwen_vision, vision
 
 t: Any = transformers
 
@@ -51,18 +51,6 @@ def mllama() -> Any:
     )
 
 
-def _qwen_vision() -> dict[str, Any]:
-    return {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "num_position_embeddings": 16,
-    }
-
-
 def _qwen_text(**changes: Any) -> dict[str, Any]:
     linear = {
         "linear_num_key_heads": 2,
@@ -75,12 +63,12 @@ def _qwen_text(**changes: Any) -> dict[str, Any]:
 
 
 def qwen3_5() -> Any:
-    return t.Qwen3_5Config(text_config=_qwen_text(), vision_config=_qwen_vision())
+    return t.Qwen3_5Config(text_config=_qwen_text(), vision_config=qwen_vision(num_position_embeddings=16))
 
 
 def qwen3_5_moe() -> Any:
     text = _qwen_text(**_MIXTURE, shared_expert_intermediate_size=40)
-    return t.Qwen3_5MoeConfig(text_config=text, vision_config=_qwen_vision())
+    return t.Qwen3_5MoeConfig(text_config=text, vision_config=qwen_vision(num_position_embeddings=16))
 
 
 def qwen4_exp() -> Any:
@@ -88,7 +76,7 @@ def qwen4_exp() -> Any:
     text["layer_types"] = ["linear_attention", "indexed_attention"]
     indexer = {"n_heads": 2, "kv_heads": 1, "head_dim": 16, "budget": 8, "compress_ratio": 2}
     text |= {f"indexer_{name}": value for name, value in indexer.items()}
-    return t.Qwen4ExpConfig(text_config=text, vision_config=_qwen_vision())
+    return t.Qwen4ExpConfig(text_config=text, vision_config=qwen_vision(num_position_embeddings=16))
 
 
 def dots3_note() -> Any:

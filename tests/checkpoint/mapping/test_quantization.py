@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -136,14 +135,6 @@ def assert_scores(checkpoint: Checkpoint) -> None:
         (weight,) = (weight for weight in checkpoint.weights if weight.name == score.name)
         expected = [oracle_snr(checkpoint.read(weight, i).double().numpy()) for i in range(weight.num_matrices)]
         assert (score.experts or (score.snr,)) == pytest.approx(expected, rel=1e-8), score.name
-
-
-@pytest.fixture
-def fp8_is_read() -> None:
-    try:
-        importlib.import_module("transformers.integrations.finegrained_fp8")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"this transformers needs a package to dequantize fp8: {error}")
 
 
 @pytest.mark.usefixtures("fp8_is_read")
