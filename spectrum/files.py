@@ -43,15 +43,15 @@ OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "
 def open_untrusted(path: Path) -> BinaryIO:
     """Open for reading a file that others may have written: of a model, of a results directory, or a list.
 
-    Refuses symlinks out of the file's directory, except from a snapshot in the Hub's cache to the blobs of the same
-    repository, and everything but regular files. Otherwise another file could be read in its place, or the read could
-    wait forever.
+    Refuses symlinks out of the file's directory, except within the Hub's cache from a snapshot to the blobs of the same
+    repository, and from either to those that repositories share. Refuses everything but regular files. Otherwise
+    another file could be read in its place, or the read could wait forever.
 
     Raises OSError if the file is refused or cannot be opened.
     """
     real = Path(os.path.realpath(path))
     directory = Path(os.path.realpath(path.parent))
-    if not real.is_relative_to(directory) and real.parent != _blobs(directory):
+    if not (real.is_relative_to(directory) or _is_blob(real, directory)):
         raise OSError(errno.ELOOP, f"it is a link out of its directory, to {real}; put the file itself there")
     _check_regular(os.stat(real))  # before it is opened, because opening a device may have an effect
     descriptor = os.open(real, os.O_RDONLY | OPEN_FLAGS)
@@ -86,11 +86,18 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
-def _blobs(directory: Path) -> Path | None:
-    """The directory that a Hub snapshot's symlinks lead to; None if the directory is not a snapshot."""
-    repository = directory.parent.parent
-    is_snapshot = directory.parent.name == "snapshots" and repository.name.startswith("models--")
-    return repository / "blobs" if is_snapshot else None
+def _is_blob(file: Path, directory: Path) -> bool:
+    """Whether a file is where symlinks of a directory lead that is a snapshot in the Hub's cache, or has its blobs.
+
+    Those of a snapshot lead to a blob of the repository. In newer versions of huggingface_hub, that may be a link to a
+    shared blob.
+    """
+    repository = directory.parent if directory.name == "blobs" else directory.parent.parent
+    is_in_cache = directory.name == "blobs" or directory.parent.name == "snapshots"
+    if not is_in_cache or not repository.name.startswith("models--"):
+        return False
+    is_shared = file.parent.parent == repository.parent / "blobs" and re.fullmatch(r"[0-9a-f]{64}", file.name)
+    return file.parent == repository / "blobs" or bool(is_shared)
 
 
 def _check_regular(status: os.stat_result) -> None:
