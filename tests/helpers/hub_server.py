@@ -1,12 +1,16 @@
 """A Hugging Face Hub of the tests' own, on loopback.
 
-It speaks the part of the Hub's HTTP API that `model_info`, `snapshot_download` and `hf_hub_download` use, so that
-the tests meet the real client's requests, cache and errors without a network. A client in another process reaches
-it through `HF_ENDPOINT=<hub.endpoint>`; give that process an `HF_HOME` of its own, or its cache will answer instead,
-and `HF_HUB_DISABLE_TELEMETRY=1`, or it will first ask for a list of coding agents, now and then.
+It speaks the part of the Hub's HTTP API that `model_info`, `snapshot_download`, `hf_hub_download`, `HfFileSystem` and
+`get_safetensors_metadata` use, so that the tests meet the real client's requests, cache and errors without a network.
+A client in another process reaches it through `HF_ENDPOINT=<hub.endpoint>`; give that process an `HF_HOME` of its own,
+or its cache will answer instead, and `HF_HUB_DISABLE_TELEMETRY=1`, or it will first ask for a list of coding agents,
+now and then.
+
+`python -m tests.helpers.hub_server DIRECTORY --name org/model --storage` serves in a process of its own: its first line
+is the endpoint.
 """
 
-import hashlib
+import argparse
 import json
 import re
 import socket
@@ -14,10 +18,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.helpers.hub_blobs import LFS, blob_id, git_name, pointer, sha256
+from tests.helpers.hub_files import FileHandler, Line, LoopbackServer, Traffic
+from tests.helpers.hub_storage import Storage
 
 # The token (`HF_TOKEN`) of an account that may read every repository; any other token is an account that may not.
 TOKEN = "hf_reader"
@@ -26,9 +33,8 @@ TOKEN = "hf_reader"
 # Hub does to some tokens), "private" looks missing, and "down" answers 503 to everybody.
 Access = Literal["public", "gated", "gated-metadata", "private", "down"]
 
-_API = re.compile(r"/api/models/([^/]+(?:/[^/]+)?)(?:/(revision|tree)/([^/]+))?")
+_API = re.compile(r"/api/models/([^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.+))?)?")
 _FILE = re.compile(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 @dataclass(frozen=True)
@@ -56,27 +62,46 @@ class Repo(Revision):
         raise _HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LoopbackServer, Traffic):
     """`with HubServer({"org/name": Repo(root, commit)}) as hub:` serves those repositories at `hub.endpoint`.
 
-    `hub.requests` lists the (method, path) of every request so far, without its query; appending to a list is atomic.
+    With a storage, weight files are in LFS: the Hub redirects to signed addresses there. `moved` are the new names of
+    renamed repositories by their old names, which redirect too.
+
+    `hub.requests` lists the (method, path) of every request to the Hub itself so far, without its query; appending to a
+    list is atomic. `hub.tokens` are those of accounts that may read everything. One taken out has expired: it is
+    answered 401 everywhere.
     """
 
-    request_queue_size = 64  # the client asks for many files at once; beyond the default of 5, some wait a second
-
-    def __init__(self, repos: Mapping[str, Repo]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self,
+        repos: Mapping[str, Repo],
+        *,
+        storage: Storage | None = None,
+        line: Line | None = None,
+        moved: Mapping[str, str] | None = None,
+    ) -> None:
+        LoopbackServer.__init__(self, _Handler)
+        Traffic.__init__(self, line or Line())
         self.repos = repos
+        self.storage = storage
+        self.moved = moved or {}
         self.requests: list[tuple[str, str]] = []
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.tokens = {TOKEN}
+        self.valid_once = {TOKEN}
+        if storage:
+            storage.traffic = self
 
     def __enter__(self) -> "HubServer":
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        super().__enter__()
+        if self.storage:
+            self.storage.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
+        if self.storage:
+            self.storage.__exit__()
+        super().__exit__()
 
 
 @contextmanager
@@ -95,59 +120,124 @@ class _HubError(Exception):
         self.status, self.headers = status, {name: value for name, value in headers.items() if value}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(FileHandler):
     server: HubServer
 
-    def do_GET(self) -> None:
+    def answer(self) -> None:
+        self.traffic = self.server
         _, _, path, query, _ = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()  # also of an error, or it stays
         self.server.requests.append((self.command, path))
         try:
             if match := _API.fullmatch(path):
-                self._send_metadata(*match.groups(), with_blobs="blobs" in parse_qs(query))
-            elif match := _FILE.fullmatch(path):
-                self._send_file(*match.groups())
+                self._send_metadata(path, *match.groups(), query=parse_qs(query), form=parse_qs(body))
+            elif (match := _FILE.fullmatch(path)) and self.command != "POST":
+                self._send_file(path, *match.groups())
             else:
                 raise _HubError(404, "Not Found")
         except _HubError as error:
-            self._send(error.status, error.headers, b"")
+            self.send_content(error.status, error.headers)
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def _send_metadata(self, name: str, kind: str | None, quoted_revision: str | None, *, with_blobs: bool) -> None:
+    def _send_metadata(
+        self,
+        path: str,
+        name: str,
+        kind: str | None,
+        quoted_revision: str | None,
+        quoted_folder: str | None,
+        *,
+        query: Mapping[str, list[str]],
+        form: Mapping[str, list[str]],
+    ) -> None:
+        if self._send_moved(path, name):
+            return
         repo = self._repo(name, refused=("gated-metadata",))
         revision = repo.at(unquote(quoted_revision or "main"))
         files = revision.files()
         answer: object
-        if kind == "tree":  # always recursive, as the client asks for it
-            answer = [
-                {"type": "file", "path": path, "size": file.stat().st_size, "oid": _blob_id(file.read_bytes())}
-                for path, file in files.items()
-            ]
+        if kind == "paths-info":
+            answer = [self._entry(path, files[path]) for path in form.get("paths", []) if path in files]
+        elif kind == "tree":
+            recursive = query.get("recursive", [""])[0].lower() == "true"
+            answer = self._tree(files, unquote(quoted_folder or ""), recursive=recursive)
         else:
             gated = "manual" if repo.access.startswith("gated") else False
-            siblings = [{"rfilename": path, **(_blob(file) if with_blobs else {})} for path, file in files.items()]
+            siblings = [
+                {"rfilename": path, **(self._blob(file) if "blobs" in query else {})} for path, file in files.items()
+            ]
             answer = {"id": name, "sha": revision.commit, "gated": gated, "siblings": siblings}
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+        self.send_content(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
-    def _send_file(self, name: str, quoted_revision: str, quoted_path: str) -> None:
+    def _tree(self, files: Mapping[str, Path], folder: str, *, recursive: bool) -> list[dict[str, object]]:
+        """The files below a folder of the repository; unless recursive, those in it, and the folders there."""
+        below = {path: file for path, file in files.items() if path.startswith(f"{folder}/" if folder else "")}
+        if folder and not below:
+            raise _HubError(404, f"{folder} does not exist", "EntryNotFound")
+        if recursive:
+            return [self._entry(path, file) for path, file in below.items()]
+        parent = PurePosixPath(folder)
+        depth = len(parent.parts)
+        folders = {str(parent / PurePosixPath(path).parts[depth]) for path in below} - below.keys()
+        return [
+            *({"type": "directory", "path": path, "size": 0, "oid": git_name(path.encode())} for path in folders),
+            *(self._entry(path, file) for path, file in below.items() if PurePosixPath(path).parent == parent),
+        ]
+
+    def _entry(self, path: str, file: Path) -> dict[str, object]:
+        entry = {"type": "file", "path": path, "size": file.stat().st_size, "oid": self._blob_id(file)}
+        return {**entry, "lfs": {"oid": sha256(file), **_sizes(file)}} if self._in_lfs(file) else entry
+
+    def _blob(self, file: Path) -> dict[str, object]:
+        blob: dict[str, object] = {"size": file.stat().st_size, "blobId": self._blob_id(file)}
+        return {**blob, "lfs": {"sha256": sha256(file), **_sizes(file)}} if self._in_lfs(file) else blob
+
+    def _blob_id(self, file: Path) -> str:
+        return git_name(pointer(file)) if self._in_lfs(file) else blob_id(file)
+
+    def _in_lfs(self, file: Path) -> bool:
+        return self.server.storage is not None and file.suffix in LFS
+
+    def _send_file(self, path: str, name: str, quoted_revision: str, quoted_file: str) -> None:
+        if self._send_moved(path, name):
+            return
         revision = self._repo(name, refused=("gated", "gated-metadata")).at(unquote(quoted_revision))
-        file = revision.files().get(unquote(quoted_path))
+        file = revision.files().get(unquote(quoted_file))
         if file is None:
             raise _HubError(404, "Entry not found", "EntryNotFound", revision.commit)
-        content = file.read_bytes()
-        headers = {"X-Repo-Commit": revision.commit, "ETag": f'"{_blob_id(content)}"', "Accept-Ranges": "bytes"}
-        if part := _RANGE.fullmatch(self.headers.get("Range", "")):  # the rest of an interrupted download
-            start, end = int(part[1]), int(part[2] or len(content) - 1)
-            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-            self._send(206, headers, content[start : end + 1])
-        else:
-            self._send(200, headers, content)
+        request = self.traffic.arrived(
+            self.command,
+            unquote(quoted_file),
+            file.stat().st_size,
+            dict(self.headers),
+            storage=False,
+            redirected=self._in_lfs(file),
+        )
+        headers = {"X-Repo-Commit": revision.commit, "ETag": f'"{self._blob_id(file)}"'}
+        if not request.redirected or not self.server.storage:
+            self.send_file(file, request, headers)
+        elif not self.send_fault(self.traffic.fault(request)):
+            linked = {"X-Linked-Size": str(file.stat().st_size), "X-Linked-ETag": f'"{sha256(file)}"'}
+            address = self.server.storage.address(file, request.file)
+            self.send_content(302, {**headers, **linked, "Accept-Ranges": "bytes", "Location": address})
+
+    def _send_moved(self, path: str, name: str) -> bool:
+        """Whether the repository has a new name, whose address is then sent."""
+        moved = self.server.moved.get(name)
+        if moved:
+            address = path.replace(f"/{name}", f"/{moved}", 1)
+            query = urlsplit(self.path).query
+            self.send_content(307, {"Location": f"{address}?{query}" if query else address})
+        return moved is not None
 
     def _repo(self, name: str, refused: tuple[Access, ...]) -> Repo:
         """The repository, unless it is not there for whoever asks or its access is one of those refused."""
         authorization = self.headers.get("Authorization")
-        reader = authorization == f"Bearer {TOKEN}"
+        token = (authorization or "").removeprefix("Bearer ")
+        reader = token in self.server.tokens
+        if reader:
+            self.server.valid_once.add(token)
+        elif token in self.server.valid_once:
+            raise _HubError(401, "Invalid credentials in Authorization header")
         repo = self.server.repos.get(name)
         if repo is None or (repo.access == "private" and not reader):
             if authorization:
@@ -164,26 +254,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise _HubError(401, f"Access to model {name} is restricted. {log_in}", "GatedRepo")
         return repo
 
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for header, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(header, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing: the requests are in `hub.requests`."""
-
-
-def _blob(file: Path) -> dict[str, object]:
-    return {"size": file.stat().st_size, "blobId": _blob_id(file.read_bytes())}
-
-
-def _blob_id(content: bytes) -> str:
-    """Git's name for a file's content, which the Hub gives as the ETag of a file that it does not keep in LFS."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _sizes(file: Path) -> dict[str, int]:
+    return {"size": file.stat().st_size, "pointerSize": len(pointer(file))}
 
 
 def commit(digit: str) -> str:
     return digit * 40
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Serve a directory as a model repository until killed.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--name", default="org/model")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--bandwidth", type=float, help="bytes of files per second")
+    parser.add_argument("--storage", action="store_true", help="redirect weight files to signed addresses")
+    arguments = parser.parse_args()
+    repo = Repo(arguments.directory, commit("a"))
+    storage = Storage() if arguments.storage else None
+    for file in repo.files().values():  # now, or the first requests would wait for it
+        sha256(file) if storage and file.suffix in LFS else blob_id(file)
+    with HubServer({arguments.name: repo}, storage=storage, line=Line(arguments.latency, arguments.bandwidth)) as hub:
+        print(hub.endpoint, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _main()
