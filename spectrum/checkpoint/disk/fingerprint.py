@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from spectrum.checkpoint.disk import safetensors_header, torch_archive
-from spectrum.checkpoint.disk.tensors import WeightHeaders, read_errors
+from spectrum.checkpoint.disk.tensors import WeightHeaders, read_errors, read_part
 from spectrum.checkpoint.disk.weight_files import PLACEHOLDER_BYTES, refuse_placeholder
 from spectrum.files import open_untrusted
 
@@ -32,14 +33,15 @@ def fingerprint(weights: Path | WeightHeaders) -> str:
     """
     headers = WeightHeaders(weights) if isinstance(weights, Path) else weights
     digest = hashlib.sha256()
-    samples = _SAMPLES // len(headers.files) + 1
-    for file in headers.files:
+    files = [file for file in headers.files if isinstance(file, Path)]  # those of a directory are nothing else
+    samples = _SAMPLES // len(files) + 1
+    for file in files:
         with read_errors(file), open_untrusted(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             digest.update(f"{file.name}\0{size}\0".encode())
             offsets: Sequence[int] = range(0, size, size // _SPREAD + 1)
             if file.suffix == ".safetensors":
-                header = safetensors_header.read_header(file, stream)
+                header = safetensors_header.read_header(file, size, partial(read_part, stream))
                 digest.update(header)
                 tensors = safetensors_header.parse_header(file, header, size)
                 headers.keep(file, tensors)

@@ -17,6 +17,7 @@ from pathlib import Path
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_NAMES = tuple(name for single in SINGLE_FILES for name in (single, f"{single}.index.json"))
 
+ADAPTER_CONFIG = "adapter_config.json"
 _MAX_NAMES = 20_000  # a directory may hold any number of files
 _UNFINISHED = Path(".cache", "huggingface", "download")  # where `hf download --local-dir` keeps unfinished files
 
@@ -216,27 +217,24 @@ def unfinished_download(names: Collection[str]) -> str | None:
     return next(filter(_PARTIAL.fullmatch, sorted(names)), None)
 
 
-def adapter_warnings(directory: Path, commit: str | None) -> Iterator[str]:
-    """A warning if an adapter lies beside a model's weights.
+def adapter_warning(directory: Path, commit: str | None) -> str:
+    """The warning if an adapter lies beside a model's weights.
 
     Where peft is installed, `from_pretrained` attaches such an adapter to the model that it loads. In the case of a
     repository, even that is another model: the one that the adapter names as its base.
 
     Args:
         directory: the model's.
-        commit: of a snapshot from the Hub; None for a local directory.
+        commit: of a repository; None for a local directory.
     """
-    if not (directory / "adapter_config.json").is_file():
-        return
     if commit is None:
-        yield (
+        return (
             f"{directory} also holds an adapter: where peft is installed, transformers attaches it to the model, and "
             "the names that a trainer sees are others; if it is merged already, remove adapter_config.json and "
             "adapter_model.*"
         )
-    else:
-        yield (
-            "the repository also holds an adapter: where peft is installed, transformers loads the adapter's base "
-            "model in place of these weights, and attaches the adapter; to train these weights, download the "
-            "repository without adapter_config.json"
-        )
+    return (
+        "the repository also holds an adapter: where peft is installed, transformers loads the adapter's base "
+        "model in place of these weights, and attaches the adapter; to train these weights, download the "
+        "repository without adapter_config.json"
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from spectrum.checkpoint.disk.weight_files import DOWNLOAD_AGAIN, PLACEHOLDER_BYTES, StoredTensor, refuse_placeholder
+from spectrum.checkpoint.disk.weight_files import (
+    PLACEHOLDER_BYTES,
+    StoredTensor,
+    WeightFile,
+    refuse_placeholder,
+    remedy_for,
+)
 from spectrum.dtypes import ITEM_BYTES, MAX_DIMENSIONS, SAFETENSORS_DTYPES, SIZE_LIMIT
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json
@@ -24,22 +28,26 @@ _LENGTH_BYTES = 8  # the header's length, before the header
 _TORCH_NAMES = frozenset(SAFETENSORS_DTYPES.values())
 
 
-def read_header(file: Path, stream: BinaryIO) -> bytes:
-    """Read the JSON text of a header from the beginning of an open file.
+def read_header(file: WeightFile, file_bytes: int, read: Callable[[int, int], bytes]) -> bytes:
+    """Read the JSON text of a file's header.
 
     Raises CheckpointError if the file is truncated, empty, a Git LFS pointer or not a safetensors file.
+
+    Args:
+        file: for messages.
+        file_bytes: its size.
+        read: returns the part of the file that begins at an offset and has a size, or what the file has of it.
     """
-    prefix = stream.read(_LENGTH_BYTES)
-    refuse_placeholder(file, prefix + stream.read(PLACEHOLDER_BYTES))
-    stream.seek(_LENGTH_BYTES)
-    length = int.from_bytes(prefix, "little")
-    longest = min(MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size - _LENGTH_BYTES)
-    if len(prefix) < _LENGTH_BYTES or length > longest:
-        raise CheckpointError(f"{file} is truncated, or not a safetensors file; {DOWNLOAD_AGAIN}")
-    return stream.read(length)
+    head = read(0, _LENGTH_BYTES + PLACEHOLDER_BYTES)
+    refuse_placeholder(file, head)
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    longest = min(MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES)
+    if len(head) < _LENGTH_BYTES or length > longest:
+        raise CheckpointError(f"{file} is truncated, or not a safetensors file; {remedy_for(file)}")
+    return read(_LENGTH_BYTES, length)
 
 
-def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, StoredTensor]:
+def parse_header(file: WeightFile, header: bytes, file_bytes: int) -> dict[str, StoredTensor]:
     """Every tensor of a file by its key.
 
     Raises CheckpointError unless the tensors fill the file exactly, without gaps and overlaps.
@@ -52,9 +60,9 @@ def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, Stored
     try:
         content = parse_json(header)
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: its header is not valid JSON; {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{file} is damaged: its header is not valid JSON; {remedy_for(file)}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged: its header is not a JSON object; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{file} is damaged: its header is not a JSON object; {remedy_for(file)}")
     start = _LENGTH_BYTES + len(header)
     tensors = {}
     spans = []
@@ -65,22 +73,24 @@ def parse_header(file: Path, header: bytes, file_bytes: int) -> dict[str, Stored
             tensors[key], (begin, end) = _parse_entry(file, key, entry, start)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{file} is damaged: its entry {key[:_MAX_KEY_LENGTH]!r} makes no sense; {DOWNLOAD_AGAIN}"
+                f"{file} is damaged: its entry {key[:_MAX_KEY_LENGTH]!r} makes no sense; {remedy_for(file)}"
             ) from error
         spans.append((begin, end, key))
     expected = 0
     for begin, end, key in sorted(spans):
         if begin != expected:
-            raise CheckpointError(f"{file} is damaged: the data of {key!r} is not where it belongs; {DOWNLOAD_AGAIN}")
+            raise CheckpointError(f"{file} is damaged: the data of {key!r} is not where it belongs; {remedy_for(file)}")
         expected = end
     if start + expected != file_bytes:
         raise CheckpointError(
-            f"{file} is damaged: {file_bytes} bytes long, {start + expected} by its header; {DOWNLOAD_AGAIN}"
+            f"{file} is damaged: {file_bytes} bytes long, {start + expected} by its header; {remedy_for(file)}"
         )
     return tensors
 
 
-def _parse_entry(file: Path, key: str, entry: Mapping[str, Any], start: int) -> tuple[StoredTensor, tuple[int, int]]:
+def _parse_entry(
+    file: WeightFile, key: str, entry: Mapping[str, Any], start: int
+) -> tuple[StoredTensor, tuple[int, int]]:
     """A tensor, and the offsets, from the end of the header, at which its bytes begin and end.
 
     Raises KeyError, TypeError or ValueError if the entry is not valid.

@@ -1,4 +1,4 @@
-"""START HERE. Which files of a model's directory hold its weights, and is none missing?
+"""START HERE. Which files hold a model's weights, and is none missing?
 
 `tensors` then reads the descriptions of the tensors: the headers of safetensors files (`safetensors_header`), or the
 pickles in torch archives (`torch_archive`). `fingerprint` notices weights that have changed. `other_formats` says what
@@ -9,21 +9,57 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 from spectrum.checkpoint.disk.other_formats import WEIGHT_NAMES, names_below, no_weights_reason, unfinished_download
 from spectrum.errors import CheckpointError
 from spectrum.files import open_untrusted, parse_json, read_untrusted
 
+if TYPE_CHECKING:
+    import torch
+
+_R = TypeVar("_R")
+
+MAX_CONFIG_BYTES = 16 << 20
 MAX_INDEX_BYTES = 64 << 20
 MAX_FILES = 2_000
 
 _LFS_POINTER = b"version https://git-lfs"
 PLACEHOLDER_BYTES = len(_LFS_POINTER)  # how many bytes of a file `refuse_placeholder` needs
 DOWNLOAD_AGAIN = "download the model again"
+_MEND_ON_HUB = "so it is on the Hub: take another --revision, or tell the owner of the repository"
+
+
+class RemoteFile(Protocol):
+    """A weight file that is not in a directory, but can be read part by part. `str` gives its name for messages."""
+
+    @property
+    def name(self) -> str:
+        """The name that an index has for it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+    def read_header(self, offset: int, size: int) -> bytes:
+        """A short part, or what the file has of it. Raises CheckpointError if it cannot be read."""
+        ...
+
+    def read(self, offset: int, size: int) -> torch.Tensor:
+        """A part, as uint8. Raises CheckpointError if it cannot be read."""
+        ...
+
+    def at_once(self, call: Callable[[WeightFile], _R], files: Sequence[WeightFile]) -> Sequence[_R]:
+        """The results of a call for each file, made for many files at once. Raises what the first that fails raises."""
+        ...
+
+
+WeightFile = Path | RemoteFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +76,7 @@ class StoredTensor:
     """
 
     key: str
-    file: Path
+    file: WeightFile
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -56,7 +92,7 @@ class LocatedWeights:
         weight_map: the name of the file for each key, from the index; empty for a single file.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[WeightFile, ...]
     weight_map: Mapping[str, str]
 
 
@@ -111,25 +147,42 @@ def _refuse_other_than_files(directory: Path) -> None:
 
 def _read_weight_map(index: Path) -> Mapping[str, str]:
     try:
-        content = parse_json(read_untrusted(index, MAX_INDEX_BYTES))
+        content = read_untrusted(index, MAX_INDEX_BYTES)
     except OSError as error:
         raise read_failure(index, error) from error
+    weight_map = parse_weight_map(index, content)
+    _check_shards(index, sorted(set(weight_map.values())))
+    return weight_map
+
+
+def parse_weight_map(index: object, text: bytes) -> Mapping[str, str]:
+    """The name of the file for each key, from the text of an index.
+
+    Raises CheckpointError if it is not an index, or if it names what cannot be a file beside it.
+
+    Args:
+        index: for messages.
+        text: the content of the index.
+    """
+    try:
+        content = parse_json(text)
     except ValueError as error:
-        raise CheckpointError(f"{index} is not valid JSON ({error}); {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{index} is not valid JSON ({error}); {remedy_for(index)}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map of keys to shard names; {DOWNLOAD_AGAIN}")
-    _check_shards(index, sorted(set(weight_map.values())))
+        raise CheckpointError(f"{index} has no weight_map of keys to shard names; {remedy_for(index)}")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_FILES:
+        raise CheckpointError(f"{index} names {len(names)} files, more than any model has; {remedy_for(index)}")
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
     return weight_map
 
 
 def _check_shards(index: Path, names: Collection[str]) -> None:
     """Raises CheckpointError unless these are the names of as many different files in the index's directory."""
-    if len(names) > MAX_FILES:
-        raise CheckpointError(f"{index} names {len(names)} files, more than any model has; {DOWNLOAD_AGAIN}")
     for name in names:
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{index} names the shard {name!r}, which is not a file of the model's directory")
         if not os.path.exists(index.parent / name):  # False also if the name is too long
             partial = unfinished_download(names_below(index.parent))
             remedy = f"finish the download of {partial}" if partial else DOWNLOAD_AGAIN
@@ -142,7 +195,12 @@ def _check_shards(index: Path, names: Collection[str]) -> None:
             raise CheckpointError(f"{index} names {first} and {name}, which are one and the same file")
 
 
-def refuse_placeholder(file: Path, head: bytes) -> None:
+def remedy_for(file: object) -> str:
+    """What to do about a damaged file, which is the path of one on disk or else names one on the Hub."""
+    return DOWNLOAD_AGAIN if isinstance(file, Path) else _MEND_ON_HUB
+
+
+def refuse_placeholder(file: WeightFile, head: bytes) -> None:
     """Raises CheckpointError if a file is empty, or is a Git LFS pointer.
 
     Args:
@@ -150,9 +208,10 @@ def refuse_placeholder(file: Path, head: bytes) -> None:
         head: its first `PLACEHOLDER_BYTES` bytes, or more.
     """
     if not head:
-        raise CheckpointError(f"{file} is empty; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{file} is empty; {remedy_for(file)}")
     if head.startswith(_LFS_POINTER):
-        raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its directory")
+        pull = "run `git lfs pull` in its directory" if isinstance(file, Path) else remedy_for(file)
+        raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; {pull}")
 
 
 def open_weights(file: Path) -> BinaryIO:

@@ -21,9 +21,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import weight_files
 from spectrum.checkpoint.disk.other_formats import names_below, no_weights_reason, not_a_model_reason
+from spectrum.checkpoint.local import check_local
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.command import tiny_llama
@@ -250,7 +250,7 @@ def test_a_directory_that_may_not_be_listed_is_refused_for_what_it_lacks(
         file.unlink()
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(CheckpointError) as refused:
-        hub.check_local(str(model))
+        check_local(str(model))
     assert str(refused.value).startswith(f"{model} {words}")
 
 

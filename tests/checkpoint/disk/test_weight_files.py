@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,10 +18,10 @@ import transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import fingerprint, safetensors_header, weight_files
 from spectrum.checkpoint.disk.tensors import WeightHeaders, read_tensor
-from spectrum.checkpoint.disk.weight_files import StoredTensor
+from spectrum.checkpoint.disk.weight_files import StoredTensor, WeightFile
+from spectrum.checkpoint.local import resolve_local
 from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.paths import TINY_LLAMA
@@ -597,9 +597,9 @@ def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read_header = safetensors_header.read_header
 
-    def recorded(file: Path, stream: BinaryIO) -> bytes:
+    def recorded(file: WeightFile, *arguments: Any) -> bytes:
         names.append(file.name)
-        return read_header(file, stream)
+        return read_header(file, *arguments)
 
     monkeypatch.setattr(safetensors_header, "read_header", recorded)
     return names
@@ -619,7 +619,7 @@ def test_opening_a_checkpoint_reads_each_header_once(sharded_model: Path, header
 
 
 def test_a_resolved_model_reads_each_header_once(sharded_model: Path, headers_read: list[str]) -> None:
-    resolved = hub.resolve_local(str(sharded_model))
+    resolved = resolve_local(str(sharded_model))
     assert resolved is not None
     expected = resolved.fingerprint  # as the check of a cached scan asks for it
     opened = [open_checkpoint(str(sharded_model), resolved=resolved) for _ in range(2)]
