@@ -1,0 +1,1 @@
+"""How are weights read from the Hugging Face Hub without a download? Start with `weights`."""
