@@ -45,6 +45,7 @@ def scan(
     revision: str | None = None,
     model_class: str | None = None,
     trust_remote_code: bool = False,
+    download: bool = False,
     show_progress: bool = True,
 ) -> ScanResult:
     """The SNR of every layer of a model, from the cached scan if there is one.
@@ -65,6 +66,8 @@ def scan(
         revision: a branch, tag or commit of a repository on the Hub; None for the one in the address, else its default.
         model_class: the transformers class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether code from the model's repository may run.
+        download: whether to download the weights of a repository into the Hub's cache first, to keep them. Otherwise
+            only what is scanned is read.
         show_progress: whether to show a progress bar.
 
     Raises:
@@ -98,6 +101,7 @@ def scan(
             layer_types=patterns,
             device=device,
             rescan=rescan,
+            download=download,
             also_written=(),
         )
         return scanning.scan(request, callbacks).result

@@ -69,15 +69,16 @@ class Cancelled(SpectrumError):  # noqa: N818 - the user's choice, not an error
 def short_traceback(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """A function for users of Python. The traceback of its SpectrumErrors has their line and one of ours, no more.
 
-    The exceptions of libraries that led to the error are not shown; SPECTRUM_DEBUG=1 shows them, and all frames.
+    So has that of a KeyboardInterrupt which says what is kept. The exceptions of libraries that led to the error are
+    not shown; SPECTRUM_DEBUG=1 shows them, and all frames.
     """
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return function(*args, **kwargs)
-        except SpectrumError as error:
-            if os.environ.get("SPECTRUM_DEBUG") == "1":
+        except (SpectrumError, KeyboardInterrupt) as error:
+            if os.environ.get("SPECTRUM_DEBUG") == "1" or not error.args:
                 raise
             raise error.with_traceback(None) from None
 

@@ -102,6 +102,7 @@ class Provenance:
         class_asked: the class that `--model-class` named; None for the checkpoint's own class.
         versions: of torch, transformers and spectrum.
         info: what the model consists of.
+        cached_commit: the other commit that the Hub's cache had for the revision when the scan began; None if none.
     """
 
     revision: str | None
@@ -110,6 +111,7 @@ class Provenance:
     class_asked: str | None
     versions: Mapping[str, str]
     info: ModelInfo
+    cached_commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

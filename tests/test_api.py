@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import spectrum
+import spectrum.checkpoint.checkpoint
 import spectrum.checkpoint.reader
 from spectrum.errors import CheckpointError, DeviceError, LayerTypeError, SelectionError
 from spectrum.records import ScanResult
@@ -72,7 +73,7 @@ def refuse_reading(patch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights are read")
 
     patch.setattr(spectrum.checkpoint.reader, "open_checkpoint", refuse)
-    patch.setattr(spectrum.checkpoint.reader.Checkpoint, "read", refuse)
+    patch.setattr(spectrum.checkpoint.checkpoint.Checkpoint, "read", refuse)
 
 
 # On disk.
@@ -541,10 +542,10 @@ TRAINING = """
 import logging, os, pickle, sys
 import torch
 from torch import distributed
-import spectrum, spectrum.checkpoint.reader
+import spectrum, spectrum.checkpoint.checkpoint
 
 # Whoever reads first goes on once the other one waits for it, which it says on a pipe; so none finds the cache made.
-read, first = spectrum.checkpoint.reader.Checkpoint.read, True
+read, first = spectrum.checkpoint.checkpoint.Checkpoint.read, True
 
 def reading(*args):
     global first
@@ -559,7 +560,7 @@ class Waiting(logging.Handler):
         if "waiting for it" in record.getMessage():
             open("pipe", "w").close()
 
-spectrum.checkpoint.reader.Checkpoint.read = reading
+spectrum.checkpoint.checkpoint.Checkpoint.read = reading
 logger = logging.getLogger("spectrum")
 logger.addHandler(Waiting())
 logger.setLevel(logging.INFO)

@@ -36,10 +36,11 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"text"},
     "files": {"errors", "text"},
     "checkpoint.disk": {*FOUNDATION, "torch"},
+    "checkpoint.remote": {*FOUNDATION, "checkpoint.disk", "huggingface_hub", "torch"},
     "checkpoint.mapping": {*FOUNDATION, "checkpoint.disk", "huggingface_hub", "torch", "transformers"},
     "checkpoint": {
         *FOUNDATION,
-        *("checkpoint.disk", "checkpoint.mapping", "huggingface_hub", "torch", "transformers"),
+        *("checkpoint.disk", "checkpoint.mapping", "checkpoint.remote", "huggingface_hub", "torch", "transformers"),
     },
     "compute": {*FOUNDATION, "torch"},
     "selection": {*FOUNDATION, "yaml"},

@@ -88,7 +88,7 @@ def test_a_repository_that_a_server_denies_is_one_line_too(directory: Path) -> N
 def test_debugging_shows_how_the_error_came_about(directory: Path) -> None:
     lines = script(directory, "spectrum.scan('broken')", SPECTRUM_DEBUG="1")
     assert "The above exception was the direct cause of the following exception:" in lines
-    assert {"hub.py", "api.py", "request.py"} <= set(frames(lines))
+    assert {"local.py", "api.py", "request.py"} <= set(frames(lines))
 
 
 def test_the_cause_is_kept_for_debugging_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +106,22 @@ def test_the_cause_is_kept_for_debugging_only(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(CheckpointError) as full:
         fail()
     assert isinstance(full.value.__cause__, OSError)
+
+
+def test_an_interrupt_that_says_what_is_kept_is_as_short() -> None:
+    @short_traceback
+    def scan(*words: str) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(*words) from interrupt
+
+    with pytest.raises(KeyboardInterrupt) as short:
+        scan("16 of 75 matrices are scored and kept")
+    assert (short.value.__cause__, [entry.name for entry in short.traceback][-1]) == (None, "call")
+    with pytest.raises(KeyboardInterrupt) as full:
+        scan()
+    assert [entry.name for entry in full.traceback][-1] == "scan"
 
 
 def test_an_error_that_is_not_ours_keeps_its_traceback() -> None:
@@ -188,7 +204,7 @@ def test_an_address_names_a_repository_and_a_revision(
 ) -> None:
     asked = SimpleNamespace()
 
-    def resolve(model: str, revision: str | None, *, remote_code: bool) -> None:
+    def resolve(model: str, revision: str | None, **_: object) -> None:
         asked.model, asked.revision = model, revision
         raise HubError("no network here")
 

@@ -13,7 +13,6 @@ import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from spectrum.checkpoint.hub import read_config_file
 from spectrum.checkpoint.mapping.isolation import failure_reason, nothing_fetched, quiet
 from spectrum.checkpoint.model_class import native_class
 from spectrum.errors import CheckpointError
@@ -32,12 +31,17 @@ _MAX_COUNTS = {
 _BY_STAGE = ("depth", "depths", "blocks", "stages")  # a list under these words has the number of layers of each stage
 
 
-def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
-    """Read the config of the model in a directory.
+def read_config(directory: Path, settings: Mapping[str, Any], *, trust_remote_code: bool) -> Any:
+    """The config of a model.
 
-    Raises CheckpointError if there is none, or if transformers does not understand it.
+    Raises CheckpointError if it is broken, or if transformers does not understand it.
+
+    Args:
+        directory: the model's, for code and for messages.
+        settings: the content of its config.json.
+        trust_remote_code: whether Python files of the directory may be run.
     """
-    settings = _usable_settings(directory, trust_remote_code=trust_remote_code)
+    settings = _usable_settings(directory, settings, trust_remote_code=trust_remote_code)
     foreign = _foreign_code(settings)
     if foreign and trust_remote_code:
         raise CheckpointError(
@@ -48,16 +52,16 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> Any:
     return _built(directory, build, trust_remote_code=trust_remote_code)
 
 
-def config_of_class(directory: Path, config_class: Any, *, trust_remote_code: bool) -> Any:
-    """The config that `config_class.from_pretrained` reads from the config.json of a directory.
+def config_of_class(directory: Path, settings: Mapping[str, Any], config_class: Any, *, trust_remote_code: bool) -> Any:
+    """The config that `config_class.from_pretrained` reads from the config.json of a model.
 
     If the class describes a part of the model, such as its language model, transformers takes the settings of that
     part. If it describes another type of model, transformers takes the settings that it knows, and defaults for others.
 
-    Raises CheckpointError if transformers cannot build such a config.
+    Raises CheckpointError if transformers cannot build such a config. The arguments are those of `read_config`.
     """
-    settings = _usable_settings(directory, trust_remote_code=trust_remote_code)
-    build = partial(_build, settings, directory, config_class)
+    usable = _usable_settings(directory, settings, trust_remote_code=trust_remote_code)
+    build = partial(_build, usable, directory, config_class)
     return _built(directory, build, trust_remote_code=trust_remote_code)
 
 
@@ -141,16 +145,14 @@ def _build_by_remote_code(settings: Mapping[str, Any], directory: Path) -> Any:
     return config_class.from_dict(dict(settings), name_or_path=str(directory))
 
 
-def _usable_settings(directory: Path, *, trust_remote_code: bool) -> dict[str, Any]:
+def _usable_settings(directory: Path, settings: Mapping[str, Any], *, trust_remote_code: bool) -> dict[str, Any]:
     """The content of config.json without what leads to other repositories. Raises CheckpointError if it is broken."""
-    code_from = str(directory) if trust_remote_code else None
-    return _without_other_repositories(_read_settings(directory), code_from=code_from)
+    _check_settings(directory / "config.json", settings)
+    return _without_other_repositories(settings, code_from=str(directory) if trust_remote_code else None)
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
-    """The content of config.json. Raises CheckpointError if there is none, or if it is broken."""
-    path = directory / "config.json"
-    settings = read_config_file(directory)
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the content of a config.json is broken."""
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{path} is broken: its architectures are not a list of class names")
@@ -164,7 +166,6 @@ def _read_settings(directory: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is broken: its {key} is {settings[key]!r}")
     try:
         _check_counts(path, settings)
-        return settings
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested too deep") from error
 
@@ -179,7 +180,7 @@ def _foreign_code(settings: Mapping[str, Any]) -> str | None:
 
 
 def _without_other_repositories(
-    settings: dict[str, Any], *, code_from: str | None, nested: bool = False
+    settings: Mapping[str, Any], *, code_from: str | None, nested: bool = False
 ) -> dict[str, Any]:
     """The settings without those that lead to another repository.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Matched:
 
 
 def match(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode
+    unbuilt: meta_model.Unbuilt, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode
 ) -> Matched:
     """Match the tensors of a checkpoint with the parameters of a model on the meta device.
 
@@ -35,10 +35,17 @@ def match(
     installed version does not provide its mapping from keys to parameters.
 
     Raises CheckpointError if a parameter is missing or has another shape, or if the tensors cannot be read as weights.
+
+    Args:
+        unbuilt: what the model was built from.
+        model: on the meta device.
+        stored: the tensors of the checkpoint, by their keys.
+        mode: how they are read.
     """
+    directory = unbuilt.directory
     if mode != "loaded":
         try:
-            return _match_streamed(directory, config, model, stored, is_quantized=mode == "dequantized")
+            return _match_streamed(unbuilt, model, stored, is_quantized=mode == "dequantized")
         except MappingUnavailableError as error:
             names = {name for name, _ in meta_model.named_parameters(model)}
             quantization.refuse_scales(directory, stored, used=stored, absent=names - stored.keys())
@@ -52,17 +59,18 @@ def match(
 
 
 def _match_streamed(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+    unbuilt: meta_model.Unbuilt, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
 ) -> Matched:
     """Match parameters that are streamed. The mapping is transformers' own: what it does not fill, loading does not.
 
     Raises MappingUnavailableError if transformers does not provide that mapping.
     """
+    directory = unbuilt.directory
     streamed = _stream(directory, model, stored, is_quantized=is_quantized)
     missing = missing_parameters(model, streamed)
     quantization.refuse_leftovers(directory, streamed, missing)
     if missing:
-        others = _other_classes(directory, config, model, stored, is_quantized=is_quantized)
+        others = _other_classes(unbuilt, model, stored, is_quantized=is_quantized)
         raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, others))
     if reason := unfilled.partitioned_reason(directory, model, streamed):
         raise CheckpointError(reason)
@@ -79,16 +87,16 @@ def _stream(
 
 
 def _other_classes(
-    directory: Path, config: Any, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+    unbuilt: meta_model.Unbuilt, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
 ) -> Iterator[tuple[Any, conversion.StreamedParameters]]:
     """Models of other classes of the same family, each with the parameters that the checkpoint provides for it."""
-    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code=False, limit=unfilled.MAX_MODULES)
-    for name in unfilled.family(config):
+    unbuilt = replace(unbuilt, trust_remote_code=False, limit=unfilled.MAX_MODULES, can_fill=lambda _: True)
+    for name in unfilled.family(unbuilt.config):
         if name == type(model).__name__:
             continue
         try:
             other = meta_model.build_meta_model(unbuilt, name)
-            yield other, _stream(directory, other, stored, is_quantized=is_quantized)
+            yield other, _stream(unbuilt.directory, other, stored, is_quantized=is_quantized)
         except (CheckpointError, MappingUnavailableError):  # this class cannot be built from the config
             continue
 

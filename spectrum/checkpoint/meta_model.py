@@ -47,6 +47,7 @@ class Unbuilt:
 
     Args:
         directory: the model's, for remote code and for messages.
+        settings: the content of its config.json.
         config: as `read_config` returns it.
         trust_remote_code: whether Python files of the directory may be run.
         limit: the largest number of modules, `max_modules` or MAX_MODULES.
@@ -54,6 +55,7 @@ class Unbuilt:
     """
 
     directory: Path
+    settings: Mapping[str, Any]
     config: Any
     trust_remote_code: bool
     limit: int
@@ -132,7 +134,9 @@ def _build(unbuilt: Unbuilt, model_class: Any) -> Any:
     if is_foreign and needed and not any(hasattr(config, name) for name in needed):
         raise CheckpointError(f"{model_class.__name__} needs {listed(needed)}, but {of_another}")
     try:
-        part = config_of_class(unbuilt.directory, config_class, trust_remote_code=unbuilt.trust_remote_code)
+        part = config_of_class(
+            unbuilt.directory, unbuilt.settings, config_class, trust_remote_code=unbuilt.trust_remote_code
+        )
         for whole in (config, config.get_text_config(decoder=True)):
             settings = getattr(whole, "quantization_config", None)
             if settings is not None and getattr(part, "quantization_config", None) is None:

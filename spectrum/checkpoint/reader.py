@@ -1,14 +1,13 @@
 """START HERE. Open a model: find its files, and read its weights by the names that a trainer uses.
 
-`open_checkpoint` takes these steps: find the directory (`hub`), read its config (`config`), read the headers of its
+`open_checkpoint` takes these steps: find the files (`local`, `hub`), read the config (`config`) and the headers of the
 weight files (`disk`), build the model without values (`meta_model`), match the stored tensors with its parameters
 (`matching`), and describe the model and its weights (`matrices`). `Checkpoint.read` then reads one matrix at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,64 +16,23 @@ from typing import Any
 import torch
 
 from spectrum.checkpoint import hub, matching, meta_model
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.checkpoint.config import read_config
-from spectrum.checkpoint.disk.other_formats import adapter_warnings
+from spectrum.checkpoint.disk.other_formats import adapter_warning
+from spectrum.checkpoint.local import ResolvedModel, resolve_local
 from spectrum.checkpoint.mapping import quantization
 from spectrum.checkpoint.mapping.keys import renaming
 from spectrum.checkpoint.mapping.parameters import LoadedParameters, ParameterSource
-from spectrum.checkpoint.matrices import WeightNorm, describe, find_holders
+from spectrum.checkpoint.matrices import describe, find_holders
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
 from spectrum.layer_types import WRAPPERS
 from spectrum.records import LayerWeight, ModelInfo, Provenance
+from spectrum.text import amount
 from spectrum.version import __version__
 
 # Parts of the names of parameters in wrapped modules, in modules with adapters, and of FSDP's flattened parameters.
 _WRAPPED = (*WRAPPERS, "base_layer", "_flat_param")
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """An open model: its weights, and how to read them. No weight is kept in memory.
-
-    Args:
-        directory: where the model is; of a model in memory, its name.
-        provenance: where it comes from, and what it consists of.
-        weights: the weights to score, in model order.
-        warnings: what a user should know before relying on the names.
-    """
-
-    directory: Path
-    provenance: Provenance
-    weights: tuple[LayerWeight, ...]
-    warnings: tuple[str, ...]
-    _source: ParameterSource
-    _groups: Mapping[str, int]  # of transposed convolutions, by the name of the weight
-    _norms: Mapping[str, WeightNorm]  # see `Description`
-
-    def read(self, weight: LayerWeight, index: int) -> torch.Tensor:
-        """Matrix `index` of a weight: (n, m), in its stored dtype.
-
-        Raises CheckpointError if a file can no longer be read.
-        """
-        value = self._source.read(weight.parameter, _rows(weight, index))
-        norm = self._norms.get(weight.parameter)
-        if norm is not None:
-            value = norm.weight(self._source.read(norm.parameter, None), value)
-        groups = self._groups.get(weight.parameter)
-        if groups is not None:  # (in, out / groups, ...) -> (groups, out / groups, in / groups, ...)
-            value = value.reshape(groups, -1, *value.shape[1:]).transpose(1, 2)
-        return value.reshape(weight.matrix_shape)
-
-
-def _rows(weight: LayerWeight, index: int) -> int | slice | None:
-    """What to read of a parameter for matrix `index`: all, an element of the first dimension, or several rows."""
-    if weight.num_matrices == 1:
-        return None
-    if len(weight.shape) > len(weight.matrix_shape):
-        return index
-    num_rows = weight.matrix_shape[0]
-    return slice(index * num_rows, (index + 1) * num_rows)
 
 
 def open_checkpoint(
@@ -83,7 +41,8 @@ def open_checkpoint(
     revision: str | None = None,
     model_class: str | None = None,
     trust_remote_code: bool = False,
-    resolved: hub.ResolvedModel | None = None,
+    resolved: ResolvedModel | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Checkpoint:
     """Open a model by its name.
 
@@ -96,20 +55,24 @@ def open_checkpoint(
         model_class: the class that names the parameters; None for the checkpoint's own.
         trust_remote_code: whether Python files of the model may be run.
         resolved: what `hub.resolve` returns for this name, if it has been called.
+        warn: receives a message if all weights are read on the Hub, because they cannot be read one by one.
     """
     resolved = resolved or hub.resolve(model, revision, remote_code=trust_remote_code)
     directory = resolved.directory
-    config = read_config(directory, trust_remote_code=trust_remote_code)
+    config = read_config(directory, resolved.settings, trust_remote_code=trust_remote_code)
     mode = quantization.read_mode(directory, quantization.method(config))
     fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
     with resolved.headers.naming_other_weights():
         stored = resolved.headers.tensors()
     limit = meta_model.max_modules(sum(0 not in tensor.shape for tensor in stored.values()))
     can_fill = partial(_can_fill, resolved, config)
-    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, limit, can_fill)
+    unbuilt = meta_model.Unbuilt(directory, resolved.settings, config, trust_remote_code, limit, can_fill)
     meta, class_asked, name_warnings = _build(unbuilt, model_class)
+    if mode == "loaded" and resolved.remote is not None:
+        needed = amount(resolved.remote.num_bytes)
+        warn(f"{directory} cannot be read weight by weight: all {needed} are read from the Hub")
     with resolved.headers.naming_other_weights(lambda others: matching.can_fill(directory, meta, others, mode)):
-        matched = matching.match(directory, config, meta, stored, mode)
+        matched = matching.match(unbuilt, meta, stored, mode)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -119,10 +82,19 @@ def open_checkpoint(
         class_asked=class_asked,
         versions=_versions(),
         info=description.info,
+        cached_commit=_other_cached_commit(model, revision, resolved.commit),
     )
-    warnings = (*adapter_warnings(directory, resolved.commit), *_memory_warnings(matched.source), *name_warnings)
+    warnings = (*_adapter_warnings(resolved), *_memory_warnings(matched.source), *name_warnings)
     return Checkpoint(
-        directory, provenance, description.weights, warnings, matched.source, description.groups, description.norms
+        directory,
+        provenance,
+        description.weights,
+        warnings,
+        matched.source,
+        description.groups,
+        description.norms,
+        _remote_copies(matched),
+        resolved.remote,
     )
 
 
@@ -157,19 +129,21 @@ def describe_model(
     which of several classes the model's own is. The arguments are those of `open_checkpoint`. Raises CheckpointError or
     HubError if there is no such model, or if transformers cannot build it.
     """
-    local = hub.resolve_local(model)
+    local = resolve_local(model)
     directory = local.directory if local else hub.config_snapshot(model, revision, remote_code=trust_remote_code)
-    config = read_config(directory, trust_remote_code=trust_remote_code)
-    resolved = local or hub.ResolvedModel(directory, directory.name)
+    resolved = local or ResolvedModel(directory, directory.name)
+    config = read_config(directory, resolved.settings, trust_remote_code=trust_remote_code)
     can_fill = partial(_can_fill, resolved, config)
-    unbuilt = meta_model.Unbuilt(directory, config, trust_remote_code, meta_model.MAX_MODULES, can_fill)
+    unbuilt = meta_model.Unbuilt(
+        directory, resolved.settings, config, trust_remote_code, meta_model.MAX_MODULES, can_fill
+    )
     meta, _, name_warnings = _build(unbuilt, model_class)
     source = LoadedParameters(dict(meta_model.named_parameters(meta)))
     specs = {name: source.spec(name) for name in source.tensors}
     holders = {name: name for name in specs} | {
         name: min(group) for group in meta_model.tied_groups(meta) for name in group
     }
-    warnings = (*adapter_warnings(directory, resolved.commit), *name_warnings)
+    warnings = (*_adapter_warnings(resolved), *name_warnings)
     return describe(meta, holders, specs).info, warnings, renaming(meta)
 
 
@@ -185,7 +159,7 @@ def _build(unbuilt: meta_model.Unbuilt, class_name: str | None) -> tuple[Any, st
     return model, class_asked, tuple(meta_model.name_warnings(unbuilt, model, class_asked))
 
 
-def _can_fill(resolved: hub.ResolvedModel, config: Any, model: Any) -> bool:
+def _can_fill(resolved: ResolvedModel, config: Any, model: Any) -> bool:
     """Whether a checkpoint has all parameters of a model on the meta device; True if its headers do not tell."""
     try:
         mode = quantization.read_mode(resolved.directory, quantization.method(config))
@@ -207,8 +181,31 @@ def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
         raise CheckpointError(f"{where} has no weight matrices")
 
 
+def _other_cached_commit(repo: str, revision: str | None, commit: str | None) -> str | None:
+    """The commit that the Hub's cache has for a revision if it is not the one that is scanned; None if it is."""
+    on_disk = None if commit is None else hub.cached_snapshot(repo, revision)
+    return None if on_disk is None or on_disk.name == commit else on_disk.name
+
+
+def _remote_copies(matched: matching.Matched) -> dict[str, list[str]]:
+    """For the holders of tied parameters on the Hub, the other copies that are stored.
+
+    Only some of their rows are compared when the checkpoint is opened, and all when the holder is read.
+    """
+    source, copies = matched.source, dict[str, list[str]]()
+    for name, holder in matched.holders.items():
+        if name != holder and name in source and source.is_remote(name):
+            copies.setdefault(holder, []).append(name)
+    return copies
+
+
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers")} | {"spectrum": __version__}
+
+
+def _adapter_warnings(resolved: ResolvedModel) -> Iterator[str]:
+    if resolved.has_adapter:
+        yield adapter_warning(resolved.directory, resolved.commit)
 
 
 def _memory_warnings(source: ParameterSource) -> Iterator[str]:

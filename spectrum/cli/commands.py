@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spectrum.checkpoint import hub
+from spectrum.checkpoint.local import check_local, read_config_file, resolve_local
 from spectrum.cli import report
 from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS
 from spectrum.cli.options import CheckOptions, ModelOptions, PlotSpectrumOptions, SelectOptions
@@ -125,9 +125,9 @@ def check(
     from spectrum.trainers.check import check_list
 
     entry_list = lists.read_list(options.check)
-    local = hub.resolve_local(model.model_name)
+    local = resolve_local(model.model_name)
     if local is not None:
-        hub.read_config_file(local.directory)
+        read_config_file(local.directory)
     callbacks.wait(f"opening {model.model_name}")
     from spectrum.checkpoint.reader import describe_model  # only now, because it imports torch
 
@@ -166,14 +166,16 @@ def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions, callbacks: 
     if named is None:
         raise SelectionError(f"{layer!r} is not a layer; write its name, or name[7] for matrix 7 of a stack")
     check_writable([path])
-    hub.check_local(model.model_name)
+    check_local(model.model_name)
     # The values come from the model. The cache only tells which layers it has.
-    request = _request(model, SelectOptions(device=options.device, results_dir=options.results_dir), ())
+    request = _request(
+        model, SelectOptions(device=options.device, results_dir=options.results_dir, download=options.download), ()
+    )
     refuse_unknown_layer(request, named[1])
     figure.check_can_draw(path)
     callbacks.wait(f"opening {model.model_name}")
     index = None if named[2] is None else int(named[2])
-    histogram.spectrum_histogram(uncached.layer_spectrum(request, named[1], index), model.model_name, path)
+    histogram.spectrum_histogram(uncached.layer_spectrum(request, named[1], index, callbacks), model.model_name, path)
     return ModeOutcome(in_line(str(path)))
 
 
@@ -211,6 +213,7 @@ def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence
         layer_types=options.layer_types,
         device=options.device,
         rescan=options.rescan,
+        download=options.download,
         also_written=also_written,
     )
 

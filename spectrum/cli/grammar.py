@@ -171,6 +171,11 @@ def _add_how_to_open(group: argparse._ArgumentGroup) -> None:
         metavar="CLASS",
         help="transformers class whose parameter names are used (default: from the checkpoint's config)",
     )
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="first download the model's weights, to keep them; otherwise only what is scanned is read",
+    )
     group.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
 
 

@@ -58,6 +58,7 @@ class SelectOptions:
     plot: Path | None = None
     training_gpus: int = DEFAULT_TRAINING_GPUS
     device: str = "auto"
+    download: bool = False
     batch_size: int | Literal["auto"] | None = None
 
 
@@ -75,6 +76,7 @@ class PlotSpectrumOptions:
 
     plot_spectrum: tuple[str, str]
     device: str = "auto"
+    download: bool = False
     results_dir: Path = Path(DEFAULT_RESULTS_DIR)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Sequence
@@ -85,6 +86,26 @@ def share(batches: Sequence[WeightBatch], processes: int) -> list[list[WeightBat
     return shares
 
 
+def arriving_order(batches: Sequence[WeightBatch]) -> list[WeightBatch]:
+    """The batches in an order for weights that arrive over a network. batches: the costliest first.
+
+    The first tenth of the work is that of the batches with the most work per byte, so that the lanes are soon at work
+    and the largest matrices, such as embeddings, arrive meanwhile. The rest keep their order.
+    """
+    left = sum(map(batch_cost, batches)) / 10
+    early = []
+    for batch in sorted(batches, key=_work_per_element, reverse=True):
+        if left > 0:
+            early.append(batch)
+            left -= batch_cost(batch)
+    chosen = {batch.members[0] for batch in early}
+    return [*early, *(batch for batch in batches if batch.members[0] not in chosen)]
+
+
+def _work_per_element(batch: WeightBatch) -> float:
+    return matrix_cost(batch.matrix_shape) / math.prod(batch.matrix_shape)
+
+
 def parse_batch_size(text: str) -> int | None:
     """The batch size from a command line; None for `auto`.
 
@@ -110,6 +131,11 @@ def matrix_cost(shape: tuple[int, int]) -> int:
 def num_matrices(batches: Iterable[WeightBatch]) -> int:
     """How many matrices the batches hold together."""
     return sum(len(batch.members) for batch in batches)
+
+
+def matrices_of(batches: Iterable[WeightBatch]) -> list[tuple[LayerWeight, int]]:
+    """The matrices of the batches, in their order."""
+    return [member for batch in batches for member in batch.members]
 
 
 def batch_cost(batch: WeightBatch) -> int:

@@ -52,6 +52,7 @@ def score(
     devices: Sequence[torch.device],
     warn: Callable[[str], None] = lambda message: None,
     processes: int = 1,
+    stop_reading: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[WeightBatch, list[MatrixScore]], None, None]:
     """Each batch with its scores, in the order in which they are done.
 
@@ -59,6 +60,7 @@ def score(
         read: reads a matrix; called from one thread per device.
         warn: receives a message, from another thread, if the CPU scores a matrix because its device failed to.
         processes: how many processes share the devices.
+        stop_reading: called if the scan fails or is interrupted, so that nobody waits for a read that takes long.
 
     Raises what `read` or the kernel raises. Raises DeviceError if a GPU cannot be used, if a thread cannot be started,
     and if the CPU has no memory for a matrix or cannot decompose it.
@@ -66,7 +68,7 @@ def score(
     warm_up(devices)  # before any thread starts
     scorer = _Scorer(batches, read, devices, warn, processes)
     with one_core_per_thread(devices):
-        interrupted = False
+        wait = True
         try:
             scorer.start()
             for _ in batches:
@@ -74,12 +76,13 @@ def score(
                 if isinstance(result, BaseException):
                     raise result
                 yield result
-        except KeyboardInterrupt:
-            interrupted = True  # the user does not want to wait for the decompositions that have begun
+        except BaseException as error:
+            wait = not isinstance(error, KeyboardInterrupt)  # the user does not want to wait for what has begun
+            stop_reading()
             raise
         finally:
-            scorer.stop(wait=not interrupted)
-            if not interrupted:
+            scorer.stop(wait=wait)
+            if wait:
                 release_cached_memory(devices)
 
 

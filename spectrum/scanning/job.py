@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.compute.batches import BatchBudget, WeightBatch, num_matrices, plan, share
+from spectrum.compute.batches import BatchBudget, WeightBatch, arriving_order, matrices_of, num_matrices, plan, share
 from spectrum.errors import CheckpointError, ProcessError
 from spectrum.records import LayerWeight, MatrixScore
 from spectrum.scanning import distributed
@@ -25,7 +25,7 @@ from spectrum.scanning.store import ScanStore
 if TYPE_CHECKING:
     import torch
 
-    from spectrum.checkpoint.reader import Checkpoint
+    from spectrum.checkpoint.checkpoint import Checkpoint
 
 # How many scores of a journal are computed again. Each of them exposes a journal that is forged throughout. A single
 # false score among thousands does no more harm than a false weight.
@@ -80,7 +80,7 @@ def follow(callbacks: ScanCallbacks) -> None:
     try:
         placeholder: Job | None = None  # what a process that is not the main one passes does not matter
         while (job := distributed.broadcast(placeholder)) is not None:
-            checkpoint = open_checkpoint_of(job.request)
+            checkpoint = open_checkpoint_of(job.request, callbacks.warn)
             if identity_of(checkpoint) != job.identity:
                 raise CheckpointError(f"{checkpoint.directory} holds other weights here than for the main process")
             score_job(checkpoint, job, callbacks)
@@ -160,7 +160,10 @@ class _Work:
     def compute(self, batches: Sequence[WeightBatch], journal: Journal | None) -> list[tuple[Matrix, MatrixScore]]:
         """The scores of this process's share of the batches. With a journal, they are also written to it."""
         own_share = share(batches, distributed.count())[distributed.rank()]
-        return _compute(own_share, journal, self.checkpoint, self.devices, self.callbacks)
+        if self.checkpoint.remote is not None:
+            own_share = arriving_order(own_share)
+        with self.checkpoint.fetching_ahead(matrices_of(own_share)):
+            return _compute(own_share, journal, self.checkpoint, self.devices, self.callbacks)
 
 
 def _resume(
@@ -185,6 +188,8 @@ def _resume(
         )
     if is_main and (num_kept := total - num_matrices(rest)):
         callbacks.info(f"resuming an interrupted scan: {num_kept} of {total} matrices are scored")
+    if is_main and (notice := checkpoint.fetch_notice(matrices_of(rest))):
+        callbacks.info(notice)
     try:
         wrong = _first_wrong_score(kept, work)
         if wrong is not None:
@@ -224,8 +229,8 @@ def _compute(
     from spectrum.compute.executor import score
 
     num_sharing = _num_sharing(devices[0])
+    stream = score(batches, checkpoint.read, devices, callbacks.warn, num_sharing, checkpoint.stop_reading)
     if journal is None:
-        stream = score(batches, checkpoint.read, devices, callbacks.warn, num_sharing)
         return score_batches(stream, lambda batch, scored: None)
     warned = False
 
@@ -239,7 +244,7 @@ def _compute(
 
     with callbacks.progress(batches) as progress:
         progress.start()
-        return score_batches(score(batches, checkpoint.read, devices, callbacks.warn, num_sharing), keep)
+        return score_batches(stream, keep)
 
 
 def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spectrum.checkpoint import hub
+from spectrum.checkpoint.local import ResolvedModel, check_local
 from spectrum.compute.batches import WeightBatch, batch_cost, num_matrices
 from spectrum.compute.device_names import check_device_name, num_driver_gpus
 from spectrum.files import check_name, check_writable
@@ -23,7 +24,7 @@ from spectrum.records import ScanResult
 from spectrum.scanning.store import ScanStore
 
 if TYPE_CHECKING:
-    from spectrum.checkpoint.reader import Checkpoint
+    from spectrum.checkpoint.checkpoint import Checkpoint
 
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
 
@@ -44,6 +45,7 @@ class ScanRequest:
             returns.
         device: `auto`, or a device's name as torch writes it.
         rescan: whether to ignore a cached scan.
+        download: whether to download a repository's weights, rather than to read them on the Hub.
         also_written: files that the caller writes after the scan. The scan checks first that they can be written.
     """
 
@@ -55,6 +57,7 @@ class ScanRequest:
     layer_types: Sequence[str] | None
     device: str
     rescan: bool
+    download: bool
     also_written: Sequence[Path]
 
     @property
@@ -175,7 +178,7 @@ def check_request(request: ScanRequest) -> None:
     check_device_name(request.device)
     check_writable(request.also_written)
     if request.rescan or request.store.written_at() is None:
-        hub.check_local(request.model)
+        check_local(request.model)
         check_writable([request.store.scan_path, request.store.sidecar_path])
 
 
@@ -194,17 +197,26 @@ def check_device(name: str) -> None:
     devices_for(name, lambda warning: None)
 
 
-def open_checkpoint_of(request: ScanRequest, local: hub.ResolvedModel | None = None) -> Checkpoint:
+def open_checkpoint_of(
+    request: ScanRequest, warn: Callable[[str], None], local: ResolvedModel | None = None
+) -> Checkpoint:
     """The checkpoint that a request names. Raises CheckpointError or HubError as `open_checkpoint` does.
 
     A name without a model, a missing file and an absent GPU are found before torch is imported, which takes seconds.
 
     Args:
         request: the model, and how it is opened.
+        warn: receives a message if the Hub fails and is asked again, or if weights must be downloaded.
         local: the model's directory if it has been found already, so that its headers are not read again.
     """
     check_device(request.device)  # before a download, which may take hours
-    resolved = local or hub.resolve(request.model, request.revision, remote_code=request.trust_remote_code)
+    resolved = local or hub.resolve(
+        request.model,
+        request.revision,
+        remote_code=request.trust_remote_code,
+        download=request.download,
+        warn=warn,
+    )
     resolved.check_files()
     _return_freed_memory()
     from spectrum.checkpoint.reader import open_checkpoint
@@ -215,6 +227,7 @@ def open_checkpoint_of(request: ScanRequest, local: hub.ResolvedModel | None = N
         model_class=request.model_class,
         trust_remote_code=request.trust_remote_code,
         resolved=resolved,
+        warn=warn,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk.weight_files import has_weights
+from spectrum.checkpoint.local import ResolvedModel, resolve_local
 from spectrum.errors import CheckpointError, LayerTypeError, SpectrumError
 from spectrum.layer_types import match_types, possible_types
 from spectrum.records import ModelInfo, Provenance, ScanResult, layer_name
@@ -21,17 +22,15 @@ from spectrum.text import listed, nearest, plural, proposal
 _ONE_EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
-def find_local(request: ScanRequest) -> hub.ResolvedModel | None:
+def find_local(request: ScanRequest) -> ResolvedModel | None:
     """The local directory that a request names; None if its model is not the name of an existing local directory."""
     try:
-        return hub.resolve_local(request.model)
+        return resolve_local(request.model)
     except CheckpointError:
         return None  # the model is gone, but a cached scan may be enough
 
 
-def load_usable(
-    request: ScanRequest, local: hub.ResolvedModel | None, info: Callable[[str], None]
-) -> ScanResult | None:
+def load_usable(request: ScanRequest, local: ResolvedModel | None, info: Callable[[str], None]) -> ScanResult | None:
     """The cached scan, if it is of the requested weights; None otherwise.
 
     Args:
@@ -119,7 +118,7 @@ def request_missing(request: ScanRequest, cached: ScanResult) -> ScanRequest:
         request,
         layer_types=missing,
         model_class=request.model_class or provenance.class_asked,
-        revision=request.revision or provenance.revision or provenance.commit,
+        revision=_by_name(request.revision) or _by_name(provenance.revision) or provenance.commit,
     )
 
 
@@ -131,8 +130,14 @@ def add_to_cached(
     _warn_of_other_names(cached, result, warn)
     if cached.provenance is not None and result.provenance is not None:
         # The user asked for the cached scan's revision and class; `request_missing` only repeated them.
-        revision, class_asked = cached.provenance.revision, cached.provenance.class_asked
-        result = replace(result, provenance=replace(result.provenance, revision=revision, class_asked=class_asked))
+        before = cached.provenance
+        provenance = replace(
+            result.provenance,
+            revision=before.revision,
+            class_asked=before.class_asked,
+            cached_commit=before.cached_commit,
+        )
+        result = replace(result, provenance=provenance)
     wanted = match_types(request.layer_types or (), _layers_by_type(result))
     return replace(scanned, result=result.only(wanted))
 
@@ -195,7 +200,7 @@ def _layers_by_type(scan: ScanResult) -> dict[str, list[str]]:
     return layers
 
 
-def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: ScanResult) -> str | None:
+def _why_stale(request: ScanRequest, local: ResolvedModel | None, cached: ScanResult) -> str | None:
     """Why the cached scan is not of the requested weights; None if nothing speaks against it."""
     provenance = cached.provenance
     if provenance is None:
@@ -210,12 +215,18 @@ def _why_stale(request: ScanRequest, local: hub.ResolvedModel | None, cached: Sc
         return None
     if provenance.commit is None:  # a directory was scanned, which is gone
         return None if request.revision is None else "it is of a directory, not of a repository"
-    if request.revision not in (provenance.revision, provenance.commit):
-        return f"it is of revision {provenance.revision or 'default'}"
+    asked, scanned = _by_name(request.revision), _by_name(provenance.revision)
+    if asked not in (scanned, provenance.commit):
+        return f"it is of {f'revision {scanned}' if scanned else 'the default revision'}"
     on_disk = hub.cached_snapshot(request.model, request.revision)
-    if on_disk is not None and on_disk.name != provenance.commit:
+    if on_disk is not None and on_disk.name not in (provenance.commit, provenance.cached_commit):
         return f"it is of commit {provenance.commit[:8]}, the Hub's cache now has {on_disk.name[:8]}"
     return None
+
+
+def _by_name(revision: str | None) -> str | None:
+    """A revision; None for the default branch of the Hub, also by its name."""
+    return None if revision == "main" else revision
 
 
 def _encoded(model: str) -> bytes:

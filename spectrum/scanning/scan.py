@@ -40,8 +40,8 @@ from spectrum.scanning.reuse import (
 from spectrum.text import duration, plural
 
 if TYPE_CHECKING:
-    from spectrum.checkpoint.hub import ResolvedModel
-    from spectrum.checkpoint.reader import Checkpoint
+    from spectrum.checkpoint.checkpoint import Checkpoint
+    from spectrum.checkpoint.local import ResolvedModel
 
 
 def scan(request: ScanRequest, callbacks: ScanCallbacks) -> ScanOutcome:
@@ -80,6 +80,8 @@ def _cached_or_computed(request: ScanRequest, callbacks: ScanCallbacks) -> ScanO
         warn_of_dropped_types(request, callbacks.warn)
     if cached is not None and (outcome := outcome_from_cache(cached, request, callbacks)) is not None:
         check_device(request.device)  # it is not needed now, but the same command may scan another model next
+        if request.download and local is None:
+            callbacks.info("the cached scan is used, so nothing is downloaded; --rescan downloads the model first")
         store.remove_leftover_journals()
         return outcome
     prepared = _prepare(request if cached is None else request_missing(request, cached), local, callbacks)
@@ -115,7 +117,7 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     check_writable([request.store.scan_path, request.store.sidecar_path, *request.also_written])
     request.store.check_space(request.also_written)  # at least for something, before a download
     callbacks.wait(f"opening {request.model}")
-    checkpoint = open_checkpoint_of(request, local)
+    checkpoint = open_checkpoint_of(request, callbacks.warn, local)
     num_parameters = len(checkpoint.provenance.info.parameters)
     request.store.check_space(request.also_written, checkpoint.weights, num_parameters)
     for warning in checkpoint.warnings:
@@ -125,7 +127,8 @@ def _prepare(request: ScanRequest, local: ResolvedModel | None, callbacks: ScanC
     asked = time.monotonic()
     batch_size, chosen = callbacks.choose([(layer_type, num_layers[layer_type]) for layer_type in allowed])
     started += time.monotonic() - asked
-    job = Job(request, identity_of(checkpoint), replaced_digest=None, layer_types=tuple(chosen), batch_size=batch_size)
+    pinned = replace(request, revision=checkpoint.provenance.commit or request.revision)  # for the other processes
+    job = Job(pinned, identity_of(checkpoint), replaced_digest=None, layer_types=tuple(chosen), batch_size=batch_size)
     return _PreparedScan(started, checkpoint, job)
 
 

@@ -154,6 +154,7 @@ def _provenance_entries(provenance: Provenance) -> dict[str, Any]:
         "embedding": info.embedding,
         "parameters": {name: _parameter_entry(parameter) for name, parameter in info.parameters.items()},
         "layer_types": info.layer_types,
+        **({} if provenance.cached_commit is None else {"cached_commit": provenance.cached_commit}),
     }
 
 
@@ -237,6 +238,7 @@ def _parse_provenance(entries: Mapping[str, Any]) -> Provenance:
         class_asked=_parse_optional_word(entries["class_asked"]),
         versions={_parse_word(package): _parse_word(version) for package, version in entries["versions"].items()},
         info=info,
+        cached_commit=_parse_optional_word(entries.get("cached_commit")),
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> LayerSpectrum:
+def layer_spectrum(request: ScanRequest, layer: str, index: int | None, callbacks: ScanCallbacks) -> LayerSpectrum:
     """The singular values of one matrix of a layer, and its score.
 
     Raises SpectrumError if the model does not have the layer, if the layer does not have the matrix, or if the matrix
@@ -33,11 +33,12 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
         request: the model, and the device to compute on.
         layer: the layer's name.
         index: which matrix of a stack; None for the first.
+        callbacks: for messages about the Hub.
     """
     from spectrum.compute.devices import devices_for, problem_of, warm_up
     from spectrum.compute.snr import singular_values
 
-    checkpoint = open_checkpoint_of(request)
+    checkpoint = open_checkpoint_of(request, callbacks.warn)
     weights = {weight.name: weight for weight in checkpoint.weights}
     if layer not in weights:
         raise no_such_layer(request.model, layer, weights)
@@ -46,6 +47,8 @@ def layer_spectrum(request: ScanRequest, layer: str, index: int | None) -> Layer
         raise LayerTypeError(
             f"{layer} has {plural(weight.num_matrices, 'matrix', 'matrices')}, so there is no {layer}[{number}]"
         )
+    if notice := checkpoint.fetch_notice([(weight, number)]):
+        callbacks.info(notice)
     device = devices_for(request.device, _ignore_warning, None)[0]
     warm_up([device])
     try:

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
+from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import CheckpointError
 from spectrum.records import LayerWeight, ScanResult
 from spectrum.scanning.assemble import assemble

@@ -17,8 +17,10 @@ import torch
 from huggingface_hub.hf_api import RepoSibling
 
 from spectrum.checkpoint import hub
+from spectrum.checkpoint.local import ResolvedModel, check_local, resolve_local
 from spectrum.errors import CheckpointError, HubError
 from spectrum.text import amount
+from tests.helpers.hub_client import ask
 from tests.helpers.hub_server import TOKEN, HubServer, Repo, Revision, closed_endpoint, commit
 from tests.helpers.paths import TINY_LLAMA, files_below
 from tests.helpers.processes import Command, assert_refused, commands
@@ -96,6 +98,8 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
         "org/growing": Repo(single, commit("a")),
         "org/offline": Repo(single, commit("a")),
         "org/partly": Repo(sharded, commit("a")),
+        "org/checked": Repo(single, commit("a")),
+        "org/undownloaded": Repo(single, commit("a")),
         "org/custom": Repo(custom, commit("d")),
         "org/allowed": Repo(custom, commit("d")),
         "org/gated": Repo(single, commit("a"), access="gated"),
@@ -155,10 +159,11 @@ def sidecar(directory: Path, slug: str) -> dict[str, Any]:
     return meta
 
 
-def test_only_config_and_weights_are_downloaded_and_the_commit_is_recorded(
-    server: HubServer, online: Command, tmp_path: Path
+@pytest.mark.parametrize("how", [(), ("--download",)], ids=["ranges", "download"])
+def test_only_config_and_weights_are_read_and_the_commit_is_recorded(
+    server: HubServer, online: Command, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
-    done = online("--model-name", "org/sharded", cwd=tmp_path)
+    done = online("--model-name", "org/sharded", *how, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert asked(server, "org/sharded") == {"config.json", INDEX} | SHARDS
     made = sidecar(tmp_path, "org-sharded")
@@ -205,6 +210,33 @@ def test_a_revision_is_scanned_instead_of_the_default_and_recorded(
     assert "is not used: it is of revision v1; scanning again" in default.stderr
     made = sidecar(tmp_path, "org-tagged")
     assert (made["revision"], made["commit"]) == (None, commit("a"))
+    main = online("--model-name", "org/tagged", "--revision", "main", cwd=tmp_path)  # the default by its name
+    assert (main.returncode, main.stderr) == (0, "")
+
+
+def test_a_download_that_a_cached_scan_makes_pointless_is_not_passed_over(
+    server: HubServer, online: Command, tmp_path: Path
+) -> None:
+    assert online("--model-name", "org/undownloaded", cwd=tmp_path).returncode == 0
+    done = online("--model-name", "org/undownloaded", "--download", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "spectrum: the cached scan is used, so nothing is downloaded; --rescan downloads the model first\n",
+    )
+
+
+@pytest.mark.parametrize("network", ["offline", "closed"])
+def test_a_config_alone_in_the_cache_is_not_taken_for_a_broken_model(
+    server: HubServer, online: Command, home: Path, tmp_path: Path, network: str
+) -> None:
+    (tmp_path / "list.yaml").write_text("unfrozen_parameters:\n- model.layers.0\n")
+    online("--model-name", "org/checked", "--check", "list.yaml", cwd=tmp_path)
+    with (
+        closed_endpoint() as nowhere,
+        commands(home, HF_ENDPOINT=nowhere, HF_HUB_OFFLINE="1" if network == "offline" else "0") as run,
+    ):
+        done = run("--model-name", "org/checked", cwd=tmp_path)
+        assert_refused(done, "the Hub's cache on this machine has no weights of org/checked", "check the network")
 
 
 def test_a_repository_of_a_torch_archive_is_scanned(server: HubServer, online: Command, tmp_path: Path) -> None:
@@ -228,10 +260,10 @@ def test_a_scan_of_a_commit_that_the_hubs_cache_has_moved_on_from_is_not_used(
     first, elsewhere = tmp_path / "first", tmp_path / "elsewhere"
     first.mkdir()
     elsewhere.mkdir()
-    assert online("--model-name", "org/moving", cwd=first).returncode == 0
+    assert online("--model-name", "org/moving", "--download", cwd=first).returncode == 0
     repos["org/moving"] = Repo(repos["org/moving"].root, commit("f"))
     assert online("--model-name", "org/moving", cwd=first).stderr == ""  # nobody asked the Hub
-    assert online("--model-name", "org/moving", cwd=elsewhere).returncode == 0  # moves the cache
+    assert online("--model-name", "org/moving", "--download", cwd=elsewhere).returncode == 0  # moves the cache
     done = online("--model-name", "org/moving", cwd=first)
     assert done.returncode == 0
     assert "is not used: it is of commit aaaaaaaa, the Hub's cache now has ffffffff; scanning again" in done.stderr
@@ -243,7 +275,8 @@ def test_types_are_added_to_a_scan_from_its_own_commit(
 ) -> None:
     some = ("--model-name", "org/growing", "--layer-types", "mlp.up_proj")
     assert online(*some, cwd=tmp_path).returncode == 0
-    repos["org/growing"] = Repo(repos["org/growing"].root, commit("f"))
+    before = repos["org/growing"]
+    repos["org/growing"] = Repo(before.root, commit("f"), refs={"before": Revision(before.root, commit("a"))})
     done = online(*some, "mlp.down_proj", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = sidecar(tmp_path, "org-growing")
@@ -320,8 +353,8 @@ def test_without_a_network_what_was_downloaded_is_scanned_and_the_rest_refused(
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     here.mkdir()
-    assert online("--model-name", "org/offline", cwd=there).returncode == 0
-    assert online("--model-name", "org/partly", cwd=there).returncode == 0
+    assert online("--model-name", "org/offline", "--download", cwd=there).returncode == 0
+    assert online("--model-name", "org/partly", "--download", cwd=there).returncode == 0
     (interrupted,) = home.glob("hub/models--org--partly/snapshots/*/model-00002-of-00002.safetensors")
     interrupted.unlink()
     with (
@@ -352,7 +385,7 @@ def test_an_adapter_beside_the_weights_of_a_repository_is_warned_of(
     done = online("--model-name", "org/with-adapter", cwd=tmp_path)
     assert done.returncode == 0
     assert "warning: the repository also holds an adapter" in done.stderr
-    assert asked(server, "org/with-adapter") == {"config.json", "adapter_config.json", "model.safetensors"}
+    assert asked(server, "org/with-adapter") == {"config.json", "model.safetensors"}
 
 
 def test_a_list_for_a_repository_without_a_model_is_refused_with_what_it_holds(online: Command, tmp_path: Path) -> None:
@@ -386,7 +419,7 @@ def test_a_download_that_fails_midway_says_why(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", in_cache)
     with pytest.raises(CheckpointError, match=os.strerror(errno.ENOSPC)):
-        hub.snapshot("org/model", None, remote_code=False)
+        downloaded("org/model")
 
 
 @pytest.mark.parametrize("name", ["./model", "../model", "/nowhere/model", "~/no-such-model", "a/b/c", ""])
@@ -395,7 +428,7 @@ def test_a_path_that_is_not_there_is_no_repository_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="there is no directory"):
-        hub.resolve_local(name)
+        resolve_local(name)
 
 
 def test_a_path_below_a_directory_that_is_closed_to_the_user_says_so(
@@ -410,13 +443,13 @@ def test_a_path_below_a_directory_that_is_closed_to_the_user_says_so(
     monkeypatch.setattr(os, "stat", stat)
     model = tmp_path / "closed" / "model"
     with pytest.raises(CheckpointError) as refused:
-        hub.check_local(str(model))
+        check_local(str(model))
     assert str(refused.value) == f"cannot read {model}: Permission denied; allow this user to read it"
 
 
 def test_a_path_that_is_too_long_is_not_there() -> None:
     with pytest.raises(CheckpointError, match="there is no directory '/a"):
-        hub.check_local("/" + "a" * 300)
+        check_local("/" + "a" * 300)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "org/model", "not a repo"])
@@ -424,9 +457,9 @@ def test_a_name_that_is_no_path_may_be_a_repository_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve_local(name) is None
+    assert resolve_local(name) is None
     (tmp_path / name).mkdir(parents=True)
-    assert hub.resolve_local(name) == hub.ResolvedModel(Path(name), None)  # a directory of that name goes before
+    assert resolve_local(name) == ResolvedModel(Path(name), None)  # a directory of that name goes before
 
 
 # The size of a download.
@@ -437,14 +470,12 @@ SIZES = {name: (TINY_LLAMA / name).stat().st_size for name in SHARDS}
 @pytest.fixture
 def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the Hub's client in this process, which asks the server here."""
-    directory = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(directory))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-    template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
-    return directory
+    ask(monkeypatch, server.endpoint, tmp_path)
+    return tmp_path / "hub"
+
+
+def downloaded(repo: str) -> Path:
+    return hub.resolve(repo, None, remote_code=False, download=True).directory
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -457,7 +488,7 @@ def test_a_download_that_does_not_fit_is_refused_before_it_begins(
     with_free(monkeypatch, sum(SIZES.values()) - 1)
     before = len(server.requests)
     with pytest.raises(HubError) as refusal:
-        hub.snapshot("org/large", None, remote_code=False)
+        downloaded("org/large")
     needed = amount(sum(SIZES.values()))
     assert str(refusal.value).startswith(
         f"org/large does not fit: {needed} are to be downloaded, and the disk of {cache} has {needed} free; "
@@ -466,19 +497,19 @@ def test_a_download_that_does_not_fit_is_refused_before_it_begins(
     assert not any(shard in path for _, path in server.requests[before:] for shard in SHARDS)
 
     with_free(monkeypatch, sum(SIZES.values()))
-    assert hub.snapshot("org/large", None, remote_code=False).name == commit("a")
+    assert downloaded("org/large").name == commit("a")
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")  # this client does not go on with parts
 def test_what_the_cache_has_needs_no_space(
     repos: dict[str, Repo], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = hub.snapshot("org/large", None, remote_code=False)
+    folder = downloaded("org/large")
     with_free(monkeypatch, 0)
-    assert hub.snapshot("org/large", None, remote_code=False) == folder
+    assert downloaded("org/large") == folder
     # The next commit has the same weights: the blobs serve it too.
     monkeypatch.setitem(repos, "org/large", Repo(repos["org/large"].root, commit("b")))
-    assert hub.snapshot("org/large", None, remote_code=False).name == commit("b")
+    assert downloaded("org/large").name == commit("b")
     # A part of a shard that an older client has left is gone on with.
     monkeypatch.setitem(repos, "org/large", Repo(repos["org/large"].root, commit("c")))
     shard = max(SHARDS, key=SIZES.__getitem__)
@@ -489,9 +520,9 @@ def test_what_the_cache_has_needs_no_space(
         link.unlink()
     with_free(monkeypatch, 999)
     with pytest.raises(HubError, match=r"does not fit: 1 kB are to be downloaded, .* has 999 B free"):
-        hub.snapshot("org/large", None, remote_code=False)
+        downloaded("org/large")
     with_free(monkeypatch, 1000)
-    assert hub.snapshot("org/large", None, remote_code=False).name == commit("c")
+    assert downloaded("org/large").name == commit("c")
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the client takes the zeros for what they say
@@ -505,4 +536,4 @@ def test_a_disk_that_does_not_tell_its_space_is_downloaded_to(
         return told
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    assert hub.snapshot("org/large", None, remote_code=False).is_dir()
+    assert downloaded("org/large").is_dir()

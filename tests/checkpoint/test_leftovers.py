@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from spectrum.checkpoint import hub
+from spectrum.checkpoint.local import ResolvedModel
 from spectrum.checkpoint.reader import describe_model, open_checkpoint
 from spectrum.errors import CheckpointError
 from tests.helpers.command import tiny_llama
@@ -101,7 +101,7 @@ def test_sound_shards_are_named_in_a_snapshot_too(model: Path) -> None:
     # A snapshot has no fingerprint: its headers are read later.
     cut(model / "model.safetensors", state_of(model))
     with pytest.raises(CheckpointError, match=f"the shards of {INDEX} can be read"):
-        open_checkpoint("org/model", resolved=hub.ResolvedModel(model, "a" * 40))
+        open_checkpoint("org/model", resolved=ResolvedModel(model, "a" * 40))
 
 
 @pytest.mark.parametrize("damage", [empty, cut])
@@ -228,7 +228,7 @@ def test_an_adapter_beside_merged_weights_is_warned_of_where_transformers_attach
 @peft_calls_by_old_names
 def test_an_adapter_beside_weights_of_a_repository_is_warned_of(model: Path, tmp_path: Path) -> None:
     snapshot = Path(shutil.copytree(with_adapter(model), tmp_path / "models--org--model" / "snapshots" / ("a" * 40)))
-    found = open_checkpoint("org/model", resolved=hub.ResolvedModel(snapshot, snapshot.name))
+    found = open_checkpoint("org/model", resolved=ResolvedModel(snapshot, snapshot.name))
     (warning,) = found.warnings
     assert "the repository also holds an adapter" in warning
     assert "loads the adapter's base model in place of these weights" in warning

@@ -11,13 +11,15 @@ import torch
 import transformers as t
 from torch.nn.utils.parametrizations import weight_norm
 
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.checkpoint.mapping.parameters import LoadedParameters
 from spectrum.checkpoint.matrices import describe, find_holders
-from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
+from spectrum.checkpoint.reader import of_model, open_checkpoint
 from spectrum.layer_types import layer_number
 from spectrum.records import LayerSnr, ScanResult
 from spectrum.selection.selection import top_percent, unscored_note
 from spectrum.trainers.formats import peft, swift
+from tests.helpers.architectures import dbrx
 
 
 def weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -77,18 +79,6 @@ def test_a_funnel_has_its_position_kernel_scored() -> None:
     config = t.FunnelConfig(vocab_size=32, block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24)
     checkpoint = of_model(t.FunnelBaseModel(config), "m")
     assert weight(checkpoint, "encoder.blocks.1.1.attention.r_kernel").shape == (1, 16, 16)
-
-
-def dbrx() -> Any:
-    config = t.DbrxConfig(
-        d_model=16,
-        n_heads=2,
-        n_layers=2,
-        vocab_size=32,
-        attn_config={"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8},
-        ffn_config={"moe_num_experts": 3, "moe_top_k": 1, "ffn_hidden_size": 10, "hidden_size": 16},
-    )
-    return t.DbrxForCausalLM(config)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -14,7 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from spectrum.checkpoint import hub
-from spectrum.checkpoint.reader import Checkpoint, describe_model, open_checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
+from spectrum.checkpoint.reader import describe_model, open_checkpoint
 from spectrum.errors import CheckpointError
 from spectrum.records import ModelInfo
 from tests.helpers.architectures import built, gemma3, llama_like, llama_sizes, randomized, vision

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from spectrum.checkpoint import hub
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.disk import tensors
+from spectrum.checkpoint.local import read_config_file
 from spectrum.checkpoint.mapping import conversion, parameters
 from spectrum.checkpoint.mapping.keys import MappingUnavailableError
 from spectrum.checkpoint.matrices import missing_parameters
@@ -209,8 +210,9 @@ def test_what_is_refused_is_what_transformers_fills_with_random_numbers(tmp_path
     # So nothing is lost by not asking its loader, which would read all weights.
     architecture, change, _ = KINDS[kind]
     directory = save(architecture, tmp_path, change)
-    config = read_config(directory, trust_remote_code=False)
-    model = build_meta_model(Unbuilt(directory, config, trust_remote_code=False, limit=MAX_MODULES), None)
+    settings = read_config_file(directory)
+    config = read_config(directory, settings, trust_remote_code=False)
+    model = build_meta_model(Unbuilt(directory, settings, config, trust_remote_code=False, limit=MAX_MODULES), None)
     stored = hub.resolve(str(directory), None, remote_code=False).headers.tensors()
     ours = set(missing_parameters(model, conversion.stream(model, stored, None)))
     _, info = type(model).from_pretrained(directory, output_loading_info=True)

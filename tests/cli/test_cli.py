@@ -237,7 +237,10 @@ def test_help_names_every_option(option: str, tmp_path: Path) -> None:
 
 CHECK, SPECTRUM = ("--check", "list.yaml"), ("--plot-spectrum", "lm_head", "x.png")
 OF_EVERY_MODE = {"--model-name", "--revision", "--model-class", "--trust-remote-code", "--yes", "--quiet"}
-USED = {CHECK: {*OF_EVERY_MODE, "--training-gpus"}, SPECTRUM: {*OF_EVERY_MODE, "--device", "--results-dir"}}
+USED = {
+    CHECK: {*OF_EVERY_MODE, "--training-gpus"},
+    SPECTRUM: {*OF_EVERY_MODE, "--device", "--download", "--results-dir"},
+}
 VALUES = {
     "--revision": ["main"],
     "--model-class": ["LlamaModel"],
@@ -255,6 +258,7 @@ VALUES = {
     "--training-gpus": ["8"],
     "--device": ["auto"],
     "--batch-size": ["auto"],
+    "--download": [],
     "--yes": [],
     "--quiet": [],
 }
@@ -313,15 +317,15 @@ def test_each_option_reaches_its_field() -> None:
     assert options.parse(["--model-name", "m/", *args]) == options.Options(
         options.ModelOptions("m", "main", "LlamaModel", True),
         options.SelectOptions(
-            ["all"], rescan=True, embeddings=False, compare="other", plot=Path("x.png"), batch_size="auto"
+            ["all"], True, embeddings=False, compare="other", plot=Path("x.png"), download=True, batch_size="auto"
         ),
         yes=True,
         quiet=True,
     )
     model = ["--model-name", "m"]
     assert options.parse([*model, *CHECK, "--gpus", "3"]).mode == options.CheckOptions(Path("list.yaml"), 3)
-    spectrum = options.PlotSpectrumOptions(("lm_head", "x.png"), "cpu")
-    assert options.parse([*model, *SPECTRUM, "--device", "cpu"]).mode == spectrum
+    spectrum = options.PlotSpectrumOptions(("lm_head", "x.png"), "cpu", download=True)
+    assert options.parse([*model, *SPECTRUM, "--device", "cpu", "--download"]).mode == spectrum
 
 
 def test_help_shows_groups_and_ends_with_examples_that_are_right(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum.checkpoint import hub
 from spectrum.checkpoint.disk import fingerprint
+from spectrum.checkpoint.local import ResolvedModel
 from spectrum.cli import options
 from spectrum.compute import devices
 from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
@@ -37,7 +37,7 @@ def work(tmp_path: Path) -> Path:
     )
     parameters = {f"{layer.name}.weight": Parameter((4, 4), "float32") for layer in layers}
     info = ModelInfo("LlamaForCausalLM", parameters, TYPES, None, None)
-    digest = fingerprint.fingerprint(hub.ResolvedModel(tmp_path / "models" / "tiny", None).headers)
+    digest = fingerprint.fingerprint(ResolvedModel(tmp_path / "models" / "tiny", None).headers)
     made = Provenance(None, None, digest, None, {"transformers": "5"}, info)
     ScanStore(tmp_path / "model_snr_results", "models/tiny").save(ScanResult("models/tiny", layers, (), TYPES, made))
     (tmp_path / "list.yaml").write_text(LIST)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum.compute.batches import BatchBudget, WeightBatch, batch_bytes, matrix_cost, plan
+from spectrum.compute.batches import (
+    BatchBudget,
+    WeightBatch,
+    arriving_order,
+    batch_bytes,
+    batch_cost,
+    matrix_cost,
+    plan,
+)
 from spectrum.compute.workspace import call_bytes, gpu_columns
 from spectrum.records import LayerWeight
 from tests.helpers.batches import BATCH_SIZES, BUDGET, BYTES, UNTIMED, models, weight
@@ -67,6 +75,30 @@ def test_the_costliest_batches_come_first(weights: list[LayerWeight], batch_size
         k, m = min(batch.matrix_shape), max(batch.matrix_shape)
         costs.append(len(batch.members) * (k**2 * m + 2 * k**3))
     assert costs == sorted(costs, reverse=True)
+
+
+@UNTIMED
+@given(models(), BATCH_SIZES)
+def test_over_a_network_a_tenth_of_the_work_comes_first_and_the_rest_keeps_its_order(
+    weights: list[LayerWeight], batch_size: int | None
+) -> None:
+    batches = plan(weights, batch_size, BUDGET)
+    arriving = arriving_order(batches)
+    assert sorted(map(batches.index, arriving)) == list(range(len(batches)))
+    total, done = sum(map(batch_cost, batches)), 0
+    for place, batch in enumerate(arriving):
+        if done * 10 >= total:
+            assert arriving[place:] == sorted(arriving[place:], key=batches.index)
+            break
+        done += batch_cost(batch)
+
+
+def test_over_a_network_the_matrices_with_the_most_work_for_their_bytes_come_first() -> None:
+    weights = [weight("embedding", (60_000, 64)), *(weight(f"square{i}", (512, 512)) for i in range(20))]
+    batches = plan(weights, 1, BUDGET)
+    assert batches[-1].members[0][0].name == "embedding"
+    names = [batch.members[0][0].name for batch in arriving_order([batches[-1], *batches[:-1]])]
+    assert names[:5] == ["square0", "square1", "square2", "embedding", "square3"]
 
 
 def test_equal_batches_come_in_model_order() -> None:

@@ -144,6 +144,28 @@ def test_a_weight_with_nan_scores_nan_and_no_other_does() -> None:
     assert [math.isnan(value) for value in scores["stack"].experts or ()] == [False, False, True]
 
 
+def test_a_scan_that_fails_does_not_wait_for_a_read_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, reading, stopped = alike(4), threading.Event(), threading.Event()
+
+    def slow(weight: LayerWeight, index: int) -> torch.Tensor:
+        if reader.reads:
+            reading.set()
+            stopped.wait(5)
+            raise DeviceError("the read was stopped")
+        return reader(weight, index)
+
+    def fail(batch: torch.Tensor) -> None:
+        reading.wait(30)
+        raise ValueError("the kernel fails")
+
+    spy_on_score(monkeypatch, fail)
+    batches = plan(reader.weights(), 1, BatchBudget(1 << 20, gpu=False))
+    with pytest.raises(ValueError, match="the kernel fails"):
+        list(executor.score(batches, slow, [CPU], stop_reading=stopped.set))
+    assert stopped.is_set()
+    assert workers() == []
+
+
 def test_an_exception_of_the_reader_surfaces_unchanged_and_ends_the_reading() -> None:
     reader = alike(50)
     failure = OSError("the disk is gone")

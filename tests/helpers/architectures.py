@@ -327,6 +327,25 @@ def randomized(model: Any) -> Any:
     return model
 
 
+def dinov2() -> Any:
+    """A vision model whose MLPs are stored with two projections in one tensor."""
+    sizes: dict[str, Any] = vision(use_swiglu_ffn=True)
+    return transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+
+
+def dbrx() -> Any:
+    """A model whose experts lie below each other, in the rows of one parameter."""
+    config = transformers.DbrxConfig(
+        d_model=16,
+        n_heads=2,
+        n_layers=2,
+        vocab_size=32,
+        attn_config={"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8},
+        ffn_config={"moe_num_experts": 3, "moe_top_k": 1, "ffn_hidden_size": 10, "hidden_size": 16},
+    )
+    return transformers.DbrxForCausalLM(config)
+
+
 def longformer() -> Any:
     """A model in which `attention.self.query` is the beginning of `attention.self.query_global`."""
     sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from spectrum.checkpoint import reader
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.cli import entry
 from spectrum.errors import CheckpointError
 from spectrum.scanning import distributed
@@ -70,9 +70,9 @@ def _misbehave() -> None:
 
 
 def _run() -> NoReturn:
-    read, leave, numbers = reader.Checkpoint.read, os._exit, count()
+    read, leave, numbers = Checkpoint.read, os._exit, count()
 
-    def recorded(self: reader.Checkpoint, weight: LayerWeight, index: int) -> torch.Tensor:
+    def recorded(self: Checkpoint, weight: LayerWeight, index: int) -> torch.Tensor:
         if next(numbers) >= _READ_BEFORE:
             _misbehave()
         _record(os.environ.get("READS"), f"{weight.parameter} {index}")
@@ -84,7 +84,7 @@ def _run() -> NoReturn:
 
     if os.environ.get("MPI"):
         torch.distributed.is_mpi_available = lambda: True
-    reader.Checkpoint.read = recorded  # type: ignore[method-assign]
+    Checkpoint.read = recorded  # type: ignore[method-assign]
     os._exit = ended
     try:
         entry.command()

@@ -105,7 +105,7 @@ def scan() -> None:
 
 def trace(tracer: Tracer) -> None:
     """Have a tracer told of all that changes a file, and of every read."""
-    from spectrum.checkpoint import reader
+    from spectrum.checkpoint.checkpoint import Checkpoint
     from spectrum.cli import commands
     from spectrum.files import write_atomically
     from spectrum.scanning import journal, store
@@ -165,7 +165,7 @@ def trace(tracer: Tracer) -> None:
     for module in (store, commands):
         mock.patch.object(module, "write_atomically", write).start()
     mock.patch.object(journal.Journal, "_write", write_in_halves).start()
-    around(reader.Checkpoint, "read", lambda *args: "read", no_event)
+    around(Checkpoint, "read", lambda *args: "read", no_event)
     around(journal.Journal, "_open", no_event, lambda *args: "journal: opened")
     around(os, "fsync", lambda file: f"{current()}: before fsync", lambda file: f"{current()}: after fsync")
     around(

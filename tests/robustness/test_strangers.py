@@ -19,7 +19,7 @@ import pytest
 import transformers
 
 from spectrum import scan
-from spectrum.checkpoint import config, meta_model
+from spectrum.checkpoint import local, meta_model, reader
 from spectrum.checkpoint.config import read_config
 from spectrum.checkpoint.mapping import isolation
 from spectrum.errors import CheckpointError, SpectrumError
@@ -214,16 +214,15 @@ def test_other_files_of_the_directory_do_not_stand_in_for_the_config(here: Path)
     assert (done.status, "Scanned 12 layers" in done.out) == (0, True), done.err
 
 
-def test_a_config_is_not_read_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_is_not_read_again_once_it_is_opened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "model" / "config.json"
-    made = config._read_settings
+    opened = reader.open_checkpoint
 
-    def swapping(of: Path) -> dict[str, Any]:
-        settings = made(of)
+    def swapping(model: str, **settings: Any) -> Any:
         path.write_text("{}")
-        return settings
+        return opened(model, **settings)
 
-    monkeypatch.setattr(config, "_read_settings", swapping)
+    monkeypatch.setattr(reader, "open_checkpoint", swapping)
     assert run(here, "--model-name", "model", "--rescan").status == 0
 
 
@@ -254,7 +253,7 @@ def test_counts_are_bounded_in_the_config_that_was_made(here: Path, monkeypatch:
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "to_dict", grown)
     with pytest.raises(CheckpointError, match="10000000 as num_hidden_layers"):
-        read_config(here / "model", trust_remote_code=False)
+        read_config(here / "model", local.read_config_file(here / "model"), trust_remote_code=False)
 
 
 def test_code_for_attention_is_not_taken_from_a_config(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +274,7 @@ def test_code_for_attention_is_not_taken_from_a_config(here: Path, monkeypatch: 
         if hasattr(hub_kernels, name):
             monkeypatch.setattr(hub_kernels, name, taken)
     assert run(here, "--model-name", "model", "--rescan").status == 0
-    config = read_config(here / "model", trust_remote_code=False)
+    config = read_config(here / "model", local.read_config_file(here / "model"), trust_remote_code=False)
     assert "stranger" not in json.dumps(config.to_dict(), default=str)
 
 
@@ -300,7 +299,7 @@ def test_code_of_another_repository_does_not_matter_where_none_is_needed(here: P
 def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(model_type: str, tmp_path: Path) -> None:
     own = transformers.CONFIG_MAPPING[model_type]()
     own.save_pretrained(tmp_path)
-    read = read_config(tmp_path, trust_remote_code=False)
+    read = read_config(tmp_path, local.read_config_file(tmp_path), trust_remote_code=False)
     expected = transformers.AutoConfig.from_pretrained(tmp_path)
     assert {**read.to_dict(), "_name_or_path": ""} == {**expected.to_dict(), "_name_or_path": ""}
 
@@ -482,7 +481,7 @@ import os, sys
 import torch
 from pathlib import Path
 from spectrum.cli import entry
-from spectrum.checkpoint.reader import Checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
 read = Checkpoint.read
 def cutting(self, weight, index):
     for path in Path("model").glob("*model*"):

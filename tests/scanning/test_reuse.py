@@ -61,6 +61,7 @@ def request_for(store: ScanStore, model_class: str | None = None, layer_types: l
         layer_types=layer_types,
         device="auto",
         rescan=False,
+        download=False,
         also_written=(),
     )
 

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
-from spectrum.checkpoint.reader import Checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.compute import devices, lanes, snr
 from spectrum.compute.batches import WeightBatch
 from spectrum.errors import ResultsError

@@ -30,7 +30,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from spectrum.checkpoint.reader import Checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
 from tests.sweep.examine import Reader, Row, examine
 
 MAPPINGS = (

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 import transformers
 
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.checkpoint.mapping.isolation import nothing_fetched, quiet
-from spectrum.checkpoint.reader import Checkpoint, open_checkpoint
+from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.errors import SpectrumError
 from spectrum.records import LayerSnr, LayerWeight
 from spectrum.scanning.assemble import assemble

@@ -16,7 +16,7 @@ from tests.sweep.sizes import Size, shrunk
 SWEEPS = """
 import contextlib, io, json, os, time
 import torch
-from spectrum.checkpoint.reader import Checkpoint
+from spectrum.checkpoint.checkpoint import Checkpoint
 from tests.sweep import classes as sweep
 
 def one_bit(checkpoint, weight, index):

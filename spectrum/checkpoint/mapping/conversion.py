@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ class StreamedParameters:
         shape = (expected[0], *converted.shape[1:]) if by_expert else tuple(converted.shape)
         return Parameter(shape, str(converted.dtype).removeprefix("torch."))
 
+    def is_remote(self, name: str) -> bool:
+        """Whether the parameter is made of tensors that are not in a directory."""
+        return not all(isinstance(self.stored[key].file, Path) for key in self.keys_of([name]))
+
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension.
 
@@ -73,6 +78,9 @@ class StreamedParameters:
         if conversion.converter is None:
             return read_tensor(self.stored[conversion.only_key()], index)
         if index is None:
+            rows = self._rows_of(name)
+            if rows is not None:
+                return read_tensor(self.stored[conversion.only_key()], rows)
             return self._convert(conversion, None, read_tensor)[name]
         if isinstance(index, slice):
             return self._convert(conversion, None, read_tensor)[name][index]
@@ -87,12 +95,49 @@ class StreamedParameters:
             self._unsplit_stack.clear()
         return stack[index]
 
+    def parts(self, name: str, index: int | slice | None) -> list[tuple[StoredTensor, int | slice | None]]:
+        """The stored tensors that `read` reads with these arguments, each with the rows that it reads; None for all.
+
+        What `read` keeps of one call for the next is not considered.
+        """
+        conversion = self.inputs[name]
+        if conversion.converter is None:
+            return [(self.stored[conversion.only_key()], index)]
+        rows = self._rows_of(name) if index is None else None
+        if rows is not None:
+            return [(self.stored[conversion.only_key()], rows)]
+        expert, num_experts = None, 1
+        if isinstance(index, int) and is_by_expert(conversion, self.stored, self.model.get_parameter(name).shape[0]):
+            expert, num_experts = index, len(self.model.get_parameter(conversion.first_parameter))
+        return [
+            (self.stored[key], row)
+            for keys in conversion.keys.values()
+            for key, row in tensors_to_read(keys, expert, num_experts)
+        ]
+
     def keys_of(self, names: Iterable[str]) -> Iterator[str]:
         """The keys of the stored tensors that these parameters are made of."""
         for name in names:
             if name in self.inputs:
                 for keys in self.inputs[name].keys.values():
                     yield from keys
+
+    def _rows_of(self, name: str) -> slice | None:
+        """The rows of one stored tensor that are the parameter, if transformers only splits that tensor into several.
+
+        None if the parameter is made in another way.
+        """
+        conversion = self.inputs[name]
+        operations = conversion.converter.operations
+        is_split = [type(operation).__name__ for operation in operations] in (["Chunk"], ["Split"])
+        if not is_split or operations[0].dim != 0 or sum(map(len, conversion.keys.values())) != 1:
+            return None
+        start = 0
+        for part, value in self._convert(conversion, None, _without_values).items():
+            if part == name:
+                return slice(start, start + len(value))
+            start += len(value)
+        return None
 
     def _refuse_two_layouts(self, name: str, conversion: ConversionInput) -> None:
         """Raises CheckpointError if a parameter is stored as a whole too, or as the parts of another converter."""

@@ -32,6 +32,10 @@ class ParameterSource(Protocol):
         """The shape and the dtype in which the parameter is read."""
         ...
 
+    def is_remote(self, name: str) -> bool:
+        """Whether values of the parameter are neither in memory nor in a directory."""
+        ...
+
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension."""
         ...
@@ -50,6 +54,10 @@ class LoadedParameters:
         """The shape and the dtype of the parameter."""
         value = self.tensors[name]
         return Parameter(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+
+    def is_remote(self, name: str) -> bool:
+        """Never true."""
+        return False
 
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension."""

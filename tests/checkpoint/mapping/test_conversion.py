@@ -288,3 +288,34 @@ def test_each_element_is_that_of_the_whole(chain: str, size: tuple[int, int, int
                 assert torch.equal(parameters.read(name, index), expected), (operations, name, index)
                 num_compared += 1
     assert num_compared
+
+
+# Several parameters in one tensor: each is read without the others.
+
+
+@pytest.mark.parametrize("name", ["Chunk", "Split"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_parameter_that_is_some_rows_of_a_tensor_is_read_alone(
+    name: str, dim: int, tmp_path: Path, counted: list[int]
+) -> None:
+    if not hasattr(core_model_loading, name):
+        pytest.skip("not in this version of transformers")
+    sizes = [4, 4, 4] if name == "Chunk" else [6, 4, 2]
+    shapes: list[tuple[int, ...]] = [(size, 5) if dim == 0 else (5, size) for size in sizes]
+    whole = stack(12, 5) if dim == 0 else stack(5, 12)
+    parameters = made_of(tmp_path, [operation(name, dim)], [[whole]], shapes)
+    for place, expected in enumerate(torch.split(whole, sizes, dim)):
+        counted.clear()
+        assert torch.equal(parameters.read(f"target{place}", None), expected)
+        assert counted == [expected.numel() if dim == 0 else whole.numel()]
+        ((tensor, rows),) = parameters.parts(f"target{place}", None)
+        assert tensors.part_bytes(tensor, rows)[1] == 4 * counted[0]
+
+
+def test_rows_that_are_converted_further_are_not_cut_out(tmp_path: Path) -> None:
+    operations = [operation("Chunk", 0), operation("Transpose", 0, 1)]
+    whole = stack(8, 4)
+    parameters = made_of(tmp_path, operations[:1], [[whole]], [(4, 4), (4, 4)])
+    assert parameters.parts("target1", None)[0][1] == slice(4, 8)
+    parameters = made_of(tmp_path, operations, [[whole]], [(4, 4), (4, 4)])
+    assert parameters.parts("target1", None)[0][1] is None

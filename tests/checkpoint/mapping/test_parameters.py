@@ -12,12 +12,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from spectrum.checkpoint.checkpoint import Checkpoint
 from spectrum.checkpoint.disk.tensors import read_tensor
 from spectrum.checkpoint.disk.weight_files import StoredTensor
 from spectrum.checkpoint.mapping import conversion, keys
 from spectrum.checkpoint.mapping.conversion import StreamedParameters
 from spectrum.checkpoint.mapping.keys import MappingUnavailableError
-from spectrum.checkpoint.reader import Checkpoint, of_model, open_checkpoint
+from spectrum.checkpoint.reader import of_model, open_checkpoint
 from spectrum.cli.entry import main
 from spectrum.errors import CheckpointError
 from spectrum.records import LayerSnr
