@@ -15,6 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
@@ -48,28 +50,64 @@ REFERENCE_IMPORTS = ["-c", "import torch; from transformers import LlamaForCausa
 # The peak that Linux reports for a process includes its parent's size at the fork, so the parent must be small.
 _LAUNCHER = """
 import os, sys, time
-started = time.perf_counter()
+def idle():
+    with open("/proc/stat") as stat:
+        return sum(map(int, stat.readline().split()[4:6])) / os.sysconf("SC_CLK_TCK")
+started, idle_before = time.perf_counter(), idle()
 child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[2:]], os.environ)
 _, status, usage = os.wait4(child, 0)
 with open(sys.argv[1], "w") as report:
-    print(time.perf_counter() - started, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status), file=report)
+    seconds, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+    print(seconds, cpu, idle() - idle_before, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status), file=report)
 """
 
 
-def measured(arguments: list[str], cwd: str) -> tuple[float, float, str]:
-    """Run this Python with arguments: wall-clock seconds, peak resident MiB, standard output."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A process that has ended.
+
+    Args:
+        seconds: wall-clock.
+        cpu: CPU seconds on all cores.
+        idle: seconds in which a core had nothing to do, of all cores together. With `cpu`, this is what the process
+            needs of the machine, whatever other programs take.
+        peak: resident MiB.
+        output: what it printed.
+    """
+
+    seconds: float
+    cpu: float
+    idle: float
+    peak: float
+    output: str
+
+
+def measured(arguments: list[str], cwd: str, environment: Mapping[str, str] = {}) -> Run:
+    """Run this Python with arguments and, besides those of this process, these environment variables."""
     with tempfile.NamedTemporaryFile("r") as report:
         done = subprocess.run(
             [sys.executable, "-S", "-c", _LAUNCHER, report.name, *arguments],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
         )
-        seconds, peak, status = (float(word) for word in report.read().split())
+        seconds, cpu, idle, peak, status = (float(word) for word in report.read().split())
     if status:
         raise SystemExit(f"{arguments} failed: {done.stderr}")
-    return seconds, peak, done.stdout
+    return Run(seconds, cpu, idle, peak, done.stdout)
+
+
+def llama_1b(kept: Path | None, scratch: str) -> Path:
+    """A checkpoint with Llama-3.2-1B's shapes, in bfloat16.
+
+    Args:
+        kept: its directory, which is written if it is missing; None for one in the scratch directory.
+    """
+    directory = kept or Path(scratch) / "llama-1b"
+    if not directory.exists():
+        write(directory, LLAMA_1B)
+    return directory
 
 
 def compare(name: str, checkpoint: Path, runs: int) -> None:
@@ -77,17 +115,17 @@ def compare(name: str, checkpoint: Path, runs: int) -> None:
     ours, theirs, scans = [], [], []
     our_memory, their_memory = [], []
     with tempfile.TemporaryDirectory() as cwd:
-        base = measured(IMPORTS, cwd)[1]
-        their_base = measured(REFERENCE_IMPORTS, cwd)[1]
+        base = measured(IMPORTS, cwd).peak
+        their_base = measured(REFERENCE_IMPORTS, cwd).peak
         for _ in range(runs):
             command = ["-m", "spectrum", "--model-name", str(checkpoint), "--yes", "--rescan", "-q"]
-            seconds, memory, _ = measured(command, cwd)
-            ours.append(seconds)
-            our_memory.append(memory - base)
-            seconds, memory, output = measured(["-m", "tests.benchmarks.reference", str(checkpoint)], cwd)
-            theirs.append(seconds)
-            scans.append(float(output))
-            their_memory.append(memory - their_base)
+            run = measured(command, cwd)
+            ours.append(run.seconds)
+            our_memory.append(run.peak - base)
+            run = measured(["-m", "tests.benchmarks.reference", str(checkpoint)], cwd)
+            theirs.append(run.seconds)
+            scans.append(float(run.output))
+            their_memory.append(run.peak - their_base)
     us, them, scan = (statistics.median(values) for values in (ours, theirs, scans))
     print(f"| {name} | spectrum, whole process | {us:.1f} s | {statistics.median(our_memory):.0f} MiB | |")
     print(
@@ -107,10 +145,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     compare("sample", SAMPLE, options.runs)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = options.keep or Path(scratch) / "llama-1b"
-        if not checkpoint.exists():
-            write(checkpoint, LLAMA_1B)
-        compare("Llama-3.2-1B's shapes", checkpoint, options.runs)
+        compare("Llama-3.2-1B's shapes", llama_1b(options.keep, scratch), options.runs)
     work = sum(operations(shape) for _, shape in stored_shapes(LLAMA_1B) if len(shape) == 2)
     rate = product_rate()
     print(f"\nLimit: {work:.3g} operations at {rate:.3g} per second, {work / rate:.1f} s")

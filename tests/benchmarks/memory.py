@@ -52,10 +52,10 @@ def main() -> None:
             size = write(checkpoint, config)
             imports = "import spectrum.checkpoint.reader, spectrum.compute.executor; "
             imports += f"from transformers import {config.architectures[0]}"
-            _, base, _ = measured(["-c", imports], scratch)
+            base = measured(["-c", imports], scratch).peak
             command = ["-m", "spectrum", "--model-name", str(checkpoint), "--yes", "-q"]
-            seconds, peak, _ = measured(command, scratch)
-            print(f"| {name} | {size / 2**20:.0f} MiB | {peak - base:.0f} MiB | {seconds:.0f} s |", flush=True)
+            run = measured(command, scratch)
+            print(f"| {name} | {size / 2**20:.0f} MiB | {run.peak - base:.0f} MiB | {run.seconds:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

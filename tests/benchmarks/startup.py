@@ -87,16 +87,16 @@ def main() -> None:
         checkpoint = Path(scratch) / "large"
         checkpoint.mkdir()
         count = write_sparse(checkpoint)
-        outputs = [measured(["-c", PLAN, str(checkpoint)], scratch)[2].split() for _ in range(runs)]
+        outputs = [measured(["-c", PLAN, str(checkpoint)], scratch).output.split() for _ in range(runs)]
         opening, planning = (statistics.median(float(output[i]) for output in outputs) for i in (0, 1))
         imports = statistics.median(
-            measured(["-c", "import spectrum.checkpoint.reader, spectrum.compute.executor"], scratch)[0]
+            measured(["-c", "import spectrum.checkpoint.reader, spectrum.compute.executor"], scratch).seconds
             for _ in range(runs)
         )
         command = ["-m", "spectrum", "--model-name", str(SAMPLE), "--yes"]
         measured(command, scratch)
-        cached = statistics.median(measured(command, scratch)[0] for _ in range(runs))
-        usage = statistics.median(measured(["-m", "spectrum", "--help"], scratch)[0] for _ in range(runs))
+        cached = statistics.median(measured(command, scratch).seconds for _ in range(runs))
+        usage = statistics.median(measured(["-m", "spectrum", "--help"], scratch).seconds for _ in range(runs))
     print("| what | time |")
     print("|---|---|")
     print(f"| imports of a scan | {imports:.1f} s |")
