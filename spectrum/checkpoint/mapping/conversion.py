@@ -106,14 +106,10 @@ class StreamedParameters:
         rows = self._rows_of(name) if index is None else None
         if rows is not None:
             return [(self.stored[conversion.only_key()], rows)]
-        expert, num_experts = None, 1
+        expert = None
         if isinstance(index, int) and is_by_expert(conversion, self.stored, self.model.get_parameter(name).shape[0]):
-            expert, num_experts = index, len(self.model.get_parameter(conversion.first_parameter))
-        return [
-            (self.stored[key], row)
-            for keys in conversion.keys.values()
-            for key, row in tensors_to_read(keys, expert, num_experts)
-        ]
+            expert = index
+        return [(self.stored[key], row) for _, key, row in self._rows_to_read(conversion, expert)]
 
     def keys_of(self, names: Iterable[str]) -> Iterator[str]:
         """The keys of the stored tensors that these parameters are made of."""
@@ -121,6 +117,15 @@ class StreamedParameters:
             if name in self.inputs:
                 for keys in self.inputs[name].keys.values():
                     yield from keys
+
+    def _rows_to_read(
+        self, conversion: ConversionInput, expert: int | None
+    ) -> Iterator[tuple[str | None, str, int | None]]:
+        """The pattern, the key and the row (None for all) of each tensor to convert; `expert` as for `_convert`."""
+        num_experts = 1 if expert is None else len(self.model.get_parameter(conversion.first_parameter))
+        for pattern, keys in conversion.keys.items():
+            for key, row in tensors_to_read(keys, expert, num_experts):
+                yield pattern, key, row
 
     def _rows_of(self, name: str) -> slice | None:
         """The rows of one stored tensor that are the parameter, if transformers only splits that tensor into several.
@@ -178,14 +183,11 @@ class StreamedParameters:
             read: reads a tensor or, given an index, one row of it.
         """
         converter = copy.deepcopy(conversion.converter)
-        model, num_experts = self.model, 1
-        if expert is not None:
-            model, num_experts = OneExpert(model), len(model.get_parameter(conversion.first_parameter))
-        for pattern, keys in conversion.keys.items():
-            for key, row in tensors_to_read(keys, expert, num_experts):
-                value = read(self.stored[key], row)
-                stacked = value if row is None else value[None]
-                converter.add_tensor(conversion.first_parameter, key, pattern, lambda tensor=stacked: tensor)
+        model = self.model if expert is None else OneExpert(self.model)
+        for pattern, key, row in self._rows_to_read(conversion, expert):
+            value = read(self.stored[key], row)
+            stacked = value if row is None else value[None]
+            converter.add_tensor(conversion.first_parameter, key, pattern, lambda tensor=stacked: tensor)
         try:
             with quiet():
                 converted = converter.convert(
