@@ -41,7 +41,7 @@ def resolve(
     """Find a model by its name: a local directory, or else a repository on the Hub.
 
     The weights of a repository stay on the Hub, to be read by ranges, if they are in safetensors files. Nothing is then
-    written to the Hub's cache, except code that may be run. What the cache has already is read from there.
+    written to the Hub's cache, except config and code if code may be run. What the cache has is read from there.
 
     If the Hub cannot be reached, an earlier download is used. Raises as `resolve_local` does, and HubError if there is
     no such repository or revision, if access is not granted, if a download does not fit on the disk, or if the Hub

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from spectrum.checkpoint.disk.other_formats import (
     ADAPTER_CONFIG,
-    SINGLE_FILES,
     WEIGHT_NAMES,
     no_weights_reason,
     not_a_model_reason,
 )
-from spectrum.checkpoint.disk.weight_files import MAX_FILES, MAX_INDEX_BYTES
+from spectrum.checkpoint.disk.weight_files import MAX_INDEX_BYTES, parse_weight_map
 from spectrum.errors import CheckpointError, HubError
-from spectrum.files import free_space, parse_json, read_untrusted
+from spectrum.files import free_space, read_untrusted
 from spectrum.text import amount
 
 if TYPE_CHECKING:
@@ -95,11 +94,10 @@ def first_files(where: str, names: Collection[str], *, remote_code: bool) -> lis
 
     Raises CheckpointError if there are no weights or no config. The arguments are those of `config_files`.
     """
-    weights = [name for name in WEIGHT_NAMES if name in names]
-    if not weights:
+    if not any(name in names for name in WEIGHT_NAMES):
         raise CheckpointError(no_weights_reason(where, names))
-    # transformers loads the first. If that is a weight file, it is downloaded later.
-    index = [name for name in weights[:1] if name.endswith(".json")]
+    weights = preferred_weights(names)
+    index = [weights] if weights.endswith(".json") else []  # a weight file is downloaded later
     return [*config_files(where, names, remote_code=remote_code), *index]
 
 
@@ -122,18 +120,14 @@ def config_files(where: str, names: Collection[str], *, remote_code: bool) -> li
 
 def weight_files(folder: Path, names: Collection[str]) -> list[str]:
     """The names of a repository's weight files, given the directory that its index is in."""
-    for stem in SINGLE_FILES:
-        if stem in names:
-            return [stem]
-        index = folder / f"{stem}.index.json"
-        if index.name in names:
-            try:
-                shards = set(parse_json(read_untrusted(index, MAX_INDEX_BYTES))["weight_map"].values()) & set(names)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                return []  # opening the checkpoint reports what is wrong with the index
-            # huggingface_hub compares each with the names of all files of the repository, so there must not be many.
-            return sorted(shards) if len(shards) <= MAX_FILES else []
-    return []
+    name = preferred_weights(names)
+    if not name.endswith(".json"):
+        return [name]
+    try:
+        weight_map = parse_weight_map(folder / name, read_untrusted(folder / name, MAX_INDEX_BYTES))
+    except (OSError, CheckpointError):
+        return []  # opening the checkpoint reports what is wrong with the index
+    return sorted(set(weight_map.values()) & set(names))
 
 
 def check_fits(where: str, folder: Path, files: Iterable[RepoSibling]) -> int:
