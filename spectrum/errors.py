@@ -13,7 +13,8 @@ SpectrumError
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -66,6 +67,10 @@ class Cancelled(SpectrumError):  # noqa: N818 - the user's choice, not an error
     """The user cancelled a dialog. Nothing is scanned or written."""
 
 
+class StoppedError(Exception):
+    """The scan has ended while a thread was at work. This exception ends the thread's work; no caller sees it."""
+
+
 def short_traceback(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """A function for users of Python. The traceback of its SpectrumErrors has their line and one of ours, no more.
 
@@ -83,6 +88,15 @@ def short_traceback(function: Callable[_P, _T]) -> Callable[_P, _T]:
             raise error.with_traceback(None) from None
 
     return call
+
+
+@contextmanager
+def thread_errors() -> Iterator[None]:
+    """Raises DeviceError if a thread cannot be started in the block. Python raises only a RuntimeError then."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError("there is no memory for a thread, or the system allows no more of them") from error
 
 
 def first_line(error: BaseException) -> str:

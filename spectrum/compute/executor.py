@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -29,7 +28,7 @@ from spectrum.compute.devices import (
     warm_up,
 )
 from spectrum.compute.lanes import DeviceLanes, ScanState
-from spectrum.errors import DeviceError
+from spectrum.errors import DeviceError, thread_errors
 from spectrum.records import BulkEdge, LayerWeight, MatrixScore
 
 # Reads matrix `index` of a weight: (n, m), on any device.
@@ -113,7 +112,7 @@ class _Scorer:
             # memory allocator and leave it fragmented.
             reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
             self._readers.append(reader)
-            with _thread_errors():
+            with thread_errors():
                 read_ahead = _ReadAhead(reader, self._read_next, lanes)
             self._start_lanes(lanes, read_ahead)
 
@@ -122,7 +121,7 @@ class _Scorer:
             name = f"score {lanes.device}"
             worker = threading.Thread(target=self._work, args=(lanes, read_ahead), daemon=True, name=name)
             try:
-                with _thread_errors():
+                with thread_errors():
                     worker.start()
             except DeviceError:
                 if number == 0:
@@ -189,15 +188,6 @@ class _ReadAhead:
                 self._lanes.time.acquire(self._lanes.time_of(current[0]))
                 self._ahead = self._reader.submit(self._read_next, self._lanes)
             return current
-
-
-@contextmanager
-def _thread_errors() -> Iterator[None]:
-    """Raises DeviceError if a thread cannot be started in the block. Python raises only a RuntimeError then."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise DeviceError("there is no memory for a thread, or the system allows no more of them") from error
 
 
 def _score_batch(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes) -> list[MatrixScore]:

@@ -12,6 +12,7 @@ import torch
 
 from spectrum.compute.batches import WeightBatch, batch_bytes
 from spectrum.compute.devices import memory_budget, num_lanes
+from spectrum.errors import StoppedError
 
 
 class Budget:
@@ -43,10 +44,6 @@ class Budget:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-
-class StoppedError(Exception):
-    """The scan has ended while a lane was at work. This exception ends the lane; no caller sees it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,18 +193,8 @@ def test_headers_that_cannot_be_read_are_given_up_once(hub: HubServer, run: Run)
 def test_an_interrupt_while_the_network_hangs_ends_a_scan_in_python_and_all_of_its_fetches(
     hub: HubServer, tmp_path: Path
 ) -> None:
-    released, at, lock = threading.Event(), threading.Event(), threading.Lock()
-
-    def hang(request: FileRequest) -> Fault | None:
-        if request.storage and len(hub.file_requests) > 30:
-            with lock:
-                if not at.is_set():
-                    at.set()
-                    threading.Timer(0.2, interrupt).start()
-            released.wait(GUARD)
-        return None
-
-    hub.faults = hang
+    released = threading.Event()
+    hub.faults = hanging(released, lambda: len(hub.file_requests) > 30)
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         spectrum.scan("org/model", results_dir=tmp_path, batch_size=1, device="cpu", show_progress=False)
@@ -219,6 +209,22 @@ def test_an_interrupt_while_the_network_hangs_ends_a_scan_in_python_and_all_of_i
     assert len(hub.file_requests) == asked
 
 
+def hanging(released: threading.Event, begins: Callable[[], bool]) -> Callable[[FileRequest], Fault | None]:
+    """A storage that hangs from some request on until it is released, and Ctrl-C shortly after that request."""
+    at, lock = threading.Event(), threading.Lock()
+
+    def hang(request: FileRequest) -> Fault | None:
+        if request.storage and begins():
+            with lock:
+                if not at.is_set():
+                    at.set()
+                    threading.Timer(0.2, interrupt).start()
+            released.wait(GUARD)
+        return None
+
+    return hang
+
+
 def interrupt() -> None:
     """As by Ctrl-C."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -231,18 +237,8 @@ def alive(thread: threading.Thread) -> bool:
 
 
 def test_an_interrupt_while_headers_hang_ends_a_scan(hub: HubServer, tmp_path: Path) -> None:
-    released, at, lock = threading.Event(), threading.Event(), threading.Lock()
-
-    def hang(request: FileRequest) -> Fault | None:
-        if request.storage:
-            with lock:
-                if not at.is_set():
-                    at.set()
-                    threading.Timer(0.2, interrupt).start()
-            released.wait(GUARD)
-        return None
-
-    hub.faults = hang
+    released = threading.Event()
+    hub.faults = hanging(released, lambda: True)
     begun = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):

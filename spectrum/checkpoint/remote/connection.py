@@ -22,7 +22,7 @@ from spectrum.checkpoint.remote.answers import (
     malformed,
     status_reason,
 )
-from spectrum.errors import HubError, first_line
+from spectrum.errors import HubError, StoppedError, first_line
 from spectrum.text import duration
 
 # Seconds without progress with a range after which it is given up: 60 before the first answer, which a firewall or a
@@ -44,10 +44,6 @@ _REFUSED = frozenset({401, 403})
 _ASTRAY = frozenset({"TooManyRedirects", "UnsupportedProtocol"})
 
 _RESUMES = "every score so far is kept: the same command resumes"
-
-
-class StoppedError(Exception):
-    """The scan has ended while bytes were on their way. No caller sees this exception."""
 
 
 class Connection:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from spectrum.errors import DeviceError
+from spectrum.errors import DeviceError, thread_errors
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,11 +40,11 @@ class Threads:
         for _ in range(number):
             thread = threading.Thread(target=_work, args=(self._calls,), daemon=True, name=name)
             try:
-                thread.start()
-            except RuntimeError as error:
+                with thread_errors():
+                    thread.start()
+            except DeviceError:
                 if not self._number:
-                    reason = "there is no memory for a thread, or the system allows no more of them"
-                    raise DeviceError(reason) from error
+                    raise
                 break
             self._number += 1
 

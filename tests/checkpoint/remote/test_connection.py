@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from spectrum.checkpoint.remote import connection as module
 from spectrum.checkpoint.remote.answers import RepositoryFile, asked_wait
-from spectrum.checkpoint.remote.connection import Connection, StoppedError
-from spectrum.errors import HubError
+from spectrum.checkpoint.remote.connection import Connection
+from spectrum.errors import HubError, StoppedError
 from tests.helpers.hub_client import answer_by, ask, httpx
 from tests.helpers.hub_faults import (
     Close,
