@@ -12,8 +12,6 @@ from pathlib import Path
 
 from spectrum.checkpoint.disk.weight_files import has_weights
 from spectrum.checkpoint.local import ResolvedModel, resolve_local, similar_directory
-from spectrum.checkpoint.remote.connection import Connection
-from spectrum.checkpoint.remote.fetcher import Fetcher
 from spectrum.checkpoint.remote.repository import (
     Repository,
     check_fits,
@@ -23,7 +21,6 @@ from spectrum.checkpoint.remote.repository import (
     snapshot_of,
     weight_files,
 )
-from spectrum.checkpoint.remote.weights import open_remote
 from spectrum.errors import HubError, first_line
 from spectrum.text import amount
 
@@ -71,6 +68,11 @@ def resolve(
 def _open_remote(
     repository: Repository, first: Collection[str], warn: Callable[[str], None], *, remote_code: bool
 ) -> ResolvedModel:
+    # Only now, because a cached scan needs none of this.
+    from spectrum.checkpoint.remote.connection import Connection
+    from spectrum.checkpoint.remote.fetcher import Fetcher
+    from spectrum.checkpoint.remote.weights import open_remote
+
     connection = Connection(warn, partial(_refusal_reason, repository.name, _at(repository.revision)))
     remote = open_remote(repository, Fetcher(connection))
     folder = snapshot_of(repository, [*first, *(file.name for file in remote.located.files)])

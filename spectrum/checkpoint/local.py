@@ -6,16 +6,18 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.checkpoint.disk.other_formats import ADAPTER_CONFIG, names_below, not_a_model_reason
 from spectrum.checkpoint.disk.tensors import WeightHeaders
 from spectrum.checkpoint.disk.weight_files import MAX_CONFIG_BYTES, read_failure
-from spectrum.checkpoint.remote.weights import RemoteModel
 from spectrum.errors import CheckpointError
 from spectrum.files import parse_json, read_untrusted
 from spectrum.text import nearest, proposal
+
+if TYPE_CHECKING:
+    from spectrum.checkpoint.remote.weights import RemoteModel
 
 
 @dataclass(frozen=True)
