@@ -359,13 +359,16 @@ def test_a_storage_that_was_never_reached_is_given_up_sooner_and_named(monkeypat
     assert reader.read(START, START + 10) == CONTENT[START : START + 10]
     with pytest.raises(HubError, match=r"\(cdn.example: no route.*\); check the network, and its proxy or firewall$"):
         reader.read()
+    assert reader.warnings[0].endswith("trying again for up to 0.2 s")
 
 
 def test_a_storage_that_refuses_every_request_is_given_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_PATIENCE", 0.2)
     Web(monkeypatch, hub=to("https://cdn.example/x"), cdn=lambda request: httpx.Response(403))
+    reader = Reader()
     with pytest.raises(HubError, match=r"\(403 Forbidden.*\); check the network"):
-        Reader().read()
+        reader.read()
+    assert reader.warnings[0].endswith("trying again for up to 0.2 s")
 
 
 def test_addresses_that_are_good_for_one_range_are_soon_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
