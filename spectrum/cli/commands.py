@@ -25,7 +25,7 @@ from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, listed, plural, visible, wrapped
-from spectrum.trainers import formats
+from spectrum.trainers.formats import formats
 
 # A layer's name, and the index of a matrix if the layer is a stack of matrices.
 _LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
@@ -122,7 +122,7 @@ def check(
 ) -> ModeOutcome:
     """Compare a list with the names in the model that is to be trained. The last three arguments: as of `select`."""
     from spectrum.trainers import lists, matching
-    from spectrum.trainers.check import check_list
+    from spectrum.trainers.checking.check import check_list
 
     entry_list = lists.read_list(options.check)
     local = resolve_local(model.model_name)

@@ -18,7 +18,7 @@ from spectrum.model_names import ModelName, parse_model_name
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.text import in_line, nearest, proposal
-from spectrum.trainers import formats
+from spectrum.trainers.formats import formats
 from spectrum.version import __version__
 
 _DESCRIPTION = """\

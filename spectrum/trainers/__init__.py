@@ -1,1 +1,1 @@
-"""What does a trainer make of the list? Start at `formats`; each reader's rule, Axolotl's first, is in `matching`."""
+"""What does a trainer make of the list? Start at `matching`, which has the rule of each reader, Axolotl's first."""

@@ -27,7 +27,7 @@ from spectrum.cli import entry
 from spectrum.plots import heatmap, histogram
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
-from spectrum.trainers import formats
+from spectrum.trainers.formats import formats
 from tests.helpers.architectures import built
 from tests.helpers.command import Finished, assert_refused, run
 from tests.helpers.paths import PUBLISHED, TINY_LLAMA, files_below

@@ -105,7 +105,7 @@ def single_threaded() -> None:
     import spectrum.cli.entry
     import spectrum.compute.executor
     import spectrum.scanning.scan
-    import spectrum.trainers.check  # noqa: F401
+    import spectrum.trainers.checking.check  # noqa: F401
 
     gc.collect()
     gc.freeze()  # else each copy would go through all of it, and have it copied for that

@@ -19,7 +19,7 @@ from spectrum.errors import SpectrumError
 from spectrum.records import LayerSnr, LayerWeight
 from spectrum.scanning.assemble import assemble
 from spectrum.selection.selection import top_percent
-from spectrum.trainers.check import check_list
+from spectrum.trainers.checking.check import check_list
 from spectrum.trainers.lists import read_list
 from tests.sweep.build import NotBuiltError, build
 

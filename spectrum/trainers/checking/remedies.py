@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from spectrum.trainers import matching, proposals
-from spectrum.trainers.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
-from spectrum.trainers.proposals import Proposal
+from spectrum.trainers import matching
+from spectrum.trainers.checking import proposals
+from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.checking.proposals import Proposal
 
 _MAX_TOLD = 10  # entries, or mistakes, that are explained one by one
 _MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 import spectrum
 from spectrum.errors import SelectionError
 from spectrum.selection.selection import Selection
-from spectrum.trainers import formats
+from spectrum.trainers.formats import formats
 from tests.helpers.architectures import built, llama_like, with_signal
 from tests.helpers.paths import TINY_LLAMA
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from spectrum.records import ModelInfo
 from spectrum.text import listed, plural
-from spectrum.trainers import axolotl_config, matching, remedies
+from spectrum.trainers import matching
+from spectrum.trainers.checking import axolotl_config, remedies
+from spectrum.trainers.checking.names import ModelNames
 from spectrum.trainers.lists import EntryList
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
-from spectrum.trainers.names import ModelNames
 
 _MAX_ALIKE = 3  # entries with the same mistake that are reported one by one
 

@@ -18,7 +18,7 @@ import spectrum
 from spectrum.errors import SelectionError
 from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.selection.selection import Selection, top_percent
-from spectrum.trainers import formats
+from spectrum.trainers.formats import formats
 from tests.helpers.architectures import built, longformer, with_signal
 
 # A model as it is in a scan: two layers, whose first `mlp.up` is the beginning of `mlp.up_gate`; experts with a bias.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from spectrum.layer_types import unwrapped
 from spectrum.text import plural
-from spectrum.trainers import axolotl_config, matching
-from spectrum.trainers.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers import matching
+from spectrum.trainers.checking import axolotl_config
+from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
 
 # Words in the names of modules that are not the language model's, and what they are of.
 _TOWERS = {

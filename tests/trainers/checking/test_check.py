@@ -17,7 +17,7 @@ from spectrum.records import ModelInfo, Parameter
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
 from spectrum.trainers import lists, matching
-from spectrum.trainers.check import CheckReport, check_list
+from spectrum.trainers.checking.check import CheckReport, check_list
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, SUBSTRING
 from tests.helpers.architectures import built
 from tests.helpers.command import Finished, assert_refused, run

@@ -12,11 +12,12 @@ import pytest
 
 from spectrum.checkpoint.reader import describe_model
 from spectrum.records import ModelInfo, Parameter
-from spectrum.trainers import matching, remedies
-from spectrum.trainers.check import check_list
+from spectrum.trainers import matching
+from spectrum.trainers.checking import remedies
+from spectrum.trainers.checking.check import check_list
+from spectrum.trainers.checking.names import ModelNames
 from spectrum.trainers.lists import EntryList, read_list
 from spectrum.trainers.matching import AXOLOTL, matched, selects_rows
-from spectrum.trainers.names import ModelNames
 from tests.helpers.architectures import built
 from tests.helpers.axolotl import AXOLOTL as WHEELS
 from tests.helpers.axolotl import Task, install, trainable

@@ -1,0 +1,1 @@
+"""How is a selection written for each trainer? Start at `formats`."""
