@@ -19,15 +19,30 @@ from spectrum.records import Parameter
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """How a checkpoint provides the parameters of a model: the source of their values, and what `find_holders` says."""
+    """How a checkpoint provides the parameters of a model.
+
+    Args:
+        source: of their values.
+        holders: see `find_holders`.
+        specs: see `find_holders`.
+        missing: the parameters that it does not provide.
+        unused: the keys of tensors that the model has no place for.
+    """
 
     source: ParameterSource
     holders: Mapping[str, str]
     specs: Mapping[str, Parameter]
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def match(
-    unbuilt: meta_model.Unbuilt, model: Any, stored: Mapping[str, StoredTensor], mode: quantization.ReadMode
+    unbuilt: meta_model.Unbuilt,
+    model: Any,
+    stored: Mapping[str, StoredTensor],
+    mode: quantization.ReadMode,
+    *,
+    incomplete: bool = False,
 ) -> Matched:
     """Match the tensors of a checkpoint with the parameters of a model on the meta device.
 
@@ -41,11 +56,12 @@ def match(
         model: on the meta device.
         stored: the tensors of the checkpoint, by their keys.
         mode: how they are read.
+        incomplete: whether parameters may be missing or have other shapes, if they are streamed.
     """
     directory = unbuilt.directory
     if mode != "loaded":
         try:
-            return _match_streamed(unbuilt, model, stored, is_quantized=mode == "dequantized")
+            return _match_streamed(unbuilt, model, stored, is_quantized=mode == "dequantized", incomplete=incomplete)
         except MappingUnavailableError as error:
             names = {name for name, _ in meta_model.named_parameters(model)}
             quantization.refuse_scales(directory, stored, used=stored, absent=names - stored.keys())
@@ -59,7 +75,12 @@ def match(
 
 
 def _match_streamed(
-    unbuilt: meta_model.Unbuilt, model: Any, stored: Mapping[str, StoredTensor], *, is_quantized: bool
+    unbuilt: meta_model.Unbuilt,
+    model: Any,
+    stored: Mapping[str, StoredTensor],
+    *,
+    is_quantized: bool,
+    incomplete: bool,
 ) -> Matched:
     """Match parameters that are streamed. The mapping is transformers' own: what it does not fill, loading does not.
 
@@ -69,7 +90,10 @@ def _match_streamed(
     streamed = _stream(directory, model, stored, is_quantized=is_quantized)
     missing = missing_parameters(model, streamed)
     quantization.refuse_leftovers(directory, streamed, missing)
-    if missing:
+    if missing and incomplete and streamed.inputs:
+        if reason := unfilled.misnamed_reason(directory, model, missing, streamed.unused):
+            raise CheckpointError(reason)
+    elif missing:
         others = _other_classes(unbuilt, model, stored, is_quantized=is_quantized)
         raise CheckpointError(unfilled.missing_reason(directory, model, missing, streamed.unused, others))
     if reason := unfilled.partitioned_reason(directory, model, streamed):
@@ -77,7 +101,8 @@ def _match_streamed(
     if is_quantized:
         names = (name for name, _ in meta_model.named_parameters(model))
         quantization.check_scales(directory, stored, streamed.keys_of(names))
-    return Matched(streamed, *find_holders(model, streamed, directory))
+    holders, specs = find_holders(model, streamed, directory, any_shape=incomplete)
+    return Matched(streamed, holders, specs, tuple(missing), streamed.unused)
 
 
 def _stream(

@@ -215,15 +215,17 @@ def _matrix_shape(module: torch.nn.Module, own_name: str, shape: tuple[int, ...]
     return (shape[0], math.prod(shape[1:])), 1
 
 
-def find_holders(model: Any, source: ParameterSource, where: object) -> tuple[dict[str, str], dict[str, Parameter]]:
+def find_holders(
+    model: Any, source: ParameterSource, where: object, *, any_shape: bool = False
+) -> tuple[dict[str, str], dict[str, Parameter]]:
     """The holder of each parameter's values, see `describe`, and the shape and the dtype of each parameter as read.
 
     Parameters without values are left out, see `missing_parameters`. Raises CheckpointError if a parameter has another
-    shape: transformers would fill it with random numbers.
+    shape, unless any shape will do: transformers would fill it with random numbers.
     """
     specs = {}
     for name, spec, expected in _shapes(model, source):  # all of them, before any value is read
-        if spec.shape != expected:
+        if spec.shape != expected and not any_shape:
             raise CheckpointError(
                 f"{where} holds {name} as {list(spec.shape)}, but {type(model).__name__} has it as {list(expected)}: "
                 "the weights are not those of config.json"

@@ -43,6 +43,7 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     resolved: ResolvedModel | None = None,
     warn: Callable[[str], None] = lambda message: None,
+    incomplete: bool = False,
 ) -> Checkpoint:
     """Open a model by its name.
 
@@ -56,11 +57,13 @@ def open_checkpoint(
         trust_remote_code: whether Python files of the model may be run.
         resolved: what `hub.resolve` returns for this name, if it has been called.
         warn: receives a message if all weights are read on the Hub, because they cannot be read one by one.
+        incomplete: whether parameters may be missing, and may have other shapes than the class declares.
     """
     resolved = resolved or hub.resolve(model, revision, remote_code=trust_remote_code)
     directory = resolved.directory
     config = read_config(directory, resolved.settings, trust_remote_code=trust_remote_code)
-    mode = quantization.read_mode(directory, quantization.method(config))
+    method = quantization.method(config)
+    mode = quantization.read_mode(directory, method)
     fingerprint = resolved.fingerprint  # before the tensors, so that headers are read once
     with resolved.headers.naming_other_weights():
         stored = resolved.headers.tensors()
@@ -72,7 +75,7 @@ def open_checkpoint(
         needed = amount(resolved.remote.num_bytes)
         warn(f"{directory} cannot be read weight by weight: all {needed} are read from the Hub")
     with resolved.headers.naming_other_weights(lambda others: matching.can_fill(directory, meta, others, mode)):
-        matched = matching.match(unbuilt, meta, stored, mode)
+        matched = matching.match(unbuilt, meta, stored, mode, incomplete=incomplete)
     description = describe(meta, matched.holders, matched.specs)
     _check_weights(description.weights, directory)
     provenance = Provenance(
@@ -86,15 +89,19 @@ def open_checkpoint(
     )
     warnings = (*_adapter_warnings(resolved), *_memory_warnings(matched.source), *name_warnings)
     return Checkpoint(
-        directory,
-        provenance,
-        description.weights,
-        warnings,
-        matched.source,
-        description.groups,
-        description.norms,
-        _remote_copies(matched),
-        resolved.remote,
+        directory=directory,
+        provenance=provenance,
+        weights=description.weights,
+        warnings=warnings,
+        missing=matched.missing,
+        unused=matched.unused,
+        quantization=method,
+        remote=resolved.remote,
+        _source=matched.source,
+        _holders=matched.holders,
+        _groups=description.groups,
+        _norms=description.norms,
+        _copies=_remote_copies(matched),
     )
 
 
@@ -112,12 +119,22 @@ def of_model(model: torch.nn.Module, name: str) -> Checkpoint:
         if value.is_meta or type(value.data) is not torch.Tensor or hasattr(value, "ds_id"):
             raise CheckpointError(f"{name} does not have {parameter} as a whole in memory; scan it by its name or path")
     source = LoadedParameters(dict(meta_model.named_parameters(model)))
-    description = describe(model, *find_holders(model, source, name))
+    holders, specs = find_holders(model, source, name)
+    description = describe(model, holders, specs)
     _check_weights(description.weights, name)
     provenance = Provenance(
         revision=None, commit=None, fingerprint=None, class_asked=None, versions=_versions(), info=description.info
     )
-    return Checkpoint(Path(name), provenance, description.weights, (), source, description.groups, description.norms)
+    return Checkpoint(
+        directory=Path(name),
+        provenance=provenance,
+        weights=description.weights,
+        warnings=(),
+        _source=source,
+        _holders=holders,
+        _groups=description.groups,
+        _norms=description.norms,
+    )
 
 
 def describe_model(

@@ -83,17 +83,35 @@ def missing_reason(
         return f"{lacks}, but has all those of {fitting}: scan it with --model-class {fitting}"
     if not unused:
         return f"{lacks}: it is incomplete, or config.json is that of another model"
+    if reason := _misnamed_reason(directory, model, missing, unused):
+        return reason
+    key = max(unused, key=lambda key: _likeness(key, missing[0]))
+    more = f" (and {plural(len(unused) - 1, 'other such key')})" if len(unused) > 1 else ""
+    return f"{lacks}, which has no place for the key {key}{more}: config.json, or its class, is that of another model"
+
+
+def misnamed_reason(directory: Path, model: Any, missing: Sequence[str], unused: Sequence[str]) -> str | None:
+    """A message if parameters are missing because their tensors have names that transformers does not know.
+
+    None if a checkpoint is merely incomplete. The arguments are those of `missing_reason`.
+    """
+    unused = [key for key in unused if not _FORMER_BUFFER.search(key)]
+    return wrapped_reason(directory, unused, lambda keys: keys_for(model, keys, missing)) or _misnamed_reason(
+        directory, model, missing, unused
+    )
+
+
+def _misnamed_reason(directory: Path, model: Any, missing: Sequence[str], unused: Sequence[str]) -> str | None:
+    """A message if keys are those of another program, or begin otherwise than they should; None if not."""
     for pattern, owner in _FORMATS:
         if foreign := _first(unused, pattern):
             return f"{directory} holds {foreign}: it is in the format of {owner}; convert it to that of transformers"
     if change := _change_of_prefix(model, missing, unused):
         return (
-            f"{directory} holds {change.key} in place of {model_class}'s {change.name}, so transformers would train "
-            f"random numbers instead; {change.advice}, and save it again"
+            f"{directory} holds {change.key} in place of {type(model).__name__}'s {change.name}, so transformers would "
+            f"train random numbers instead; {change.advice}, and save it again"
         )
-    key = max(unused, key=lambda key: _likeness(key, missing[0]))
-    more = f" (and {plural(len(unused) - 1, 'other such key')})" if len(unused) > 1 else ""
-    return f"{lacks}, which has no place for the key {key}{more}: config.json, or its class, is that of another model"
+    return None
 
 
 def wrapped_reason(

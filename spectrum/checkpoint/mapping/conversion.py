@@ -69,6 +69,10 @@ class StreamedParameters:
         """Whether the parameter is made of tensors that are not in a directory."""
         return not all(isinstance(self.stored[key].file, Path) for key in self.keys_of([name]))
 
+    def reads_rows(self, name: str) -> bool:
+        """Whether rows of the parameter are read by themselves: it is stored as it is."""
+        return self.inputs[name].converter is None
+
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension.
 

@@ -36,6 +36,10 @@ class ParameterSource(Protocol):
         """Whether values of the parameter are neither in memory nor in a directory."""
         ...
 
+    def reads_rows(self, name: str) -> bool:
+        """Whether rows of the parameter are read by themselves. If not, it is read as a whole for each of them."""
+        ...
+
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension."""
         ...
@@ -58,6 +62,10 @@ class LoadedParameters:
     def is_remote(self, name: str) -> bool:
         """Never true."""
         return False
+
+    def reads_rows(self, name: str) -> bool:
+        """Always true."""
+        return True
 
     def read(self, name: str, index: int | slice | None) -> torch.Tensor:
         """The parameter or, if `index` is given, that element or those rows of its first dimension."""
