@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum.checkpoint.remote.model_names import parse_model_name
 from spectrum.compute.batches import parse_batch_size
 from spectrum.errors import SpectrumError, short_traceback
 from spectrum.layer_types import split_patterns
-from spectrum.model_names import parse_model_name
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed, uncached
 from spectrum.scanning import scan as scanning

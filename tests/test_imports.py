@@ -25,14 +25,13 @@ from tests.helpers.paths import ROOT, TINY_LLAMA
 from tests.helpers.records import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
-FOUNDATION = {"records", "layer_types", "model_names", "dtypes", "files", "text", "errors", "version"}
+FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "dtypes": set(),
     "text": set(),
     "errors": {"text"},
     "layer_types": {"errors", "text"},
-    "model_names": set(),
     "records": {"text"},
     "files": {"errors", "text"},
     "checkpoint.disk": {*FOUNDATION, "torch"},
@@ -52,10 +51,13 @@ ALLOWED: dict[str, set[str]] = {
     "trainers.checking": {*FOUNDATION, "trainers"},
     "trainers.formats": {*FOUNDATION, "selection", "yaml"},
     "plots": {*FOUNDATION, "selection", "matplotlib", "numpy"},
-    "api": {*FOUNDATION, "checkpoint", "compute", "scanning", "selection", "trainers", "torch", "tqdm"},
+    "api": {
+        *FOUNDATION,
+        *("checkpoint", "checkpoint.remote", "compute", "scanning", "selection", "torch", "tqdm", "trainers"),
+    },
     "cli": {
         *FOUNDATION,
-        *("checkpoint", "compute", "scanning", "selection", "plots", "prompt_toolkit", "tqdm"),
+        *("checkpoint", "checkpoint.remote", "compute", "scanning", "selection", "plots", "prompt_toolkit", "tqdm"),
         *("trainers", "trainers.checking", "trainers.formats"),
     },
     "spectrum": {"version", "api"},

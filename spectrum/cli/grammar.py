@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from spectrum.checkpoint.remote.model_names import ModelName, parse_model_name
 from spectrum.cli.terminal import for_stderr
 from spectrum.compute.batches import parse_batch_size
 from spectrum.compute.device_names import check_device_name
 from spectrum.errors import DeviceError
-from spectrum.model_names import ModelName, parse_model_name
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.text import in_line, nearest, proposal

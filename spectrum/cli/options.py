@@ -15,10 +15,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from spectrum.checkpoint.remote.model_names import ModelName
 from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS, hyphenated, model_name, parser, path
 from spectrum.cli.spelling import unknown_option
 from spectrum.layer_types import split_patterns
-from spectrum.model_names import ModelName
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrum.model_names import ModelName, parse_model_name
+from spectrum.checkpoint.remote.model_names import ModelName, parse_model_name
 
 
 @pytest.mark.parametrize("name", ["gpt", "acme/tiny-1.5b", "./tiny", "../a_b/c", "/", "~/tiny", "a/b/c", "hf.com/tiny"])
