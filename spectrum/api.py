@@ -21,6 +21,7 @@ from spectrum.scanning import scan as scanning
 from spectrum.scanning.request import ProgressBar, ScanCallbacks, ScanRequest
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
+from spectrum.selection.order import HIGHEST
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line
 from spectrum.trainers.unfreeze import Unfrozen, unfreeze
@@ -114,6 +115,7 @@ def select(
     *,
     top_params: float | str | None = None,
     embeddings: bool = True,
+    order: str = HIGHEST,
 ) -> Selection:
     """The layers to train: the top percent of each layer type.
 
@@ -123,9 +125,11 @@ def select(
         top_params: instead of `top_percent`: make the largest selection whose parameters are at most this percentage
             of all the model's parameters.
         embeddings: whether the input embedding and the output head always train. Otherwise they never do.
+        order: which layers of a type are selected first: those of the `highest` score; or, as controls for an
+            experiment, those of the `lowest`, or by lot, `random:SEED`, where SEED is a whole number.
 
     Raises:
-        ValueError: if a percentage is outside (0, 100], or if both percentages are given.
+        ValueError: if a percentage is outside (0, 100], if both percentages are given, or if an order is none.
         SelectionError: if even the smallest selection has more parameters than `top_params` allows.
     """
     if not isinstance(result, ScanResult):
@@ -133,9 +137,9 @@ def select(
     if top_params is not None:
         if top_percent is not None:
             raise ValueError("give top_percent or top_params, not both")
-        return selection.top_params(result, _decimal(top_params), embeddings=embeddings)
+        return selection.top_params(result, _decimal(top_params), embeddings=embeddings, order=order)
     percent = selection.DEFAULT_PERCENT if top_percent is None else top_percent
-    selected = selection.top_percent(result, _decimal(percent), embeddings=embeddings)
+    selected = selection.top_percent(result, _decimal(percent), embeddings=embeddings, order=order)
     alone = "nothing but input embedding and output head trains: " if selected.embedding_parameters() else ""
     if not any(ranked.num_selected for ranked in selected.types):
         _warn(f"{alone}{selection.no_whole_layer(selected)}")

@@ -128,15 +128,17 @@ def sorted_path(output_dir: Path, model: str) -> Path:
     return output_dir / f"snr_results_{slug(model)}_sorted.json"
 
 
-def selection_path(output_dir: Path, model: str, content: str, percent: str, ending: str) -> Path:
+def selection_path(output_dir: Path, model: str, content: str, percent: str, ending: str, *, control: str = "") -> Path:
     """The path of a selection's file.
 
     Args:
         content: what the file has; `unfrozenparameters` for Axolotl.
         percent: the percentage as the user typed it.
         ending: the extension without a dot; `yaml` for Axolotl.
+        control: what the name says of a control, `lowest` or `random-7`; empty for the layers of highest SNR.
     """
-    return output_dir / f"snr_results_{slug(model)}_{content}_{percent}percent.{ending}"
+    suffix = f"_{control}" if control else ""
+    return output_dir / f"snr_results_{slug(model)}_{content}_{percent}percent{suffix}.{ending}"
 
 
 # Writing.
@@ -185,6 +187,7 @@ def check_writable(paths: Iterable[Path]) -> None:
             raise ResultsError(f"cannot write to {path.parent}: {error.strerror or error}") from error
         try:
             check_place(path)
+            check_place(existing / beside(path).name)  # the longer name, under which it is written
             if os.path.lexists(path):
                 _check_replaceable(path.lstat(), existing.stat(), user)
         except OSError as error:

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,35 @@ def test_a_share_of_all_parameters_is_filled_and_not_exceeded(
     more = spectrum.select(sample, 12.5 * (count + 1), embeddings=embeddings)
     assert trained(more) > 0.30 * total
     assert selection == spectrum.select(sample, selection.percent, embeddings=embeddings)
+
+
+@pytest.mark.parametrize("order", ["lowest", "random:7"])
+def test_a_control_trains_as_many_layers_of_each_type(sample: ScanResult, order: str) -> None:
+    highest, control = spectrum.select(sample, 25), spectrum.select(sample, 25, order=order)
+    assert (highest.order, control.order) == ("highest", order)
+    assert counts(control) == counts(highest)
+    assert control.layers() != highest.layers()
+    # The layers of a type are of one size here, so that as many parameters train.
+    model = loaded()
+    assert spectrum.unfreeze(model, control).trained == spectrum.unfreeze(model, highest).trained
+    shared = spectrum.select(sample, top_params=30, order=order)
+    assert shared == spectrum.select(sample, shared.percent, order=order)
+    assert shared.percent == spectrum.select(sample, top_params=30).percent
+
+
+@pytest.mark.parametrize("order", ["random", "random:-1", "top", 7, None])
+def test_what_is_no_order_is_a_value_error(sample: ScanResult, order: Any) -> None:
+    for select in (partial(spectrum.select, sample, 25), partial(spectrum.select, sample, top_params=30)):
+        with pytest.raises(ValueError, match=r"such as random:1|highest, lowest or random:SEED"):
+            select(order=order)
+
+
+def test_the_list_of_a_control_is_unfrozen_as_it_says(sample: ScanResult, tmp_path: Path) -> None:
+    control = spectrum.select(sample, 25, order="random:7")
+    path = control.to_yaml(tmp_path / "list.yaml")
+    assert "\n# control: random 25 percent (seed 7) of each layer type\n" in path.read_text()
+    model = loaded()
+    assert spectrum.unfreeze(model, path).names == spectrum.unfreeze(model, control).names
 
 
 def test_a_share_that_no_selection_fits_in_is_an_error(sample: ScanResult) -> None:

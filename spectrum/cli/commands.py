@@ -23,6 +23,7 @@ from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest, c
 from spectrum.scanning.reuse import refuse_unknown_layer
 from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
+from spectrum.selection.order import control
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, listed, plural, visible, wrapped
 from spectrum.trainers.formats import formats
@@ -75,7 +76,7 @@ def select(
         compared, problem = _compared(chosen, limited, columns)
     equivalent = ""
     if options.top_params is not None:
-        equivalent = report.equivalent_percent(options.top_params, chosen.percent)
+        equivalent = report.equivalent_percent(options.top_params, chosen)
     if quiet:
         if equivalent:
             callbacks.info(equivalent)  # not on stdout, which holds the path alone
@@ -84,6 +85,7 @@ def select(
     # The end is what stays on a small screen: what trains, what was written, what to do with it.
     parts = [
         wrapped(in_line(scan.origin), columns, "  "),
+        wrapped(report.control(chosen), columns, "  "),
         report.summary(chosen, columns, colours=colours),  # only this part may hold escape sequences: colours
         wrapped(visible("\n".join(_notes(chosen, adapters=options.format == "peft"))), columns, "  "),
         wrapped(visible(compared), columns, "  "),
@@ -222,15 +224,19 @@ def _also_written(model: ModelOptions, options: SelectOptions) -> list[Path]:
     """The files that this run writes besides the scan. Before the scan it is checked that they can be written."""
     paths = [sorted_path(options.output_dir, model.model_name)]
     if options.top_params is None:  # otherwise the percentage in the name is known only after the scan
-        form = formats.FORMATS[options.format]
-        paths.append(selection_path(options.output_dir, model.model_name, form.name, options.top_percent, form.ending))
+        paths.append(_list_path(model, options, options.top_percent))
     return [*paths, *([] if options.plot is None else [options.plot])]
+
+
+def _list_path(model: ModelOptions, options: SelectOptions, percent: str) -> Path:
+    form, word = formats.FORMATS[options.format], control(options.order)
+    return selection_path(options.output_dir, model.model_name, form.name, percent, form.ending, control=word)
 
 
 def _chosen(options: SelectOptions, result: ScanResult) -> Selection:
     if options.top_params is not None:
-        return selection.top_params(result, options.top_params, embeddings=options.embeddings)
-    return selection.top_percent(result, options.top_percent, embeddings=options.embeddings)
+        return selection.top_params(result, options.top_params, embeddings=options.embeddings, order=options.order)
+    return selection.top_percent(result, options.top_percent, embeddings=options.embeddings, order=options.order)
 
 
 def _check_any(chosen: Selection, callbacks: ScanCallbacks) -> None:
@@ -259,7 +265,7 @@ def _write(
     exported = form.render(chosen)
     sorted_file = sorted_path(options.output_dir, model.model_name)
     write_atomically(sorted_file, scan_json.sorted_json(scan.result.whole))
-    list_file = selection_path(options.output_dir, model.model_name, form.name, chosen.percent, form.ending)
+    list_file = _list_path(model, options, chosen.percent)
     write_atomically(list_file, exported.text)
     files = [("scores", scan.path), ("sorted scores", sorted_file)]
     if options.plot is not None:
@@ -277,7 +283,7 @@ def _compared(chosen: Selection, other: ScanResult, columns: int | None) -> tupl
     """
     from spectrum.selection import comparison
 
-    other_selection = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings)
+    other_selection = selection.top_percent(other, chosen.percent, embeddings=chosen.embeddings, order=chosen.order)
     try:
         return comparison.described(comparison.compare(chosen, other_selection), columns), None
     except SelectionError as error:

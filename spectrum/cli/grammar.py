@@ -16,7 +16,7 @@ from spectrum.compute.batches import parse_batch_size
 from spectrum.compute.device_names import check_device_name
 from spectrum.errors import DeviceError
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
-from spectrum.selection import selection
+from spectrum.selection import order, selection
 from spectrum.text import in_line, nearest, proposal
 from spectrum.trainers.formats import formats
 from spectrum.version import __version__
@@ -106,6 +106,12 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
         type=_percent,
         metavar="P",
         help="instead of --top-percent: train at most P percent of all parameters",
+    )
+    group.add_argument(
+        "--order",
+        type=_order,
+        metavar="ORDER",
+        help="by score, highest or lowest first, or by lot, random:SEED (default: highest)",
     )
     group.add_argument(
         "--no-embeddings",
@@ -246,6 +252,13 @@ def _device(text: str) -> str:
 def _percent(text: str) -> str:
     try:
         return selection.parse_percent(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _order(text: str) -> str:
+    try:
+        return order.parse_order(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

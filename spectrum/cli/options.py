@@ -21,6 +21,7 @@ from spectrum.cli.spelling import unknown_option
 from spectrum.layer_types import split_patterns
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
+from spectrum.selection.order import HIGHEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class SelectOptions:
     rescan: bool = False
     top_percent: str = selection.DEFAULT_PERCENT
     top_params: str | None = None
+    order: str = HIGHEST
     embeddings: bool = True
     compare: str | None = None
     format: str = "axolotl"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from spectrum.records import ModelInfo
 from spectrum.selection import margins
 from spectrum.selection.margins import RankedType
+from spectrum.selection.order import HIGHEST
 from spectrum.selection.selection import Selection
 from spectrum.text import aligned, in_line, wrapped
 from spectrum.trainers import memory
@@ -47,9 +48,17 @@ def summary(selection: Selection, columns: int | None, *, colours: bool = False)
     return "\n\n".join(filter(None, ("\n".join(lines), meaning)))
 
 
-def equivalent_percent(top_params: str, top_percent: str) -> str:
-    """A line that says which --top-percent selects the same layers as a --top-params."""
-    return f"At most {top_params} percent of all parameters: the same as --top-percent {top_percent}."
+def control(selection: Selection) -> str:
+    """A line that says what a control selects; empty for the layers of highest SNR."""
+    if selection.order == HIGHEST:
+        return ""
+    return f"Control: {selection.share()} of each layer type, in place of the top {selection.percent} percent."
+
+
+def equivalent_percent(top_params: str, selection: Selection) -> str:
+    """A line that says with which --top-percent a --top-params selects the same layers."""
+    order = "" if selection.order == HIGHEST else f" --order {selection.order}"
+    return f"At most {top_params} percent of all parameters: the same as --top-percent {selection.percent}{order}."
 
 
 def training_plan_of(selection: Selection, gpus: int, columns: int | None) -> str:

@@ -11,6 +11,7 @@ from spectrum.text import nearest, proposal
 _OTHER_NAMES = {
     "model-name": ("m", "model", "model-id", "model-name-or-path", "base-model", "path", "repo", "repo-id"),
     "top-percent": ("p", "percent", "percentage", "top", "top-k", "fraction", "ratio"),
+    "order": ("bottom", "bottom-percent", "control", "lowest", "random", "reverse", "seed", "sort"),
     "layer-types": ("types", "layers", "modules", "target-modules", "include"),
     "rescan": ("f", "force", "overwrite", "no-cache", "refresh"),
     "device": ("gpu", "cpu", "cuda", "device-map"),

@@ -51,7 +51,7 @@ def _heatmap_figure(selection: Selection) -> Figure:
     marks = {mark for cell in cells for mark in (cell.sign, cell.outline)}
     text = _Text(
         title=shown(selection.result.model, 80),
-        subtitle=f"outlined: top {selection.percent} percent of each layer type",
+        subtitle=f"outlined: {selection.share()} of each layer type",
         notes=[f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks],
         rows=[shown(row) for row in rows],
         columns=[column if column == _OUTSIDE else shown(column, 6) for column in columns],

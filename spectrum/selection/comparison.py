@@ -39,7 +39,7 @@ class TypeComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two selections of the same percentage, compared.
+    """Two selections of the same percentage and order, compared.
 
     Args:
         first: the current selection.
@@ -106,7 +106,7 @@ def _restricted(selection: Selection, common: Collection[tuple[str, str]]) -> Se
     result: ScanResult = replace(
         selection.result, layers=tuple(layer for layer in selection.result.layers if _key(layer) in common)
     )
-    return top_percent(result, selection.percent, embeddings=selection.embeddings)
+    return top_percent(result, selection.percent, embeddings=selection.embeddings, order=selection.order)
 
 
 def _scores(ranked: RankedType) -> dict[str, float]:
@@ -136,7 +136,7 @@ def described(comparison: Comparison, columns: int | None = None) -> str:
     columns: the width that the table should fit; None if any width will do.
     """
     first, second = (in_line(selection.result.model) for selection in (comparison.first, comparison.second))
-    title = f"{second} in place of {first}, top {comparison.first.percent} percent of each layer type:"
+    title = f"{second} in place of {first}, {comparison.first.share()} of each layer type:"
     header = ("layer type", "layers", "rank correlation", "enter", "leave")
     enter = [f"+ {name}" for compared in comparison.types for name in compared.enter]
     leave = [f"- {name}" for compared in comparison.types for name in compared.leave]

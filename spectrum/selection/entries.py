@@ -126,14 +126,15 @@ def _parameter_entry(parameter: str, index: ParameterIndex, selected: Collection
     return parameter if all(name in selected for name in others) else f"^{parameter}$"
 
 
-def render_axolotl(entries: Layers, embedding_parameters: Iterable[str]) -> str:
+def render_axolotl(entries: Layers, embedding_parameters: Iterable[str], comment: str = "") -> str:
     """The text of the YAML file that Axolotl reads, byte for byte what the reference writes where both are defined.
 
     Args:
         entries: the entries of each layer type. Each type has a comment, even if it has no entry.
         embedding_parameters: the embedding parameters, whose lines come first.
+        comment: one line below the key, which every reader of such lists skips; empty for none.
     """
-    lines = ["unfrozen_parameters:"]
+    lines = ["unfrozen_parameters:", *([f"# {comment}"] if comment else [])]
     lines += [f"- ^{name}$" for name in embedding_parameters]
     for layer_type, group in entries.items():
         lines.append(f"# {layer_type} layers")

@@ -1,7 +1,8 @@
 """How sure is a selection? Records in, text out.
 
 The cut of a layer type lies between its last selected layer and the next one. This module reports the margins of cuts,
-ties at a cut, and layers whose score says little.
+ties at a cut, and layers whose score says little. Where layers are selected by lot, no cut lies between scores, so
+there is nothing to report.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from spectrum.records import SNR_ACCURACY, LayerSnr
+from spectrum.selection.order import HIGHEST, by_score
 from spectrum.text import listed
 
 # Singular values crowd the bulk edge if moving the edge by 1 percent either way changes the score by more than this,
@@ -23,38 +25,40 @@ class RankedType:
 
     Args:
         layer_type: the type.
-        layers: all layers of the type, by descending SNR.
+        layers: all layers of the type, in the order in which they are selected.
         num_selected: how many of them are selected, from the first one on.
+        order: that order, see `order.parse_order`.
     """
 
     layer_type: str
     layers: tuple[LayerSnr, ...]
     num_selected: int
+    order: str = HIGHEST
 
     @property
     def selected(self) -> tuple[LayerSnr, ...]:
-        """The selected layers, by descending SNR."""
+        """The selected layers, in their order."""
         return self.layers[: self.num_selected]
 
     @property
     def cut(self) -> tuple[LayerSnr, LayerSnr] | None:
-        """The last selected layer and the next one; None if all layers are selected, or none is."""
-        if not 0 < self.num_selected < len(self.layers):
+        """The last selected layer and the next one; None if all layers are selected, if none is, or by lot."""
+        if not by_score(self.order) or not 0 < self.num_selected < len(self.layers):
             return None
         return self.layers[self.num_selected - 1], self.layers[self.num_selected]
 
     @property
     def margin(self) -> float | None:
-        """How much lower the score after the cut is, relative to the score before it, in [0, 1].
+        """How much lower the lower of the scores at the cut is, relative to the higher one, in [0, 1].
 
         0 for a tie, None without a cut.
         """
         if self.cut is None:
             return None
-        before, after = (layer.snr for layer in self.cut)
-        if before == after:
+        lower, higher = sorted(layer.snr for layer in self.cut)
+        if lower == higher:
             return 0.0
-        return 1 - after / before if before > 0 else 1.0
+        return 1 - lower / higher if higher > 0 else 1.0
 
     @property
     def is_constant(self) -> bool:
@@ -79,11 +83,14 @@ def legend(types: Sequence[RankedType]) -> str:
     """What the column `margin` of a table means; empty if no type has a margin."""
     if all(ranked.margin is None for ranked in types):
         return ""
-    return "margin: how far the best layer left out scores below the lowest one selected"
+    if any(ranked.order == HIGHEST for ranked in types):
+        return "margin: how far the best layer left out scores below the lowest one selected"
+    return "margin: how far the best layer selected scores below the lowest one left out"
 
 
 def notes(types: Sequence[RankedType]) -> list[str]:
     """What a user should know about the scores and the cuts, one line for each finding."""
+    types = [ranked for ranked in types if by_score(ranked.order)]
     tied = [ranked for ranked in types if ranked.margin == 0]
     layers = [layer for ranked in types for layer in ranked.layers]
     findings = (

@@ -1,6 +1,7 @@
 """START HERE: which layers train? The top percent of each layer type.
 
-The percentage is given, or it follows from how many of the model's parameters may train.
+The percentage is given, or it follows from how many of the model's parameters may train. As a control for experiments,
+as many layers of each type are taken from the other end, or by lot.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from spectrum.files import write_atomically
 from spectrum.records import ModelInfo, ScanResult
 from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
 from spectrum.selection.margins import RankedType, legend
+from spectrum.selection.order import HIGHEST, by_score, ordered, parse_order, share
 from spectrum.text import aligned, html, in_line, listed
 
 DEFAULT_PERCENT = "50"
@@ -30,26 +32,28 @@ _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 @dataclass(frozen=True, repr=False)  # without slots, for the cached index
 class Selection:
-    """The top percent of each layer type of a scan.
+    """The top percent of each layer type of a scan, or a control of the same size.
 
     Args:
         result: the scan.
         types: the layers of each type, in the scan's order.
         percent: the percentage, as typed.
         embeddings: True if the input embedding and the output head always train, False if they never do.
+        order: which layers are selected first: `highest`, `lowest` or `random:SEED`.
     """
 
     result: ScanResult
     types: tuple[RankedType, ...]
     percent: str
     embeddings: bool
+    order: str = HIGHEST
 
     @cached_property
     def _index(self) -> ParameterIndex:
         return ParameterIndex.of(self.result)
 
     def layers(self) -> dict[str, list[str]]:
-        """The names of the layers that train, by layer type, by descending SNR."""
+        """The names of the layers that train, by layer type, in the order of the selection."""
         return {
             ranked.layer_type: [
                 layer.name for layer in ranked.selected if self.embeddings or not self._index.is_embedding(layer.name)
@@ -88,8 +92,17 @@ class Selection:
         if not self.trained():
             raise SelectionError(f"nothing to train: {no_whole_layer(self)}")
         file = Path(path).expanduser()
-        write_atomically(file, render_axolotl(self.entries(), self.embedding_parameters()))
+        write_atomically(file, self.yaml())
         return file
+
+    def yaml(self) -> str:
+        """The text of the list for Axolotl. That of a control says so in a comment, in case its file is renamed."""
+        comment = "" if self.order == HIGHEST else f"control: {self.share()} of each layer type"
+        return render_axolotl(self.entries(), self.embedding_parameters(), comment)
+
+    def share(self) -> str:
+        """How much is selected of each type, in words: `top 25 percent`, `random 25 percent (seed 7)`."""
+        return share(self.percent, self.order)
 
     def always_training(self) -> list[str]:
         """The layers that train as input embedding or output head, though they are not selected, in model order."""
@@ -112,23 +125,28 @@ class Selection:
 
     def _title(self) -> str:
         embeddings = "with" if self.embeddings else "without"
-        model = in_line(self.result.model)
-        return f"Top {self.percent} percent of {model}, {embeddings} input embedding and output head"
+        of = f"of {in_line(self.result.model)}, {embeddings} input embedding and output head"
+        return f"{self.share().capitalize()} {of}"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table with a row for each layer type: how many of its layers are selected, their SNR, the cut's margin."""
+        """A table with a row for each layer type: how many of its layers are selected, their SNR, the cut's margin.
+
+        A selection by lot has no margins.
+        """
         header = ("layer type", "selected", "lowest SNR", "highest SNR", "margin")
         layers = sum(len(ranked.layers) for ranked in self.types)
         chosen = self.layers()  # without embeddings that stay frozen
         selected = sum(map(len, chosen.values()))
         rows = [_row(ranked, len(chosen[ranked.layer_type])) for ranked in self.types]
-        return [header, *rows, ("total", f"{selected} of {layers}", "", "", "")]
+        table = [header, *rows, ("total", f"{selected} of {layers}", "", "", "")]
+        return table if by_score(self.order) else [row[:-1] for row in table]
 
 
 def _row(ranked: RankedType, num_trained: int) -> tuple[str, ...]:
     lowest, highest = "", ""
     if ranked.layers:
-        lowest, highest = (f"{layer.snr:.4g}" for layer in (ranked.layers[-1], ranked.layers[0]))
+        scores = [layer.snr for layer in ranked.layers]
+        lowest, highest = (f"{snr:.4g}" for snr in (min(scores), max(scores)))
     count = f"{num_trained} of {len(ranked.layers)}"
     return ranked.layer_type, count, lowest, highest, ranked.describe_margin()
 
@@ -161,38 +179,41 @@ def parse_percent(text: str) -> str:
     return number
 
 
-def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
+def top_percent(result: ScanResult, percent: str, *, embeddings: bool = True, order: str = HIGHEST) -> Selection:
     """Select the `floor(count * percent / 100)` layers of highest SNR of each type. Ties are taken in model order.
 
-    Layers whose SNR is NaN are neither counted nor selected. Raises ValueError for a percentage outside (0, 100].
+    Layers whose SNR is NaN are neither counted nor selected. Raises ValueError for a percentage outside (0, 100], and
+    for an order that is none.
 
     Args:
         result: the scan.
         percent: a decimal number, as typed. File names contain it. Decimal arithmetic is exact: 12.3 percent of 1000
             layers are 123, while binary floats may give 122.
         embeddings: whether the input embedding and the output head always train, or never.
+        order: `lowest` selects as many layers of lowest SNR, and `random:SEED` as many by lot, see `order.ordered`.
     """
-    percent = parse_percent(percent)
+    percent, order = parse_percent(percent), parse_order(order)
     exact_percent = Fraction(percent)
     types = []
     for layer_type, layers in result.by_type().items():
-        ranked = sorted((layer for layer in layers if not math.isnan(layer.snr)), key=lambda layer: -layer.snr)
-        types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * exact_percent / 100)))
-    return Selection(result, tuple(types), percent, embeddings)
+        ranked = ordered((layer for layer in layers if not math.isnan(layer.snr)), order)
+        types.append(RankedType(layer_type, tuple(ranked), math.floor(len(ranked) * exact_percent / 100), order))
+    return Selection(result, tuple(types), percent, embeddings, order)
 
 
-def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> Selection:
+def top_params(result: ScanResult, percent: str, *, embeddings: bool = True, order: str = HIGHEST) -> Selection:
     """Select the top percent of each type: as much as trains at most this percentage of the model's parameters.
 
     `Selection.percent` is the number of fewest digits with which `top_percent` selects the same layers.
 
     Raises SelectionError if even the smallest selection is too large, or if the scan does not say how large parameters
-    are. Raises ValueError for a percentage outside (0, 100].
+    are. Raises ValueError as `top_percent` does.
 
     Args:
         result: the scan.
         percent: at most this percentage of the elements of all parameters trains, as typed.
         embeddings: whether the input embedding and the output head always train, or never.
+        order: as of `top_percent`. The layers of a type may differ in size, and so may the percentages of two orders.
     """
     max_percent = Fraction(parse_percent(percent))
     info = result.info
@@ -206,7 +227,7 @@ def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> 
         raise SelectionError(f"{result.model} has no layer to select")
 
     def selection_at(step: int) -> Selection:
-        return top_percent(result, _shortest(steps, step), embeddings=embeddings)
+        return top_percent(result, _shortest(steps, step), embeddings=embeddings, order=order)
 
     def num_trained(step: int) -> int:
         return info.num_elements(selection_at(step).trained())
@@ -217,7 +238,7 @@ def top_params(result: ScanResult, percent: str, *, embeddings: bool = True) -> 
         least = 100 * num_trained(0) / total
         hint = ""
         if embeddings:
-            frozen = top_percent(result, _shortest(steps, 0), embeddings=False)
+            frozen = top_percent(result, _shortest(steps, 0), embeddings=False, order=order)
             share = 100 * info.num_elements(frozen.trained()) / total
             even = "" if share <= max_percent else "even "
             hint = (

@@ -249,6 +249,7 @@ VALUES = {
     "--rescan": [],
     "--top-percent": ["50"],
     "--top-params": ["5"],
+    "--order": ["random:07"],
     "--no-embeddings": [],
     "--compare": ["other"],
     "--format": ["axolotl"],
@@ -308,7 +309,7 @@ def test_options_that_are_not_given_have_their_defaults() -> None:
 def test_help_and_options_agree_on_defaults() -> None:
     helps = {action.dest: action.help or "" for action in reversed(grammar.parser()._actions)}
     own = options.SelectOptions()
-    for name in ("top_percent", "format", "results_dir", "training_gpus", "device"):
+    for name in ("top_percent", "order", "format", "results_dir", "training_gpus", "device"):
         assert f"(default: {getattr(own, name)})" in helps[name]
 
 
@@ -317,7 +318,14 @@ def test_each_option_reaches_its_field() -> None:
     assert options.parse(["--model-name", "m/", *args]) == options.Options(
         options.ModelOptions("m", "main", "LlamaModel", True),
         options.SelectOptions(
-            ["all"], True, embeddings=False, compare="other", plot=Path("x.png"), download=True, batch_size="auto"
+            ["all"],
+            True,
+            order="random:7",
+            embeddings=False,
+            compare="other",
+            plot=Path("x.png"),
+            download=True,
+            batch_size="auto",
         ),
         yes=True,
         quiet=True,

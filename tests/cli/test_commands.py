@@ -27,6 +27,7 @@ from spectrum.cli import entry
 from spectrum.plots import heatmap, histogram
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
+from spectrum.text import aligned
 from spectrum.trainers.formats import formats
 from tests.helpers.architectures import built
 from tests.helpers.command import Finished, assert_refused, run
@@ -36,6 +37,7 @@ from tests.helpers.processes import torchrun
 MODEL = ["--model-name", "model"]
 LIST = "snr_results_model_unfrozenparameters_50percent.yaml"
 SCAN = "model_snr_results/snr_results_model.json"
+SORTED = "snr_results_model_sorted.json"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,91 @@ def test_formats_hold_what_the_yaml_does(scanned: Path) -> None:
 def test_adapters_have_no_plan_for_training_in_full(scanned: Path) -> None:
     assert "AdamW" in done_well(scanned).out
     assert "AdamW" not in done_well(scanned, "--format", "peft").out
+
+
+# Controls.
+
+
+@pytest.mark.usefixtures("cache_only")
+@pytest.mark.parametrize(("order", "word"), [("lowest", "lowest"), ("random:7", "random-7")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_has_files_of_its_own(name: str, order: str, word: str, scanned: Path) -> None:
+    options = ["--format", name, "--top-percent", "25", "--no-embeddings"]
+    done_well(scanned, *options)
+    default, sorted_scores = ((scanned / file).read_bytes() for file in (NAMES[name], SORTED))
+    done = done_well(scanned, *options, "--order", order)
+    file = NAMES[name].replace("25percent", f"25percent_{word}")
+    chosen = selection.top_percent(scan_json.read_published(scanned / SCAN), "25", embeddings=False, order=order)
+    assert (scanned / file).read_text() == formats.FORMATS[name].render(chosen).text
+    assert (scanned / file).read_bytes() != default == (scanned / NAMES[name]).read_bytes()
+    assert (scanned / SORTED).read_bytes() == sorted_scores
+    assert sections(done)[1] == f"Control: {chosen.share()} of each layer type, in place of the top 25 percent."
+    assert sections(done)[2] == aligned(chosen.rows())
+    assert sections(done)[-2].splitlines()[-1].split() == ["list", file]
+    assert (f"--check {file}" in sections(done)[-1]) == (name == "axolotl")
+    assert done_well(scanned, *options, "--order", order, "--quiet", "--output-dir", "out").out == f"out/{file}\n"
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_the_default_order_changes_nothing(scanned: Path) -> None:
+    plain = done_well(scanned, "--top-percent", "25")
+    before = {name: (scanned / name).read_bytes() for name in files_below(scanned)}
+    assert done_well(scanned, "--top-percent", "25", "--order", "highest") == plain
+    assert {name: (scanned / name).read_bytes() for name in files_below(scanned)} == before
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_a_control_may_be_a_share_of_all_parameters(scanned: Path) -> None:
+    done = done_well(scanned, "--top-params", "30", "--order", "random:7")
+    equivalent = "At most 30 percent of all parameters: the same as --top-percent 25 --order random:7."
+    assert equivalent in sections(done)
+    file = scanned / LIST.replace("50percent", "25percent_random-7")
+    assert file.is_file()
+    again = done_well(scanned, "--top-percent", "25", "--order", "random:7", "--output-dir", "again")
+    assert again.err == ""
+    assert (scanned / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_a_control_is_compared_with_the_same_control(scanned: Path) -> None:
+    other = json.loads((scanned / SCAN).read_text())
+    for entry_of_layer in other.values():
+        entry_of_layer["snr"] = 1 / entry_of_layer["snr"]
+    (scanned / "other.json").write_text(json.dumps(other))
+    out = done_well(scanned, "--order", "lowest", "--top-percent", "25", "--compare", "other.json").out
+    assert "in place of model, lowest 25 percent of each layer type:" in out
+    highest = selection.top_percent(scan_json.read_published(scanned / SCAN), "25").layers()["mlp.up_proj"]
+    assert all(f"+ {name}\n" in out for name in highest)
+    out = done_well(scanned, "--order", "random:1", "--top-percent", "25", "--compare", "other.json").out
+    assert "of these types, both select the same layers" in out
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_the_list_of_a_control_is_checked(scanned: Path) -> None:
+    done_well(scanned, "--order", "random:7")
+    done = run(scanned, *MODEL, "--check", LIST.replace("50percent", "50percent_random-7"))
+    assert (done.status, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("random", "random needs a seed, so that the same layers can be drawn again, such as random:1, not 'random'"),
+        ("random:x", "such as random:1, not 'random:x'"),
+        ("Lowest", "not 'Lowest'; did you mean lowest?"),
+        ("", "highest, lowest or random:SEED is expected"),
+    ],
+)
+def test_an_order_that_is_none_is_wrong_usage(order: str, words: str, tmp_path: Path) -> None:
+    assert_refused(run(tmp_path, *MODEL, "--order", order), "--order", words, status=2)
+
+
+def test_a_name_that_is_too_long_for_its_file_is_refused_before_a_scan(tmp_path: Path) -> None:
+    shutil.copytree(TINY_LLAMA, tmp_path / ("m" * 170))
+    # The name itself is within 255 bytes; that of the temporary file beside it is not.
+    done = run(tmp_path, "--model-name", "m" * 170, "--yes", "--order", f"random:{2**63 - 1}")
+    assert_refused(done, "cannot write snr_results_mmm", "too long")
+    assert files_below(tmp_path / "model_snr_results") == []
 
 
 def test_a_format_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def work(tmp_path: Path) -> Path:
         ("-yes", "--yes"),
         ("--Device", "--device"),
         ("--layer-type", "--layer-types"),
+        ("--bottom-percent", "--order"),
+        ("--seed", "--order"),
         ("--outputdir", "--output-dir"),
         ("-o", "--output-dir"),
         ("--cache_dir", "--results-dir"),

@@ -385,6 +385,20 @@ def test_a_long_and_strange_name_keeps_its_ends_and_what_the_font_has(tmp_path: 
         spectrum_histogram(spectrum_of(np.arange(1.0, 9.0), (8, 8), "$x"), name, tmp_path / f"histogram{suffix}")
 
 
+@pytest.mark.parametrize(
+    ("order", "share"),
+    [("highest", "top 25 percent"), ("lowest", "lowest 25 percent"), ("random:7", "random 25 percent (seed 7)")],
+)
+def test_a_control_is_outlined_and_named(order: str, share: str) -> None:
+    layers = [(f"h.{i}.a", "a", 2.0 + i) for i in range(8)]
+    selection = top_percent(scan(*layers), "25", order=order)
+    figure = drawn(selection)
+    assert figure.texts[1].get_text() == f"outlined: {share} of each layer type"
+    names = {f"h.{column}.{row}" for row, column in boxes(figure, "solid")}
+    assert names == set(selection.layers()["a"])
+    assert len(names) == 2
+
+
 def test_where_there_is_no_layer_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SpectrumError, match="there is no layer of org/model to draw"):
         heatmap.heatmap(top_percent(scan(("h.0.a", "a", 1.0)).only(()), "50"), tmp_path / "map.png")

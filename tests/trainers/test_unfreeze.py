@@ -56,8 +56,8 @@ def scored(model: nn.Module, best: Collection[str] = BEST) -> ScanResult:
     return replace(result, layers=tuple(layers))
 
 
-def half(model: nn.Module, **options: bool) -> Selection:
-    return spectrum.select(scored(model), 50, **options)
+def half(model: nn.Module, *, embeddings: bool = True) -> Selection:
+    return spectrum.select(scored(model), 50, embeddings=embeddings)
 
 
 def trainable(model: nn.Module) -> set[str]:

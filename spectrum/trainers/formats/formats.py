@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from spectrum.errors import SelectionError
 from spectrum.records import LayerSnr, ModelInfo, Parameter
-from spectrum.selection.entries import render_axolotl
 from spectrum.selection.selection import Selection
 from spectrum.text import listed
 
@@ -37,7 +36,7 @@ class Export:
 
 def axolotl(selection: Selection) -> Export:
     """The `unfrozen_parameters` of Axolotl, as the reference writes them."""
-    return Export(render_axolotl(selection.entries(), selection.embedding_parameters()))
+    return Export(selection.yaml())
 
 
 def names(selection: Selection) -> Export:
@@ -158,6 +157,7 @@ def selected_json(selection: Selection) -> Export:
         "model_class": info.model_class if info else None,
         "versions": dict(provenance.versions) if provenance else None,
         "top_percent": float(selection.percent),
+        "order": selection.order,
         "embeddings": _parameter_entries(selection.embedding_parameters(), parameters),
         "layers": [
             {**_layer_entry(scores[layer]), "parameters": _parameter_entries(own, parameters)}

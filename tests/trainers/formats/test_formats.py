@@ -234,6 +234,7 @@ def test_the_selection_as_json_has_layers_with_scores_and_parameters_with_sizes(
         "model_class": "ToyForCausalLM",
         "versions": {"spectrum": "1", "torch": "2", "transformers": "5"},
         "top_percent": 50,
+        "order": "highest",
         "embeddings": [described("out.weight", 8, 4), described("emb.weight", 8, 4)],
         "layers": [
             {
