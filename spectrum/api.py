@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.remote.model_names import parse_model_name
 from spectrum.compute.batches import parse_batch_size
+from spectrum.display import draw_with
 from spectrum.errors import SpectrumError, short_traceback
 from spectrum.layer_types import split_patterns
+from spectrum.plots import heatmap
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed, uncached
 from spectrum.scanning import scan as scanning
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "scan", "select", "unfreeze"]
 
 _logger = logging.getLogger("spectrum")
+draw_with(heatmap.picture)
 
 
 @short_traceback

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import Any, NamedTuple
 
-from spectrum.text import aligned, html, in_line, plural
+from spectrum.display import Displayed
+from spectrum.text import Row, in_line, plural
 
 # The largest relative error that an SNR may have, unless a singular value sits on the bulk edge itself.
 SNR_ACCURACY = 1e-8
@@ -219,7 +219,7 @@ class LayerSpectrum:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ScanResult:
+class ScanResult(Displayed):
     """A model's scores.
 
     Args:
@@ -261,19 +261,14 @@ class ScanResult:
         """Layers of each type, types and layers in the order of `layers`."""
         return group_by_type(self.layers)
 
-    def __repr__(self) -> str:
-        return f"{self._title()}\n\n{aligned(self._rows())}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self._title())}</p>\n{html(self._rows())}"
-
     def _title(self) -> str:
         of = f" ({self.info.model_class})" if self.info is not None else ""
         left_out = f"; {len(self.left_out)} left out for NaN or infinity" if self.left_out else ""
         return f"Scan of {in_line(self.model)}{of}: {plural(len(self.layers), 'layer')}{left_out}"
 
-    def _rows(self) -> Sequence[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("layer type", "layers", "lowest SNR", "median SNR", "highest SNR")]
+    def rows(self) -> Sequence[Row]:
+        """A table with a row for each layer type: how many layers it has, and their SNR."""
+        rows: list[Row] = [("layer type", "layers", "lowest SNR", "median SNR", "highest SNR")]
         for layer_type, layers in self.by_type().items():
             scores = [layer.snr for layer in layers]
             numbers = (min(scores), statistics.median(scores), max(scores))

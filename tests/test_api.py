@@ -462,6 +462,15 @@ def test_the_list_of_a_control_is_unfrozen_as_it_says(sample: ScanResult, tmp_pa
     assert spectrum.unfreeze(model, path).names == spectrum.unfreeze(model, control).names
 
 
+def test_results_are_drawn_from_python(sample: ScanResult, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, result in (("scan", sample), ("selection", spectrum.select(sample, 25))):
+        path = tmp_path / f"{name}.png"
+        assert result.plot(path) == path
+        assert result.plot()._repr_png_()[0] == path.read_bytes()
+    assert (tmp_path / "scan.png").read_bytes() != (tmp_path / "selection.png").read_bytes()
+
+
 def test_a_share_that_no_selection_fits_in_is_an_error(sample: ScanResult) -> None:
     with pytest.raises(SelectionError, match="the smallest selection trains"):
         spectrum.select(sample, top_params=0.01)

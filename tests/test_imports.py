@@ -25,14 +25,15 @@ from tests.helpers.paths import ROOT, TINY_LLAMA
 from tests.helpers.records import PROVENANCE
 
 # Downwards only. A folder is named by its path, a module at the top by its name; `spectrum` is the package itself.
-FOUNDATION = {"records", "layer_types", "dtypes", "files", "text", "errors", "version"}
+FOUNDATION = {"records", "display", "layer_types", "dtypes", "files", "text", "errors", "version"}
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "dtypes": set(),
     "text": set(),
     "errors": {"text"},
     "layer_types": {"errors", "text"},
-    "records": {"text"},
+    "display": {"errors", "text"},
+    "records": {"display", "text"},
     "files": {"errors", "text"},
     "checkpoint.disk": {*FOUNDATION, "torch"},
     "checkpoint.remote": {*FOUNDATION, "checkpoint.disk", "huggingface_hub", "torch"},
@@ -53,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "plots": {*FOUNDATION, "selection", "matplotlib", "numpy"},
     "api": {
         *FOUNDATION,
-        *("checkpoint", "checkpoint.remote", "compute", "scanning", "selection", "torch", "tqdm", "trainers"),
+        *("checkpoint", "checkpoint.remote", "compute", "plots", "scanning", "selection", "torch", "tqdm", "trainers"),
     },
     "cli": {
         *FOUNDATION,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectrum.errors import SpectrumError
+from spectrum.errors import SpectrumError, short_traceback
 from spectrum.files import write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +20,39 @@ if TYPE_CHECKING:
 
 DPI = 160  # of a PNG
 _MAX_PIXELS = 16_000  # of a PNG's longer side; a larger figure gets a lower resolution
+_SCREEN_DPI = 110  # in a notebook, where text of 7 points is then 11 pixels high; the rest of the PNG is for sharpness
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Picture:
+    """A figure that a notebook shows as the value of a cell, on white, whatever the notebook's theme.
+
+    Args:
+        figure: matplotlib's figure. pyplot does not know it, so it is shown only once.
+        name: what it shows, in words.
+    """
+
+    figure: Figure
+    name: str
+
+    def __repr__(self) -> str:
+        return f"{self.name}: a notebook shows it, save(path) writes it"
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        with own_settings():
+            return _content(self.figure, "png"), {"width": round(self.figure.get_figwidth() * _SCREEN_DPI)}
+
+    @short_traceback
+    def save(self, path: str | Path) -> Path:
+        """Write the picture in the format that the suffix names, and return the path.
+
+        Raises as `check_can_draw` does, and ResultsError if the file cannot be written.
+        """
+        check_can_draw(path)
+        file = Path(path).expanduser()
+        with own_settings():
+            save(self.figure, file)
+        return file
 
 
 def check_can_draw(path: str | Path) -> None:
@@ -28,6 +62,11 @@ def check_can_draw(path: str | Path) -> None:
     """
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise SpectrumError(f"the name of a picture must end in .png, .svg or .pdf; {path} does not")
+    check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Raises SpectrumError if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -65,8 +104,12 @@ def own_settings() -> AbstractContextManager[None]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture in the format that the suffix names, whole or not at all. Equal figures give equal bytes."""
-    suffix = path.suffix.lower()[1:]
+    write_atomically(path, _content(figure, path.suffix.lower()[1:]))
+
+
+def _content(figure: Figure, suffix: str) -> bytes:
+    """The content of a picture's file. suffix: `png`, `svg` or `pdf`."""
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     content = io.BytesIO()
     figure.savefig(content, format=suffix, metadata=no_date, dpi=min(DPI, _MAX_PIXELS / max(figure.get_size_inches())))
-    write_atomically(path, content.getvalue())
+    return content.getvalue()

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spectrum.display import Displayed
 from spectrum.errors import SpectrumError
 from spectrum.layer_types import layer_number
-from spectrum.plots.figure import DPI, check_can_draw, own_settings, save, shown, text_width
+from spectrum.plots.figure import DPI, Picture, check_can_draw, check_matplotlib, own_settings, shown, text_width
+from spectrum.records import ScanResult
 from spectrum.selection.selection import Selection
+from spectrum.text import in_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
+_EXPERTS = ".*"  # in the label of a row, in place of that number
 _OUTSIDE = "outside the stack"  # the label of the column of lm_head and other modules that have no layer index
 _INFINITE = "\N{INFINITY}"
 _NOTES = {
+    "*": "the colour is that of the median of a layer's experts",
     "dashed": "some of the experts are selected; the colour is that of their median",
     "0": "no singular value lies above the bulk edge",
     "1": "every layer of the type scores exactly 1, as a vector does, which has one singular value",
@@ -32,26 +37,43 @@ _NOTES = {
 _COLOURS = "viridis"  # its lightness rises throughout, so colour-blind readers can use it too
 
 
-def heatmap(selection: Selection, path: str | Path) -> None:
-    """Draw the SNR of every layer, by layer type and layer index, with an outline around the selected ones.
+def heatmap(drawn: Displayed, path: str | Path) -> None:
+    """Draw the picture, see `picture`, and write it.
 
-    Raises as `check_can_draw` does, SpectrumError if there is no layer, and ResultsError if the file cannot be written.
+    Raises as `check_can_draw` and `picture` do, and ResultsError if the file cannot be written.
     """
     check_can_draw(path)
+    picture(drawn).save(path)
+
+
+def picture(drawn: Displayed) -> Picture:
+    """Draw the SNR of every layer of a scan, by layer type and layer index; of a selection, the selected are outlined.
+
+    Raises SpectrumError if matplotlib is not installed, or if there is no layer.
+    """
+    check_matplotlib()
+    if not isinstance(drawn, ScanResult | Selection):
+        raise TypeError(f"neither a scan nor a selection: {drawn!r}")
     with own_settings():
-        save(_heatmap_figure(selection), Path(path))
+        return Picture(_heatmap_figure(drawn), f"Heat map of {in_line(_scan(drawn).model)}")
 
 
-def _heatmap_figure(selection: Selection) -> Figure:
+def _scan(drawn: ScanResult | Selection) -> ScanResult:
+    return drawn if isinstance(drawn, ScanResult) else drawn.result
+
+
+def _heatmap_figure(drawn: ScanResult | Selection) -> Figure:
     from matplotlib.figure import Figure
 
-    rows, columns, cells = _table(selection)
+    rows, columns, cells = _table(drawn)
     if not cells:
-        raise SpectrumError(f"there is no layer of {selection.result.model} to draw")
+        raise SpectrumError(f"there is no layer of {_scan(drawn).model} to draw")
     marks = {mark for cell in cells for mark in (cell.sign, cell.outline)}
+    if "dashed" not in marks and any(_EXPERTS in row for row in rows):
+        marks.add("*")
     text = _Text(
-        title=shown(selection.result.model, 80),
-        subtitle=f"outlined: {selection.share()} of each layer type",
+        title=shown(_scan(drawn).model, 80),
+        subtitle=_subtitle(drawn),
         notes=[f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks],
         rows=[shown(row) for row in rows],
         columns=[column if column == _OUTSIDE else shown(column, 6) for column in columns],
@@ -87,15 +109,22 @@ class _Cell(NamedTuple):
     outline: str
 
 
-def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
+def _subtitle(drawn: ScanResult | Selection) -> str:
+    if isinstance(drawn, ScanResult):
+        return "signal-to-noise ratio of each layer"
+    return f"outlined: {drawn.share()} of each layer type"
+
+
+def _table(drawn: ScanResult | Selection) -> tuple[list[str], list[str], list[_Cell]]:
     """The labels of rows and columns, and the cells. Experts that are modules of their own share a row."""
     groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}  # row -> column -> scores, and whether selected
     types: dict[str, set[str]] = {}
-    selected = {name for names in selection.layers().values() for name in names}
-    for ranked in selection.types:
-        row = _EXPERT.sub(r"\1.*", ranked.layer_type)
-        types.setdefault(row, set()).add(ranked.layer_type)
-        for layer in ranked.layers:
+    chosen = {} if isinstance(drawn, ScanResult) else drawn.layers()
+    selected = {name for names in chosen.values() for name in names}
+    for layer_type, layers in _scan(drawn).by_type().items():
+        row = _EXPERT.sub(rf"\1{_EXPERTS}", layer_type)
+        types.setdefault(row, set()).add(layer_type)
+        for layer in layers:
             index = layer_number(layer.name, layer.layer_type) or _OUTSIDE
             groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in selected))
     # Indices stay text, since one may have more digits than int() takes. Shorter ones first is their order.
@@ -103,7 +132,7 @@ def _table(selection: Selection) -> tuple[list[str], list[str], list[_Cell]]:
     cells = []
     for i, group in enumerate(groups.values()):
         is_constant = all(snr == 1 for layers in group.values() for snr, _ in layers)
-        cells += [_cell(i, columns.index(index), layers, is_constant) for index, layers in group.items()]
+        cells += [_cell(i, columns.index(index), scores, is_constant) for index, scores in group.items()]
     return [row if len(types[row]) > 1 else min(types[row]) for row in groups], columns, cells
 
 

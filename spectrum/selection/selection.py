@@ -12,17 +12,17 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from html import escape
 from itertools import count
 from pathlib import Path
 
+from spectrum.display import Displayed
 from spectrum.errors import SelectionError, short_traceback
 from spectrum.files import write_atomically
 from spectrum.records import ModelInfo, ScanResult
 from spectrum.selection.entries import ParameterIndex, render_axolotl, unfrozen_entries
 from spectrum.selection.margins import RankedType, legend
 from spectrum.selection.order import HIGHEST, by_score, ordered, parse_order, share
-from spectrum.text import aligned, html, in_line, listed
+from spectrum.text import in_line, listed
 
 DEFAULT_PERCENT = "50"
 MAX_PERCENT_LENGTH = 24  # characters, since the percentage becomes part of a file's name
@@ -31,7 +31,7 @@ _PERCENT = re.compile(r"\d+(\.\d+)?|\.\d+", re.ASCII)
 
 
 @dataclass(frozen=True, repr=False)  # without slots, for the cached index
-class Selection:
+class Selection(Displayed):
     """The top percent of each layer type of a scan, or a control of the same size.
 
     Args:
@@ -116,17 +116,13 @@ class Selection:
         names = [name for names in self.layers().values() for name in names]
         return bool(names) and all(map(self._index.is_embedding, names))
 
-    def __repr__(self) -> str:
-        return "\n\n".join(filter(None, (self._title(), aligned(self.rows()), legend(self.types))))
-
-    def _repr_html_(self) -> str:
-        below = f"\n<p>{escape(text)}</p>" if (text := legend(self.types)) else ""
-        return f"<p>{escape(self._title())}</p>\n{html(self.rows())}{below}"
-
     def _title(self) -> str:
         embeddings = "with" if self.embeddings else "without"
         of = f"of {in_line(self.result.model)}, {embeddings} input embedding and output head"
         return f"{self.share().capitalize()} {of}"
+
+    def _legend(self) -> str:
+        return legend(self.types)
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table with a row for each layer type: how many of its layers are selected, their SNR, the cut's margin.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,7 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+import spectrum.api  # noqa: F401 - says what draws results
 from spectrum.errors import ResultsError, SpectrumError
 from spectrum.plots import heatmap, histogram
 from spectrum.plots.figure import check_can_draw, own_settings
@@ -54,9 +58,8 @@ def llama(depth: int, percent: str = "25", model: str = "org/model", types: tupl
     return top_percent(scan(*layers, model=model), percent)
 
 
-def drawn(selection: Selection) -> Figure:
-    with own_settings():
-        return heatmap._heatmap_figure(selection)
+def drawn(result: Selection | ScanResult) -> Figure:
+    return heatmap.picture(result).figure
 
 
 def boxes(figure: Figure, gid: str) -> dict[tuple[str, str], float | None]:
@@ -130,6 +133,12 @@ def test_without_matplotlib_a_line_says_what_to_install(tmp_path: Path, monkeypa
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(SpectrumError, match="matplotlib"):
         heatmap.heatmap(llama(6), tmp_path / "map.png")
+    # At once, not when a notebook shows the picture.
+    for result in (llama(6), llama(6).result):
+        for draw in (result.plot, partial(result.plot, tmp_path / "map.png")):
+            with pytest.raises(SpectrumError, match=re.escape("pictures need matplotlib: pip install matplotlib")):
+                draw()
+    assert files_below(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -399,9 +408,102 @@ def test_a_control_is_outlined_and_named(order: str, share: str) -> None:
     assert len(names) == 2
 
 
+def test_a_scan_is_drawn_as_its_selections_are_but_without_outlines() -> None:
+    selection = llama(6)
+    figure, outlined = drawn(selection.result), drawn(selection)
+    assert boxes(figure, "scores") == boxes(outlined, "scores")
+    assert signs(figure) == signs(outlined)
+    assert boxes(outlined, "solid")
+    assert boxes(figure, "solid") == boxes(figure, "dashed") == {}
+    assert figure.texts[1].get_text() == "signal-to-noise ratio of each layer"
+    assert "outlined" not in written(figure)
+    assert tuple(figure.get_size_inches()) == tuple(outlined.get_size_inches())
+
+
+def test_the_colour_of_experts_is_explained_with_or_without_a_selection() -> None:
+    layers = [(f"h.{i}.experts.{e}.up", f"experts.{e}.up", 1.0 + e + i) for i in range(4) for e in range(3)]
+    median = "the colour is that of the median of a layer's experts"
+    result = scan(*layers)
+    assert median in written(drawn(result))
+    assert median in written(drawn(top_percent(result, "100")))
+    some = top_percent(scan(*layers, ("h.4.experts.0.up", "experts.0.up", 9.0)), "75")
+    assert "dashed: some of the experts are selected; the colour is that of their median" in written(drawn(some))
+    assert median not in written(drawn(some))
+    assert median not in written(drawn(llama(6).result))
+
+
+# From Python.
+
+
+@pytest.mark.parametrize("kind", ["scan", "selection"])
+def test_a_result_draws_itself(kind: str, tmp_path: Path) -> None:
+    result = llama(6).result if kind == "scan" else llama(6)
+    picture = result.plot()
+    png, shape = picture._repr_png_()
+    assert png.startswith(MAGIC[".png"])
+    # The notebook shows it this wide, and scales the height along.
+    width = int.from_bytes(png[16:20], "big")
+    assert 300 < shape["width"] < width < 2 * shape["width"]
+    assert repr(picture) == "Heat map of org/model: a notebook shows it, save(path) writes it"
+    assert not hasattr(picture, "_repr_html_")
+    assert result.plot(tmp_path / "a.png") == tmp_path / "a.png"
+    assert picture.save(str(tmp_path / "b.png")) == tmp_path / "b.png"
+    heatmap.heatmap(result, tmp_path / "c.png")
+    assert {(tmp_path / f"{name}.png").read_bytes() for name in "abc"} == {png}
+    for suffix in (".svg", ".pdf"):
+        assert result.plot(tmp_path / f"d{suffix}").read_bytes().startswith(MAGIC[suffix])
+
+
+def test_a_picture_is_opaque_and_white_whatever_the_users_settings() -> None:
+    with mpl.rc_context({"figure.facecolor": "black", "savefig.transparent": True, "savefig.facecolor": "none"}):
+        png, _ = llama(6).plot()._repr_png_()
+    pixels = matplotlib.image.imread(io.BytesIO(png))
+    assert pixels[0, 0].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert (pixels[..., 3] == 1).all()
+
+
+def test_a_picture_goes_to_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert llama(6).plot("~/scores.svg") == tmp_path / "scores.svg"
+    assert files_below(tmp_path) == ["scores.svg"]
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map", "map.html.txt"])
+def test_a_result_refuses_another_suffix(name: str, tmp_path: Path) -> None:
+    for draw in (llama(6).plot, llama(6).result.plot, llama(6).plot().save):
+        with pytest.raises(SpectrumError, match=re.escape(".png, .svg or .pdf; ")):
+            draw(tmp_path / name)
+    assert files_below(tmp_path) == []
+
+
+def test_what_draws_is_known_once_the_interface_is_imported(tmp_path: Path) -> None:
+    probe = """
+from spectrum.records import LayerSnr, ScanResult
+r = ScanResult("m", (LayerSnr("h.0.a", "a", 2.0),), (), (), None)
+try:
+    r.plot()
+except Exception as error:
+    print(type(error).__name__, error)
+import spectrum
+spectrum.select
+print(r.plot("a.png"))
+import sys
+print("matplotlib.pyplot" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "SpectrumError nothing can draw this result yet; import spectrum.api first",
+        "a.png",
+        "False",
+    ]
+
+
 def test_where_there_is_no_layer_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SpectrumError, match="there is no layer of org/model to draw"):
         heatmap.heatmap(top_percent(scan(("h.0.a", "a", 1.0)).only(()), "50"), tmp_path / "map.png")
+    with pytest.raises(SpectrumError, match="there is no layer of org/model to draw"):
+        scan().plot()
     assert files_below(tmp_path) == []
 
 
