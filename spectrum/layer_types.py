@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from spectrum.errors import LayerTypeError
@@ -24,6 +24,8 @@ WRAPPERS: Mapping[str, str] = {
 
 # Words for a stack of layers. A number after one of them may count the blocks of a stage.
 _STACK_WORDS = frozenset({"layers", "layer", "blocks", "block", "stages", "stage"})
+
+_MAX_BEGINNING = 4  # parts of a name
 
 _SHORT_NORM = re.compile(r"(ln|bn)_?[0-9a-z]?")  # ln_1, bn2
 
@@ -229,3 +231,13 @@ def _meant(pattern: str, layers: Mapping[str, Collection[str]], *, is_file: bool
         if matched:
             return f"'{candidate}'"
     return nearest(pattern, layers)
+
+
+def beginnings(name: str) -> Iterator[str]:
+    """The beginnings of a dotted name that have no number and leave two parts or more, from the empty one on."""
+    parts = name.split(".")
+    yield ""
+    for length in range(1, min(_MAX_BEGINNING, len(parts) - 2) + 1):
+        if parts[length - 1].isdigit():
+            break
+        yield "".join(f"{part}." for part in parts[:length])

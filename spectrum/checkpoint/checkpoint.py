@@ -81,7 +81,7 @@ class Checkpoint:
         return self._source.reads_rows(self._holders[parameter])
 
     def read_part(self, parameter: str, index: int | slice | None) -> torch.Tensor:
-        """A part of any parameter, in its stored dtype and as the model class lays it out.
+        """A part of any parameter, on the CPU, in its stored dtype and as the model class lays it out.
 
         Raises CheckpointError if a file can no longer be read.
 
@@ -92,7 +92,7 @@ class Checkpoint:
         value = self._source.read(self._holders[parameter], index)
         if self.remote is not None:
             self.remote.fetcher.done((parameter, str(index)))
-        return value
+        return value.cpu()  # a model in memory may be on any device
 
     def fetch_notice(self, matrices: Iterable[tuple[LayerWeight, int]]) -> str | None:
         """A message that says how much is fetched from the Hub to read these matrices, None if that is nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.disk import fingerprint
-from spectrum.checkpoint.disk.other_formats import ADAPTER_CONFIG, names_below, not_a_model_reason
+from spectrum.checkpoint.disk.other_formats import ADAPTER_CONFIG, has_weights, names_below, not_a_model_reason
 from spectrum.checkpoint.disk.tensors import WeightHeaders
 from spectrum.checkpoint.disk.weight_files import MAX_CONFIG_BYTES, read_failure
 from spectrum.errors import CheckpointError
@@ -124,7 +124,10 @@ def read_config_file(directory: Path) -> dict[str, Any]:
     try:
         return _parse_config(path, read_untrusted(path, MAX_CONFIG_BYTES))
     except FileNotFoundError as error:
-        reason = not_a_model_reason(directory, names_below(directory))
+        names = names_below(directory)
+        reason = not_a_model_reason(directory, names)
+        if has_weights(names):
+            reason = f"{directory} has no config.json beside its weights; copy that of the model into it"
         raise CheckpointError(reason or f"{directory} has no config.json, so it is not a transformers model") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

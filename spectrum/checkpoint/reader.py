@@ -192,7 +192,7 @@ def _check_weights(weights: Sequence[LayerWeight], where: object) -> None:
         if weight.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"{where} holds {weight.parameter} as {weight.dtype}, which is not a weight by itself; "
-                "scan the original checkpoint"
+                "use the original checkpoint"
             )
     if not weights:
         raise CheckpointError(f"{where} has no weight matrices")

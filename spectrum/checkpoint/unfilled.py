@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from spectrum.checkpoint.mapping.keys import keys_for
 from spectrum.checkpoint.matrices import fills
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError
-from spectrum.layer_types import WRAPPERS, unwrapped
+from spectrum.layer_types import WRAPPERS, beginnings, unwrapped
 from spectrum.text import listed, plural
 
 # The part that DDP, DataParallel and DeepSpeed put before all names. In other places, it is an ordinary name.
@@ -53,8 +53,6 @@ _MAX_ARCHITECTURES = 4  # of a config that are tried, so that a long list does n
 
 # Buffers that older versions of transformers stored, and newer ones compute.
 _FORMER_BUFFER = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
-
-_MAX_PREFIX = 4  # parts of a name
 
 
 def missing_reason(
@@ -127,7 +125,7 @@ def wrapped_reason(
     if unmerged := _first(unused, _UNMERGED):
         return (
             f"{directory} holds {unmerged}: it is a PEFT model whose adapter is not merged; save what its "
-            "merge_and_unload() returns, or scan the base model"
+            "merge_and_unload() returns, or use the base model"
         )
     if flattened := _first(unused, _FLATTENED):
         return f"{directory} holds {flattened}, parameters that FSDP has flattened; {_MERGE_FSDP}"
@@ -247,11 +245,11 @@ def _change_of_prefix(model: Any, missing: Sequence[str], unused: Sequence[str])
     """The change at the beginning of keys after which most of them fill missing parameters, None if there is none."""
     by_suffix: dict[str, str] = {}
     for name in missing:
-        for prefix in _prefixes(name):
+        for prefix in beginnings(name):
             by_suffix.setdefault(name[len(prefix) :], prefix)
     pairs: Counter[tuple[str, str]] = Counter()
     for key in unused:
-        old = next((prefix for prefix in _prefixes(key) if key[len(prefix) :] in by_suffix), None)
+        old = next((prefix for prefix in beginnings(key) if key[len(prefix) :] in by_suffix), None)
         if old is not None and old != by_suffix[key[len(old) :]]:
             pairs[old, by_suffix[key[len(old) :]]] += 1
     for (old, new), _ in pairs.most_common(3):
@@ -269,16 +267,6 @@ def _advice(old: str, new: str) -> str:
     if not old:
         return f"put {new!r} before the keys that have no place"
     return f"replace {old!r} by {new!r} where keys begin with it"
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    """The beginnings of a dotted name that have no number and leave two parts or more, from the empty one on."""
-    parts = name.split(".")
-    yield ""
-    for length in range(1, min(_MAX_PREFIX, len(parts) - 2) + 1):
-        if parts[length - 1].isdigit():
-            break
-        yield "".join(f"{part}." for part in parts[:length])
 
 
 def _likeness(key: str, name: str) -> int:

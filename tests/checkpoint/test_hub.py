@@ -326,7 +326,7 @@ REFUSALS: Mapping[str, tuple[list[str], dict[str, str], tuple[str, ...]]] = {
     "training-run": (["org/training-run"], {}, ("org/training-run", "checkpoint-10 of a local copy")),
     "onnx": (["org/no-config-but-onnx"], {}, ("org/no-config-but-onnx", "exported to run (decoder.onnx)")),
     "adapter": (["org/adapter"], {}, ("org/adapter holds an adapter", "merge it into its base model")),
-    "gguf": (["org/gguf"], {}, ("org/gguf holds GGUF files only", "scan the original checkpoint")),
+    "gguf": (["org/gguf"], {}, ("org/gguf holds GGUF files only", "use the original checkpoint")),
     "other-names": (["org/other-names"], {}, ("org/other-names", "weights.safetensors", "save_pretrained")),
     "index-no-json": (["org/index-no-json"], {}, (INDEX, "not valid JSON")),
     "index-no-map": (["org/index-no-map"], {}, (INDEX, "no weight_map")),

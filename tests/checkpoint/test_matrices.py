@@ -18,7 +18,8 @@ from spectrum.checkpoint.reader import of_model, open_checkpoint
 from spectrum.layer_types import layer_number
 from spectrum.records import LayerSnr, ScanResult
 from spectrum.selection.selection import top_percent, unscored_note
-from spectrum.trainers.formats.formats import peft, swift
+from spectrum.trainers.formats.lora import peft
+from spectrum.trainers.formats.trained import swift
 from tests.helpers.architectures import dbrx
 
 

@@ -22,7 +22,7 @@ _MAX_NAMES = 20_000  # a directory may hold any number of files
 _UNFINISHED = Path(".cache", "huggingface", "download")  # where `hf download --local-dir` keeps unfinished files
 
 _SCAN_A_MODEL = "give the directory of a model as save_pretrained writes it"
-_COPY_CONFIG = "copy config.json into OUTPUT_DIR, and scan that"
+_COPY_CONFIG = "copy config.json into OUTPUT_DIR, and use that"
 _ZERO = r"global_step\d+/.*|[^/]+/(?:bf16_|fp16_)?zero_pp_rank_\d+_.*|[^/]+/mp_rank_\d+_model_states\.pt"
 _SHARDED_BY_ZERO = "{where} holds no whole weights, but what each process of DeepSpeed's ZeRO saved of them"
 _SHARDED_BY_FSDP = "{where} holds no whole weights, but what each process of FSDP saved of them"
@@ -32,7 +32,7 @@ _SHARDED_BY_FSDP = "{where} holds no whole weights, but what each process of FSD
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (r"adapter_config\.json",),
-        "{where} holds an adapter, not a model; merge it into its base model, or scan that",
+        "{where} holds an adapter, not a model; merge it into its base model, or use that model",
     ),
     # Training
     (
@@ -50,7 +50,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (r"latest_checkpointed_iteration\.txt|(?:.*/)?(?:iter_\d{7}/.*|model_optim_rng\.pt)|.*\.nemo",),
         "{where} holds a checkpoint of Megatron or NeMo ({name}); export it to Hugging Face's format, for example with "
-        "Megatron Bridge, and scan that",
+        "Megatron Bridge, and use that",
     ),
     (
         (r"pytorch_model_fsdp_\d+/.*",),
@@ -73,16 +73,16 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     # Other formats
     (
         (r"(?:original/)?consolidated.*\.(?:pth|pt|safetensors)",),
-        "{where} holds weights in the original format of Meta or Mistral ({name}); scan the model in Hugging Face's "
+        "{where} holds weights in the original format of Meta or Mistral ({name}); use the model in Hugging Face's "
         "format, or convert it with transformers' script for that (convert_..._weights_to_hf.py)",
     ),
     (
         (r".*\.gguf",),
-        "{where} holds GGUF files only, which are quantized; scan the original checkpoint",
+        "{where} holds GGUF files only, which are quantized; use the original checkpoint",
     ),
     (
         (r"(?:.*/)?(?:.*\.(?:onnx|engine|plan|tflite|pte)|openvino_model.*\.xml|.*\.mlpackage/.*)",),
-        "{where} holds a model that was exported to run ({name}); scan the checkpoint that it was exported from",
+        "{where} holds a model that was exported to run ({name}); use the checkpoint that it was exported from",
     ),
     (
         (r"tf_model.*\.h5|flax_model.*\.msgpack|model\.ckpt.*",),
@@ -91,7 +91,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (r"weights(?:\.\d+)?\.npz",),
-        "{where} holds weights for MLX only ({name}); scan the checkpoint that they were converted from",
+        "{where} holds weights for MLX only ({name}); use the checkpoint that they were converted from",
     ),
     # Places above a model
     (
@@ -139,12 +139,13 @@ def _names(directory: Path) -> Iterator[str]:
 
 def not_a_model_reason(where: Path | str, names: Collection[str]) -> str | None:
     """A message that says what a place with these names holds instead of a model, None if that is not known."""
-    if _has_weights(names):
+    if has_weights(names):
         return None
     return _kind_reason(where, names) or _model_below_reason(where, sorted(names))
 
 
-def _has_weights(names: Collection[str]) -> bool:
+def has_weights(names: Collection[str]) -> bool:
+    """Whether a place with these names has weights as transformers saves them."""
     return any(name in WEIGHT_NAMES for name in names)
 
 
@@ -170,16 +171,16 @@ def _model_below_reason(where: Path | str, names: Collection[str]) -> str | None
     checkpoints = sorted(found, key=lambda folder: (int(folder.rpartition("-")[2]), folder), reverse=True)
     for folder in checkpoints:
         if _holds_model(folder, names):
-            return f"{where} holds checkpoints of a training run; scan the newest with a model, {_path(where, folder)}"
+            return f"{where} holds checkpoints of a training run; use the newest with a model, {_path(where, folder)}"
     if checkpoints:
         folder = checkpoints[0]
         below = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
         inner = where / folder if isinstance(where, Path) else f"{folder} of {where}"
-        return None if _has_weights(below) else _kind_reason(inner, below)
+        return None if has_weights(below) else _kind_reason(inner, below)
     folders = {name.partition("/")[0] for name in names if name.endswith("/config.json")}
     folder = next((folder for folder in sorted(folders) if _holds_model(folder, names)), "")
     return (
-        f"{where} has no model itself, but its directory {folder} does; scan {_path(where, folder)}" if folder else None
+        f"{where} has no model itself, but its directory {folder} does; use {_path(where, folder)}" if folder else None
     )
 
 

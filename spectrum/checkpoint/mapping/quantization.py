@@ -15,7 +15,7 @@ from spectrum.checkpoint.mapping.keys import keys_for
 from spectrum.dtypes import WEIGHT_DTYPES
 from spectrum.errors import CheckpointError, first_line
 
-_SCAN_ORIGINAL = "scan the original checkpoint"
+_USE_ORIGINAL = "use the original checkpoint"
 
 # Names of tensors that quantized checkpoints of all methods in use store beside a weight or in place of it: at the end
 # of the weight's key, or under its own or its module's path. Scales of activations (input_scale) and of caches
@@ -65,13 +65,13 @@ def read_mode(directory: Path, method_name: str | None) -> ReadMode:
         return "as stored"
     if method_name not in _STREAMED and method_name not in _LOADED:
         raise CheckpointError(
-            f"{directory} is quantized by the method {method_name!r}, which is not supported; {_SCAN_ORIGINAL}"
+            f"{directory} is quantized by the method {method_name!r}, which is not supported; {_USE_ORIGINAL}"
         )
     package = (_STREAMED | _LOADED)[method_name]
     if package is not None and find_spec(package) is None:
         raise CheckpointError(
             f"{directory} is quantized by the method {method_name!r}: install {package} to dequantize it, or "
-            f"{_SCAN_ORIGINAL}"
+            f"{_USE_ORIGINAL}"
         )
     return "loaded" if method_name in _LOADED else "dequantized"
 
@@ -151,7 +151,7 @@ def refuse_scales(directory: Path, unused: Iterable[str], used: Container[str], 
         if any(weight in used or (weight in absent and _is_packed(key)) for weight in beside):
             raise CheckpointError(
                 f"{directory} holds {key}, as quantized checkpoints do, but config.json does not say what it "
-                f"scales; {_SCAN_ORIGINAL}"
+                f"scales; {_USE_ORIGINAL}"
             )
 
 
@@ -168,7 +168,7 @@ def check_scales(directory: Path, stored: Mapping[str, StoredTensor], keys: Iter
         if dtype not in WEIGHT_DTYPES and not _AUXILIARY_KEY.search(key) and stored.keys().isdisjoint(_scales(key)):
             raise CheckpointError(
                 f"{directory} holds {key} as {dtype}, but its scale is missing: the checkpoint is incomplete; "
-                f"download it again, or {_SCAN_ORIGINAL}"
+                f"download it again, or {_USE_ORIGINAL}"
             )
 
 

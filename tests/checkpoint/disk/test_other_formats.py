@@ -174,7 +174,7 @@ def test_the_newest_checkpoint_of_a_run_is_named_by_its_path(tmp_path: Path) -> 
 def test_a_checkpoint_is_named_as_it_is_written() -> None:
     names = [*inside("checkpoint-0007", MODEL), *inside("checkpoint-6", MODEL)]
     reason = not_a_model_reason(Path("run"), names)
-    assert reason == "run holds checkpoints of a training run; scan the newest with a model, run/checkpoint-0007"
+    assert reason == "run holds checkpoints of a training run; use the newest with a model, run/checkpoint-0007"
 
 
 def test_the_newest_checkpoint_says_what_it_holds_unless_it_has_weights() -> None:

@@ -277,7 +277,7 @@ def assert_refused_without(key: str, directory: Path, weight: str, dtype: str) -
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(str(directory))
     assert str(refused.value).startswith(f"{directory} holds {weight} as {dtype}, but its scale is missing: ")
-    assert "download it again, or scan the original" in str(refused.value)
+    assert "download it again, or use the original" in str(refused.value)
 
 
 @pytest.mark.usefixtures("fp8_is_read")
