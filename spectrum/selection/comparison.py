@@ -142,7 +142,8 @@ def described(comparison: Comparison, columns: int | None = None) -> str:
     leave = [f"- {name}" for compared in comparison.types for name in compared.leave]
     summary = "of these types, both select the same layers"
     if enter or leave:
-        summary = f"{plural(len(enter), 'layer enters', 'layers enter')} the selection (+), {len(leave)} leave it (-):"
+        entering, leaving = plural(len(enter), "layer enters", "layers enter"), plural(len(leave), "leaves", "leave")
+        summary = f"{entering} the selection (+), {leaving} it (-):"
     parts = [
         title,
         _depths(comparison, first, second),
