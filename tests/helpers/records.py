@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from spectrum.records import ModelInfo, Parameter, Provenance
+from collections.abc import Mapping
+from dataclasses import replace
+
+from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 
 PROVENANCE = Provenance(
     revision=None,
@@ -18,3 +21,12 @@ PROVENANCE = Provenance(
         embedding="model.embed_tokens.weight",
     ),
 )
+
+
+def scan_of(
+    parameters: Mapping[str, Parameter], *layers: str, head: str | None = None, embedding: str | None = None
+) -> ScanResult:
+    """A scan of a model of these parameters, in which these layers are scored, each of a type of its own."""
+    info = replace(PROVENANCE.info, parameters=parameters, layer_types=layers, head=head, embedding=embedding)
+    scored = tuple(LayerSnr(name, name, 1.0) for name in layers)
+    return ScanResult("m", scored, (), layers, replace(PROVENANCE, info=info))

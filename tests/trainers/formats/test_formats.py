@@ -18,7 +18,9 @@ import spectrum
 from spectrum.errors import SelectionError
 from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.selection.selection import Selection, top_percent
-from spectrum.trainers.formats import formats
+from spectrum.trainers.formats import formats, trained
+from spectrum.trainers.formats.lora import peft
+from spectrum.trainers.formats.selected_json import selected_json
 from tests.helpers.architectures import built, longformer, with_signal
 
 # A model as it is in a scan: two layers, whose first `mlp.up` is the beginning of `mlp.up_gate`; experts with a bias.
@@ -86,14 +88,14 @@ HALF = [
 
 @pytest.mark.parametrize("embeddings", [True, False])
 def test_names_are_those_of_all_parameters_that_train_a_line_each(embeddings: bool) -> None:
-    rendered = formats.names(top_percent(scan(), "50", embeddings=embeddings))
+    rendered = trained.names(top_percent(scan(), "50", embeddings=embeddings))
     wanted = [*(["out.weight", "emb.weight"] if embeddings else []), *HALF]
     assert rendered.text == "".join(f"{name}\n" for name in wanted)
     assert rendered.notes == ()
 
 
 def test_names_of_a_scan_of_the_reference_are_its_weights() -> None:
-    rendered = formats.names(top_percent(replace(scan(), provenance=None), "50", embeddings=False))
+    rendered = trained.names(top_percent(replace(scan(), provenance=None), "50", embeddings=False))
     # It knows neither of biases, nor that the experts are no module.
     assert rendered.text.splitlines() == [f"{name}.weight" for name in dict.fromkeys(map(module_of, HALF))]
 
@@ -104,8 +106,8 @@ def module_of(parameter: str) -> str:
 
 def test_the_list_for_axolotl_is_that_of_the_selection(tmp_path: Path) -> None:
     selection = top_percent(scan(), "50")
-    assert formats.axolotl(selection).text == selection.to_yaml(tmp_path / "list.yaml").read_text()
-    assert formats.axolotl(selection).text == (
+    assert trained.axolotl(selection).text == selection.to_yaml(tmp_path / "list.yaml").read_text()
+    assert trained.axolotl(selection).text == (
         "unfrozen_parameters:\n"
         "- ^out.weight$\n"
         "- ^emb.weight$\n"
@@ -128,13 +130,13 @@ def test_the_list_for_axolotl_is_that_of_the_selection(tmp_path: Path) -> None:
 
 
 def swift_prefixes(selection: Selection) -> list[str]:
-    arguments = shlex.split(formats.swift(selection).text)
+    arguments = shlex.split(trained.swift(selection).text)
     assert arguments[:3] == ["--freeze_parameters_ratio", "1", "--trainable_parameters"]
     return arguments[3:]
 
 
 def test_arguments_for_swift_are_two_lines_that_a_shell_takes_as_they_are() -> None:
-    text = formats.swift(top_percent(scan(), "50", embeddings=False)).text
+    text = trained.swift(top_percent(scan(), "50", embeddings=False)).text
     assert text == (
         "--freeze_parameters_ratio 1\n"
         "--trainable_parameters model.layers.1.experts.down model.layers.1.mlp.up model.layers.1.mlp.up_gate "
@@ -179,11 +181,11 @@ def test_swift_trains_what_is_selected(architecture: str, percent: int, embeddin
 
 
 def peft_of(selection: Selection) -> Any:
-    return yaml.safe_load(formats.peft(selection).text)
+    return yaml.safe_load(peft(selection).text)
 
 
 def test_adapters_go_on_modules_and_on_matrices_that_no_such_module_holds() -> None:
-    rendered = formats.peft(top_percent(scan(), "50", embeddings=False))
+    rendered = peft(top_percent(scan(), "50", embeddings=False))
     assert yaml.safe_load(rendered.text) == {
         "target_modules": ["model.layers.1.mlp.up", "model.layers.1.mlp.up_gate"],
         "target_parameters": ["model.layers.1.experts.down", "model.layers.0.router.weight"],
@@ -194,13 +196,13 @@ def test_adapters_go_on_modules_and_on_matrices_that_no_such_module_holds() -> N
 
 def test_without_experts_there_are_no_target_parameters() -> None:
     kept = tuple(one for one in scan().layers if one.layer_type == "mlp.up")
-    rendered = formats.peft(top_percent(replace(scan(), layers=kept), "50", embeddings=False))
+    rendered = peft(top_percent(replace(scan(), layers=kept), "50", embeddings=False))
     assert yaml.safe_load(rendered.text) == {"target_modules": ["model.layers.1.mlp.up"]}
     assert rendered.notes == ()
 
 
 def test_that_embeddings_get_no_adapter_is_said_where_they_would_train() -> None:
-    (*_, note) = formats.peft(top_percent(scan(), "50")).notes
+    (*_, note) = peft(top_percent(scan(), "50")).notes
     assert note.startswith("input embedding and output head get no adapter")
 
 
@@ -213,12 +215,12 @@ def test_experts_alone_have_no_modules_to_adapt() -> None:
 def test_a_selection_without_matrices_takes_no_adapter() -> None:
     kept = tuple(one for one in scan().layers if one.layer_type == "norm")
     with pytest.raises(SelectionError, match="no selected layer takes an adapter"):
-        formats.peft(top_percent(replace(scan(), layers=kept), "100"))
+        peft(top_percent(replace(scan(), layers=kept), "100"))
 
 
 def test_adapters_want_a_scan_that_says_what_the_layers_are() -> None:
     with pytest.raises(SelectionError, match=r"org/toy .*--rescan"):
-        formats.peft(top_percent(replace(scan(), provenance=None), "50"))
+        peft(top_percent(replace(scan(), provenance=None), "50"))
 
 
 # JSON.
@@ -229,7 +231,7 @@ def test_the_selection_as_json_has_layers_with_scores_and_parameters_with_sizes(
         return {"name": name, "shape": list(shape), "dtype": "bfloat16"}
 
     first, second = "model.layers.0", "model.layers.1"
-    assert json.loads(formats.selected_json(top_percent(scan(), "50")).text) == {
+    assert json.loads(selected_json(top_percent(scan(), "50")).text) == {
         "model": "org/toy",
         "model_class": "ToyForCausalLM",
         "versions": {"spectrum": "1", "torch": "2", "transformers": "5"},
@@ -276,7 +278,7 @@ def test_the_selection_as_json_has_layers_with_scores_and_parameters_with_sizes(
 
 def test_json_of_a_scan_of_the_reference_says_what_is_known() -> None:
     result = replace(scan(), provenance=None)
-    found = json.loads(formats.selected_json(top_percent(result, "100", embeddings=False)).text)
+    found = json.loads(selected_json(top_percent(result, "100", embeddings=False)).text)
     assert (found["model_class"], found["versions"], found["embeddings"]) == (None, None, [])
     (router, _) = (one for one in found["layers"] if one["type"] == "router")
     assert router["parameters"] == [{"name": "model.layers.0.router.weight"}]
@@ -287,13 +289,17 @@ def test_json_is_json_where_a_score_is_infinite() -> None:
         pytest.fail(f"{word} is no JSON")
 
     layers = tuple(replace(one, snr=inf) if one.layer_type == "norm" else one for one in scan().layers)
-    rendered = formats.selected_json(top_percent(replace(scan(), layers=layers, provenance=None), "50"))
+    rendered = selected_json(top_percent(replace(scan(), layers=layers, provenance=None), "50"))
     json.loads(rendered.text, parse_constant=refuse)
 
 
 def test_every_format_is_one_that_can_be_asked_for() -> None:
-    assert set(formats.FORMATS) == {"axolotl", "names", "swift", "peft", "json"}
-    texts = {name: form.render(top_percent(scan(), "50")).text for name, form in formats.FORMATS.items()}
+    in_full = {"axolotl", "swift", "nemo", "frozen", "names", "json"}
+    assert set(formats.FORMATS) == in_full | {"peft", "axolotl-lora", "trl-lora", "llamafactory"}
+    assert {name for name, form in formats.FORMATS.items() if not form.adapters} == in_full
+    kept = tuple(one for one in scan().layers if one.layer_type.startswith("mlp."))  # what every format can express
+    selection = top_percent(replace(scan(), layers=kept), "50")
+    texts = {name: form.render(selection).text for name, form in formats.FORMATS.items()}
     assert len({*texts.values()}) == len(texts)
     assert all(text.endswith("\n") for text in texts.values())
     files = {(form.name, form.ending) for form in formats.FORMATS.values()}

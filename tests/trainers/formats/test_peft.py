@@ -14,15 +14,14 @@ import torch
 import transformers
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import spectrum
 from spectrum.errors import SelectionError
 from spectrum.selection.selection import Selection
-from spectrum.trainers.formats import formats
+from spectrum.trainers.formats.lora import peft
+from tests.helpers.adapters import Adapted, adapted, names_of, weights
 from tests.helpers.architectures import built, llama_like, with_signal
 from tests.helpers.paths import TINY_LLAMA
 
@@ -34,8 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model .*has `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to (True|False):UserWarning"),
 ]
-
-Adapted = tuple[set[str], set[str]]  # modules, parameters
 
 # What LoRA has adapters for, by its documentation.
 TAKEN = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -71,33 +68,12 @@ def intended(model: Any, selection: Selection) -> Adapted:
     return modules, parameters
 
 
-def weights(adapted: Adapted) -> set[str]:
-    """Their parameters. A module that peft would take for a model's experts by its name is adapted as a parameter."""
-    modules, parameters = adapted
-    return {f"{module}.weight" for module in modules} | parameters
-
-
 def config(selection: Selection, rank: int = 2) -> LoraConfig:
-    return LoraConfig(r=rank, **yaml.safe_load(formats.peft(selection).text))
-
-
-def adapted(wrapped: nn.Module, names: Mapping[int, str]) -> Adapted:
-    """Where adapters are. names: of the parameters of the model as it was before, by their identity."""
-    modules, parameters = set(), set()
-    for name, module in wrapped.named_modules():
-        if isinstance(module, ParamWrapper):
-            base: Any = module
-            while isinstance(base, ParamWrapper):
-                base = base.base_layer
-            parameters.add(names[id(getattr(base, module.parameter_name))])
-        elif isinstance(module, LoraLayer):
-            assert "default" in {*module.lora_A, *module.lora_embedding_A}
-            modules.add(name.removeprefix("base_model.model."))
-    return modules, parameters
+    return LoraConfig(r=rank, **yaml.safe_load(peft(selection).text))
 
 
 def put_on(model: Any, selection: Selection, rank: int = 2) -> tuple[PeftModel, Adapted]:
-    names = {id(value): name for name, value in model.named_parameters()}
+    names = names_of(model)
     wrapped: Any = get_peft_model(model, config(selection, rank))
     return wrapped, adapted(wrapped, names)
 
@@ -160,7 +136,7 @@ def test_gradients_reach_the_adapters_and_nothing_else(architecture: str) -> Non
 
 def test_norms_are_left_out_and_named() -> None:
     model = dense(built("llama"))
-    notes = formats.peft(selected(model, 50)).notes
+    notes = peft(selected(model, 50)).notes
     assert len(notes) == 2
     assert "embedding" in notes[1]
     assert re.findall(r"model\S*\b", notes[0]) == [
@@ -251,7 +227,7 @@ def test_a_parameter_whose_path_has_anothers_at_its_end_is_meant_alone() -> None
 def test_a_parameter_that_cannot_be_meant_alone_is_refused() -> None:
     # Of parameters LoRA takes names alone, and a name for all that end so.
     with pytest.raises(SelectionError, match=r"\bexperts\.down\b.*tower\.experts\.down"):
-        formats.peft(of_layers(NestedExperts(), "experts.down", "tower.out"))
+        peft(of_layers(NestedExperts(), "experts.down", "tower.out"))
 
 
 def test_a_parameter_may_be_meant_with_all_that_end_as_it_does() -> None:
@@ -319,5 +295,5 @@ def test_a_model_in_four_bits_cannot_be_unfrozen(four_bit: tuple[Any, Selection]
 
 
 def test_a_model_in_four_bits_is_not_scanned(four_bit: tuple[Any, Selection]) -> None:
-    with pytest.raises(spectrum.SpectrumError, match=r"uint8.*scan the original"):
+    with pytest.raises(spectrum.SpectrumError, match=r"uint8.*use the original"):
         spectrum.scan(four_bit[0], show_progress=False)
