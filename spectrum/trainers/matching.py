@@ -39,7 +39,7 @@ SECONDS = 30.0  # for all patterns together; the patterns of real lists take abo
 # The process also limits its own CPU time, in case its parent is killed.
 _MATCHER = """
 import json, re, sys
-patterns, names, seconds = json.load(sys.stdin)
+patterns, names, seconds, how = json.load(sys.stdin)
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -47,7 +47,7 @@ except (ImportError, ValueError, OSError):
     pass
 for pattern in patterns:
     try:
-        match = re.compile(pattern).match
+        match = getattr(re.compile(pattern), how)
     except (re.error, OverflowError, RecursionError) as error:
         result = (str(error).splitlines() or [type(error).__name__])[0]
     else:
@@ -262,17 +262,22 @@ class PatternError(Exception):
         self.place, self.reason = place, reason
 
 
-def match_patterns(patterns: Sequence[str], names: Sequence[str]) -> list[list[str]]:
-    """For each regular expression, the names that it matches from their start. Raises PatternError.
+def match_patterns(patterns: Sequence[str], names: Sequence[str], how: str = "match") -> list[list[str]]:
+    """For each regular expression, the names that it matches. Raises PatternError.
 
     A short pattern can take forever on a short name, and Python cannot stop a match that has begun. So another process
     matches, and is killed when its time is up.
+
+    Args:
+        patterns: the regular expressions.
+        names: the names.
+        how: "match" from the start of a name, "search" anywhere in it, or "fullmatch".
     """
     if not patterns:
         return []
     # Isolated (-I) and without site packages (-S), it starts in 20 ms and imports nothing from the working directory.
     command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", _MATCHER]
-    request = json.dumps([patterns, names, math.ceil(SECONDS) + 1]).encode()
+    request = json.dumps([patterns, names, math.ceil(SECONDS) + 1, how]).encode()
     out_of_time = True
     try:
         process = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)

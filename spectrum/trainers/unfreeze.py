@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrum.errors import SelectionError, short_traceback
-from spectrum.layer_types import unwrapped
 from spectrum.selection.entries import ParameterIndex
 from spectrum.selection.selection import Selection
 from spectrum.text import listed, plural
 from spectrum.trainers import lists, matching
+from spectrum.trainers.names_in_memory import NamedParameter, possible_names
 
 if TYPE_CHECKING:
     import torch
 
-# DDP and DeepSpeed put the first before the name of every parameter, PEFT the second.
-_PREFIXES = ("module.", "base_model.model.")
-
 # These wrappers read `requires_grad` only once, when they wrap the model.
 _READ_ONCE = ("DistributedDataParallel", "DeepSpeedEngine")
 
-# PEFT inserts these into the name of a parameter of a module that it adapts.
-_BASE = re.compile(r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.)")
 _ADVICE = "the model must be of the class that was scanned, and must not be sharded yet"
 
 
@@ -46,21 +40,6 @@ class Unfrozen:
     def __repr__(self) -> str:
         share, tensors = 100 * self.trained / max(self.total, 1), plural(len(self.names), "tensor")
         return f"{self.trained:,} of {self.total:,} parameters train, {share:.3g} percent, in {tensors}"
-
-
-@dataclass(frozen=True, slots=True)
-class _NamedParameter:
-    """A parameter of the model.
-
-    Args:
-        name: its name in the model without wrappers and adapters.
-        value: the parameter.
-        is_adapter: whether PEFT added it. The `requires_grad` of such a parameter stays as it is.
-    """
-
-    name: str
-    value: torch.nn.Parameter
-    is_adapter: bool
 
 
 @short_traceback
@@ -99,7 +78,7 @@ def unfreeze(model: torch.nn.Module, selection: Selection | str | Path) -> Unfro
     return _summarize(model)
 
 
-def _check_gradients(parameters: Iterable[_NamedParameter]) -> None:
+def _check_gradients(parameters: Iterable[NamedParameter]) -> None:
     for parameter in parameters:
         if not parameter.value.is_floating_point():
             raise SelectionError(
@@ -115,25 +94,22 @@ def _summarize(model: torch.nn.Module) -> Unfrozen:
     return Unfrozen(names, sum(sizes[name] for name in names), sum(sizes.values()))
 
 
-def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[_NamedParameter], set[str]]:
+def _resolve(model: torch.nn.Module, selection: Selection | str | Path) -> tuple[list[NamedParameter], set[str]]:
     """The parameters of a model, and the names of the selected ones.
 
-    If all names start with one of `_PREFIXES`, it may come from a wrapper, or be the name of a module. So the names are
-    first tried with the prefix. If they do not fit the selection, they are tried without it.
+    Raises the SelectionError of the last of the possible names if none fit the selection.
     """
-    values = {unwrapped(name): value for name, value in model.named_parameters(remove_duplicate=False)}
-    while True:
-        parameters = list(_without_adapters(values))
+    refusal: SelectionError | None = None
+    for parameters in possible_names(model):
         names = sorted({parameter.name for parameter in parameters})
-        prefix = next((p for p in _PREFIXES if values and all(name.startswith(p) for name in values)), None)
         try:
             if isinstance(selection, Selection):
                 return parameters, _selected(model, selection, names)
             return parameters, _listed(model, selection, names)
-        except SelectionError:
-            if prefix is None:
-                raise
-        values = {name.removeprefix(prefix): value for name, value in values.items()}
+        except SelectionError as error:
+            refusal = error
+    assert refusal is not None  # a model has names
+    raise refusal
 
 
 def _selected(model: torch.nn.Module, selection: Selection, names: Sequence[str]) -> set[str]:
@@ -175,37 +151,3 @@ def _listed(model: torch.nn.Module, path: str | Path, names: Sequence[str]) -> s
                 f"to write instead; {_ADVICE}"
             )
     return set().union(*matched.values())
-
-
-def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[_NamedParameter]:
-    """The parameters of a model, under the names that they have without PEFT.
-
-    A module that PEFT adapts is kept as the submodule `base_layer` of the module that replaces it. All other submodules
-    of the replacement are PEFT's, and are left out.
-
-    A module that PEFT trains as a whole is kept as the submodule `original_module`, which is not used and is left out.
-    A copy in the submodule `modules_to_save` is used in its place.
-    """
-    adapted = _modules_with("base_layer", values)
-    copied = _modules_with("original_module", values)
-    for name, value in values.items():
-        modules = _modules_above(name)
-        copied_module = next((module for module in modules if module in copied), None)
-        if copied_module is not None:
-            submodule, _, rest = name[len(copied_module) + 1 :].partition(".")
-            if submodule == "modules_to_save":
-                # After `modules_to_save` comes the adapter's name, then the parameter's.
-                yield _NamedParameter(f"{copied_module}.{rest.partition('.')[2]}", value, is_adapter=True)
-        elif all(name.startswith(f"{module}.base_layer.") for module in modules if module in adapted):
-            yield _NamedParameter(_BASE.sub("", name), value, is_adapter=False)
-
-
-def _modules_with(submodule: str, names: Iterable[str]) -> set[str]:
-    """The paths of all modules that have parameters in a submodule of this name."""
-    return {module for name in names for module in _modules_above(name) if name.startswith(f"{module}.{submodule}.")}
-
-
-def _modules_above(name: str) -> list[str]:
-    """The paths of the modules that a parameter is in, outermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]

@@ -529,14 +529,52 @@ def entries(arena: Arena, data: st.DataObject) -> None:
         "unfrozen_parameters": data.draw(st.lists(texts | pattern | values, max_size=4), "entries")
     }
     written |= data.draw(settings_of, "settings")
+    check_of(arena, data, yaml.safe_dump(written, allow_unicode=data.draw(st.booleans(), "Unicode as it is")))
+
+
+def other_lists(arena: Arena, data: st.DataObject) -> None:
+    """A list for another reader than Axolotl: in a config of its own, or as text."""
+    parts = st.sampled_from(["model", ".", "layers", "0", "*", "(", "|", "^", "$", "\\", "[", "]", "norm", "weight"])
+    entry = st.lists(parts, max_size=6).map("".join) | texts
+    listed = st.lists(entry, max_size=4) | st.lists(values, max_size=3) | entry | values
+    selectors = st.lists(
+        st.dictionaries(st.sampled_from(["path", "glob", "x"]), entry, max_size=2) | values, max_size=4
+    )
+    nemo = st.dictionaries(
+        st.sampled_from(["freeze_modules", "unfreeze_modules", "freeze_vision_tower", "x"]),
+        selectors | values,
+        max_size=3,
+    )
+    keys = {
+        "freeze_config": nemo | values,
+        "callbacks": st.dictionaries(st.just("layer_freezing"), st.dictionaries(st.just("layer_names"), listed)),
+        "trainer": st.dictionaries(st.just("layers_to_freeze_regex"), entry | values),
+        "training": st.dictionaries(st.sampled_from(["lora", "freeze_layers"]), listed),
+        "plugins": st.lists(st.just("SpectrumPlugin") | values, max_size=2),
+        "spectrum_top_fraction": values,
+        "base_model": texts,
+        **dict.fromkeys(["frozen_modules", "frozen_res", "lora_target", "target_modules", "target_parameters"], listed),
+        **dict.fromkeys(["lora_target_modules", "lora_target_parameters", "lora_dropout", "use_peft"], listed),
+    }
+    chosen = data.draw(st.lists(st.sampled_from(sorted(keys)), min_size=1, max_size=3, unique=True), "keys")
+    written = {key: data.draw(keys[key], key) for key in chosen}
+    words = st.sampled_from(
+        ["--trainable_parameters", "--trainable-parameters-regex=", "--lora_target_modules", "--", "="]
+    )
+    lines = st.lists(st.lists(words | entry, max_size=4).map(" ".join), max_size=4).map("\n".join)
+    text = data.draw(lines, "text") if data.draw(st.booleans(), "as text") else yaml.safe_dump(written)
+    check_of(arena, data, text)
+
+
+def check_of(arena: Arena, data: st.DataObject, text: str) -> None:
+    """Checks a file with this text, and perhaps other bytes in it. It is read or refused in a line."""
     path = arena.output / "list.yaml"
-    text = yaml.safe_dump(written, allow_unicode=data.draw(st.booleans(), "Unicode as it is"))
     path.write_bytes(with_bytes(text.encode(errors="surrogatepass"), data.draw(raw_edits, "bytes")))
     done = arena.run(arena.model, "--check", str(path))
     assert done.status in (0, 1)
     assert_printable(done.out, "\n")
     assert_printable(done.err, "\n\r")
-    assert "unexpected" not in done.err
+    assert "SPECTRUM_DEBUG=1 shows where" not in done.err  # as the command says of an unexpected error
     for line in done.out.splitlines():
         assert not line.startswith("ok: ") or done.status == 0
 
@@ -546,6 +584,7 @@ TARGETS: dict[str, Check] = {
     "archive": archive,
     "kinds": kinds,
     "entries": entries,
+    "other_lists": other_lists,
     "index": index,
     "config": config,
     "cache": cache,

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from spectrum.checkpoint.reader import of_model
 from spectrum.cli.entry import main
+from spectrum.trainers.checking.any_list import check_any
+from spectrum.trainers.readers.files import read_any, trained_by
 from tests.helpers.architectures import built, longformer, with_signal
 from tests.helpers.axolotl import AXOLOTL, MS_SWIFT, Task, install, loaded, trainable
 from tests.helpers.intended import Scores, intended, selected
@@ -27,6 +30,11 @@ ARCHITECTURES: Mapping[str, Callable[[], Any]] = {
     **{name: partial(built, name) for name in FROM_THE_TABLE},
     "longformer": longformer,
 }
+
+# Those whose embeddings have Llama's names; the head of one of them is tied.
+LLAMAS_NAMES = {"llama", "qwen3-tied", "qwen3-moe", "gpt-oss", "jamba"}
+
+PLUGIN = "axolotl.integrations.spectrum.SpectrumPlugin"
 
 Options = tuple[str, ...]
 
@@ -136,6 +144,22 @@ def test_axolotls_plugin_selects_the_same_from_our_scores(axolotls: Unfrozen, on
     longer = {name for name in names if name.startswith(begun)} - layers
     assert bool(longer) == (one.architecture == "longformer")
     assert axolotls[one.architecture, "plugin"] == layers | longer | llamas & names
+
+
+def test_the_check_of_a_config_with_the_plugin_knows_its_list(
+    axolotls: Unfrozen, one: Scanned, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(one.directory)
+    config = {"base_model": one.architecture, "plugins": [PLUGIN], "spectrum_top_fraction": 0.5}
+    path = one.directory / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    info = of_model(model, one.architecture).provenance.info
+    found = read_any(path)
+    assert trained_by(found, info) == axolotls[one.architecture, "plugin"]
+    # What its first two lines leave frozen, and the longer names that it trains, are problems.
+    problems = "\n".join(check_any(found, info).problems)
+    assert ("frozen stays: " in problems) == (one.architecture not in LLAMAS_NAMES)
+    assert ("also matches" in problems) == (one.architecture == "longformer")
 
 
 # ms-swift.

@@ -238,6 +238,13 @@ def test_a_small_file_does_not_grow_in_memory(bomb: Callable[[int], str], tmp_pa
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize("entry", ["*a11", "x: *a11"])
+def test_an_entry_that_a_small_file_makes_endless_is_not_written_out(entry: str, tmp_path: Path) -> None:
+    with pytest.raises(SelectionError, match=r"entry 1 .* is a ") as refused:
+        read_list(write(tmp_path, f"{of_aliases(12)}unfrozen_parameters:\n- {entry}\n"))
+    assert len(str(refused.value)) < 500
+
+
 def test_a_bare_list_is_told_where_it_belongs(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- model.norm\n")
@@ -275,7 +282,9 @@ def test_an_empty_list_trains_everything_and_says_where_its_entries_are(
         ("Unfrozen_Parameters:\n- a\n", ["in line 1 it is spelled"]),
         ("unfrozen_parameters\n- a\n", ["write a colon after unfrozen_parameters"]),
         ("x: 1\nlayers:\n- ^lm_head.weight$\n", ["the list in line 3 is under 'layers'"]),
-        ("target_modules:\n- model.layers.0.mlp.up_proj\n", ["it is a list for PEFT, which is right as it is"]),
+        ("target_modules:\n- model.layers.0.mlp.up_proj\n", ["it is a list for PEFT, for LoraConfig(**...)"]),
+        ('{"layers": [], "embeddings": [], "top_percent": 25}', ["a list of --format json, for programs"]),
+        ("finetuning_type: freeze\nfreeze_trainable_layers: 2\n", ["LLaMA-Factory trains whole layers so"]),
     ],
 )
 def test_a_list_in_another_place_is_told(text: str, words: list[str], tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 from spectrum.text import listed
 from spectrum.trainers import matching
-from spectrum.trainers.lists import EntryList, in_lines
+from spectrum.trainers.lists import EntryList
+from spectrum.trainers.untrusted_yaml import in_lines
 
 # The settings that are checked.
 _KEYS = frozenset(
     {
         *("adapter", "load_in_4bit", "load_in_8bit", "plugins", "gradient_checkpointing_kwargs", "freeze_mm_modules"),
-        *("fsdp", "fsdp_config", "fsdp_version", "deepspeed"),
+        *("fsdp", "fsdp_config", "fsdp_version", "deepspeed", "optimizer"),
     }
 )
 
@@ -35,6 +36,8 @@ def problems(config: EntryList, trained: Iterable[str]) -> Iterator[str]:
     plugins = settings.get("plugins")
     if isinstance(plugins, list) and any(isinstance(name, str) and "SpectrumPlugin" in name for name in plugins):
         yield "SpectrumPlugin is among the plugins, and replaces this list with its own; remove one of the two"
+    if settings.get("optimizer") == "polora":
+        yield "optimizer: polora trains adapters only, and refuses the list; choose another"
     if _get(settings.get("gradient_checkpointing_kwargs"), "use_reentrant"):
         yield "gradient_checkpointing_kwargs: use_reentrant must be false if parameters are frozen"
     if settings.get("freeze_mm_modules") is True:

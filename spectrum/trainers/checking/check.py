@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from spectrum.records import ModelInfo
 from spectrum.text import listed, plural
 from spectrum.trainers import matching
 from spectrum.trainers.checking import axolotl_config, remedies
 from spectrum.trainers.checking.names import ModelNames
+from spectrum.trainers.checking.report import CheckReport, in_brief
 from spectrum.trainers.lists import EntryList
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, RULES, SUBSTRING
 
-_MAX_ALIKE = 3  # entries with the same mistake that are reported one by one
-
 Matches = Mapping[str, frozenset[str]]  # entry -> the parameters that it matches
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """The findings of a check.
-
-    Args:
-        trained: for each rule, the parameters that train. Of tied parameters, only the owner is among them.
-        num_matching: for each rule, how many entries match a parameter.
-        rules_differ: whether the rules differ in what trains, apart from patterns that only some of them know.
-        problems: why the list does not do what it says, one line for each problem.
-        notes: other lines that inform the user.
-    """
-
-    trained: Mapping[str, frozenset[str]]
-    num_matching: Mapping[str, int]
-    rules_differ: bool
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def check_list(
@@ -84,13 +63,6 @@ def check_list(
     return CheckReport(trained, num_matching, rules_differ, tuple(problems), tuple(notes))
 
 
-def _in_brief(texts: Sequence[str], more: str, told: Callable[[str], str] = str) -> Iterator[str]:
-    """The first few texts, or what is told of the first few entries, and how many more there are."""
-    yield from map(told, texts[:_MAX_ALIKE])
-    if len(texts) > _MAX_ALIKE:
-        yield f"{len(texts) - _MAX_ALIKE} more {more}"
-
-
 # Entries without a match.
 
 
@@ -108,7 +80,7 @@ def _tied_problems(owners: Mapping[str, str | None], trained: Container[str]) ->
         for entry, owner in owners.items()
         if owner is not None and owner not in trained
     ]
-    yield from _in_brief(frozen, "are tied to parameters that do not train")
+    yield from in_brief(frozen, "are tied to parameters that do not train")
 
 
 def _tied_notes(owners: Mapping[str, str | None], trained: Container[str]) -> Iterator[str]:
@@ -116,7 +88,7 @@ def _tied_notes(owners: Mapping[str, str | None], trained: Container[str]) -> It
     trains = [
         f"{entry} is tied to {owner}, and trains through it" for entry, owner in owners.items() if owner in trained
     ]
-    yield from _in_brief(trains, "train through what they are tied to")
+    yield from in_brief(trains, "train through what they are tied to")
 
 
 def _rows(entry: str) -> str:
@@ -133,7 +105,7 @@ def _wrong_matches(matches: Matches, names: ModelNames, named: Container[str]) -
     named: all names of modules and parameters.
     """
     misread = _misread(matches, names)
-    yield from _in_brief(
+    yield from in_brief(
         list(misread),
         "hold indexes that a regular expression reads otherwise",
         lambda entry: (
@@ -151,13 +123,13 @@ def _wrong_matches(matches: Matches, names: ModelNames, named: Container[str]) -
         # The beginning of names may match anything.
         if more and (name in named if name is not None else inside):
             beyond[entry] = more
-    yield from _in_brief(
+    yield from in_brief(
         list(beyond),
         "also match what they do not name",
         lambda entry: f"{entry} also matches {listed(sorted(beyond[entry]), 2)}; {_advice(entry, names)}",
     )
     missing = [text for entry, found in matches.items() for text in _missing_rows(entry, found, names.model)]
-    yield from _in_brief(missing, "select rows that are not there")
+    yield from in_brief(missing, "select rows that are not there")
 
 
 def _advice(entry: str, names: ModelNames) -> str:
@@ -215,7 +187,7 @@ def _prefix_notes(matches: Matches, named: Container[str]) -> Iterator[str]:
         for entry, names in matches.items()
         if names and matching.is_plain_name(entry) and entry not in named
     ]
-    yield from _in_brief(beginnings, "are beginnings of names")
+    yield from in_brief(beginnings, "are beginnings of names")
 
 
 # Programs that read the list in another way than Axolotl.

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 
 from spectrum.trainers import matching
 from spectrum.trainers.checking import proposals
-from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.checking.names import ModelNames, numbers, shape, with_indexes
 from spectrum.trainers.checking.proposals import Proposal
+from spectrum.trainers.checking.whole_names import CUT, MAX_DOTS, located, of_larger
 
 _MAX_TOLD = 10  # entries, or mistakes, that are explained one by one
-_MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names
-_MAX_DOTS = 40  # in an entry that is explained; real names have less than half as many
 _MAX_UNEXPLAINED = 3  # entries without an explanation that are named one by one
 
 # Why an entry matches nothing.
-_CUT = "Axolotl matches from the beginning of a name"
 _DOTS = "a dot is a dot to Axolotl, unless + follows"
 _ESCAPED = "Axolotl escapes dots itself"
 _IN_BRACKETS = "an index is written after a dot"
@@ -30,9 +28,6 @@ _IN_BRACES = "a part in braces is a count to a regular expression"
 _SPACE = "it begins or ends with a space"
 _A_MODULE = "no parameter has this name alone: it is a module"
 _ANOTHER_NAME = "this model has another name for it"
-_OF_FILES = "it is a name of the weight files or of an older transformers"
-_OF_A_CLASS = "it is a name of another class or a wrapper"
-_FUSED = "it names one expert, but transformers 5 keeps all experts of a layer in one parameter"
 _EMPTY = "there are no parameters in it"
 _UNEQUAL = "YAML joins lines of unequal indentation"
 
@@ -122,7 +117,7 @@ def _explain(entry: str, names: ModelNames) -> _Explained | None:
     """Why an entry that has a whole name matches nothing. None if it is not one, or for an unknown reason."""
     written = matching.without_rows(entry)
     text = matching.respelled(written)
-    parts = matching.example(text) if text.count(".") <= _MAX_DOTS else None
+    parts = matching.example(text) if text.count(".") <= MAX_DOTS else None
     if parts is None:
         return None
     name, indexes = parts
@@ -133,14 +128,14 @@ def _explain(entry: str, names: ModelNames) -> _Explained | None:
         if text == written and (not text.endswith("$") or name in names.model.parameters):
             return None
         return _Explained(entry, (reason,), reason, name, indexes)
-    found = _located(name, names)
+    found = located(name, names)
     if found is not None:
         reason, new = found
-        if reason == _CUT and not numbers(name):  # other modules may have this name as well
+        if reason == CUT and not numbers(name):  # other modules may have this name as well
             return None
         return _Explained(entry, (reason, *_difference(name, new)), reason, new, indexes)
     tower = proposals.missing_tower(name, names)
-    why = f"this model has no {tower}; leave it out" if tower else _of_larger(name, names)
+    why = f"this model has no {tower}; leave it out" if tower else of_larger(name, names)
     return None if why is None else _Explained(entry, (why,), why)
 
 
@@ -151,65 +146,6 @@ def _misspelling(written: str) -> str:
     if written != written.strip():
         return _SPACE
     return _IN_BRACES if "{" in written else _IN_BRACKETS
-
-
-def _located(name: str, names: ModelNames) -> tuple[str, str] | None:
-    """Why this model does not have a name, and its own name for the same. None if there is nothing of the kind.
-
-    What is found for one name is found for all that differ only in their indexes, which saves most of the searches.
-    """
-    key = shape(name)
-    known = names.located.get(key, [])
-    for reason, new in filter(None, known):
-        own = with_indexes(new, numbers(name))
-        if own != name and own in names.with_parameters:
-            return reason, own
-    if len(known) == MAX_TRIED or (not known and len(names.located) == _MAX_SHAPES):
-        return None
-    found = _search(name, names)
-    names.located[key] = [*known, found]
-    return found
-
-
-def _search(name: str, names: ModelNames) -> tuple[str, str] | None:
-    """As `_located`, for this name alone."""
-    new = proposals.from_mapping(name, names)
-    reason = _OF_FILES
-    if new is None:
-        new, reason = proposals.from_single_expert(name, names), _FUSED
-    if new is None:
-        new, reason = proposals.of_other_class(name, names) if numbers(name) else None, _OF_A_CLASS
-    if new is None:
-        return None
-    if new.endswith(f".{name}"):
-        return _CUT, new
-    is_fused = "expert" in new and len(numbers(new)) < len(numbers(name))
-    return (_FUSED if is_fused else reason), new
-
-
-def _of_larger(name: str, names: ModelNames) -> str | None:
-    """Why the model does not have a name that it would have if it had more layers, or more experts in each."""
-    parts = name.split(".")
-    places = [i for i, part in enumerate(parts) if part.isdigit()]
-    for order, place in enumerate(places):
-        if len(parts[place]) > 9:
-            continue
-        stack = names.stack_of(
-            ".".join([*parts[:place], "#", *parts[place + 1 :]]), order, lambda own: _known(own, names)
-        )
-        if stack is not None and int(parts[place]) not in names.indexes[stack]:
-            first, last = min(names.indexes[stack]), max(names.indexes[stack])
-            kept = f"{stack}.{first}" + (f" to {last}" if last > first else "")
-            return f"the model has only {kept}; the list is for a {'larger' if order else 'deeper'} model"
-    return None
-
-
-def _known(name: str, names: ModelNames) -> str | None:
-    """The model's own name for a module or parameter."""
-    if name in names.with_parameters:
-        return name
-    found = _located(name, names)
-    return found and found[1]
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
@@ -263,16 +199,16 @@ def _advice(entry: str, names: ModelNames) -> str | None:
     if name is not None:
         path = name  # for the type checker
         attempts = [
-            (_CUT, lambda: proposals.of_part(path, names)),
+            (CUT, lambda: proposals.of_part(path, names)),
             (_ANOTHER_NAME, lambda: _of_other_class(entry, path, names)),
-            (_CUT, lambda: proposals.of_text(path, names)),
+            (CUT, lambda: proposals.of_text(path, names)),
             (_ANOTHER_NAME, lambda: proposals.of_former_type(path, names)),
         ]
     else:
         attempts = [
             (_misspelling(written), lambda: proposals.of_entry(text, names) if text != written else None),
             (
-                _DOTS if "*" in text else _CUT,
+                _DOTS if "*" in text else CUT,
                 lambda: proposals.of_pattern(matching.with_index_patterns(written), names),
             ),
         ]

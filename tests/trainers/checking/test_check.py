@@ -17,7 +17,8 @@ from spectrum.records import ModelInfo, Parameter
 from spectrum.scanning import scan_json
 from spectrum.selection import selection
 from spectrum.trainers import lists, matching
-from spectrum.trainers.checking.check import CheckReport, check_list
+from spectrum.trainers.checking.check import check_list
+from spectrum.trainers.checking.report import CheckReport
 from spectrum.trainers.matching import AXOLOTL, REGULAR_EXPRESSION, SUBSTRING
 from tests.helpers.architectures import built
 from tests.helpers.command import Finished, assert_refused, run
@@ -358,6 +359,7 @@ def test_a_whole_config_is_right(tmp_path: Path) -> None:
         ({"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"]}, ["SpectrumPlugin"]),
         ({"plugins": ["a.LigerPlugin", "axolotl.integrations.spectrum.SpectrumPlugin"]}, ["SpectrumPlugin"]),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, ["use_reentrant"]),
+        ({"optimizer": "polora"}, ["polora", "refuses the list"]),
         ({"fsdp": ["full_shard", "auto_wrap"]}, ["FSDP 1", "use_orig_params"]),
         ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_use_orig_params": False}}, ["use_orig_params"]),
         ({"fsdp": ["full_shard"], "fsdp_config": {"use_orig_params": False}}, ["use_orig_params"]),
@@ -387,7 +389,10 @@ def test_a_setting_that_defeats_the_list_is_a_problem(
         {"adapter": ""},
         {"plugins": None},
         {"plugins": "axolotl.integrations.liger.LigerPlugin"},
+        # With a list, Axolotl's default is not reentrant.
+        {"gradient_checkpointing": True},
         {"gradient_checkpointing_kwargs": None},
+        {"optimizer": "adamw_8bit"},
         {"gradient_checkpointing_kwargs": "none"},
     ],
     ids=str,
@@ -532,6 +537,46 @@ def test_a_list_is_checked_without_weights(config_only: Path) -> None:
     count = 2 * sizes["vocab_size"] * hidden + hidden * sizes["intermediate_size"] + query
     assert f"{count:,} of 861,792 parameters" in done.out
     assert files_below(config_only) == ["list.yaml", *before]
+
+
+@pytest.mark.parametrize(
+    ("text", "entries", "has_plan"),
+    [
+        (
+            "freeze_config: {freeze_modules: [{glob: '*'}], unfreeze_modules: [{path: model.norm}, {path: lm_head}]}",
+            "3 entries of NeMo Automodel's freeze_config",
+            True,
+        ),
+        (
+            "callbacks: {layer_freezing: {layer_names: [model.lm_head.weight]}}",
+            "1 entry of llm-foundry's layer_freezing",
+            True,
+        ),
+        ("model.norm.weight\nlm_head.weight\n", "2 entries of names of parameters that train", True),
+        ("adapter: lora\nlora_target_modules: [q_proj]", "1 entry of Axolotl's lora_target_modules", False),
+        ("target_modules: .*q_proj", "1 entry of PEFT's LoraConfig", False),
+    ],
+    ids=["nemo", "llm-foundry", "names", "axolotl-lora", "peft"],
+)
+def test_the_title_says_whose_rule_it_is(text: str, entries: str, has_plan: bool, config_only: Path) -> None:
+    done = checked(config_only, text)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[0] == f"list.yaml, {entries}, against LlamaForCausalLM of model"
+    assert "ok: every entry does what it says" in done.out
+    assert ("AdamW" in done.out) == has_plan  # the memory of adapters depends on their rank
+
+
+def test_the_plugins_scan_is_looked_for_where_the_command_runs(config_only: Path) -> None:
+    config = "base_model: model\nplugins: [axolotl.integrations.spectrum.SpectrumPlugin]\nspectrum_top_fraction: 0.5\n"
+    missing = checked(config_only, config)
+    assert error_of(missing) == "spectrum: error: list.yaml: 1 problem\n"
+    assert f"model_snr_results/snr_results_model.json is not in {config_only}" in missing.out
+    scores = {f"model.layers.{i}.mlp.up_proj": {"type": "mlp.up_proj", "snr": i} for i in range(8)}
+    (config_only / "model_snr_results").mkdir()
+    (config_only / "model_snr_results" / "snr_results_model.json").write_text(json.dumps(scores))
+    done = checked(config_only, config)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("list.yaml, 6 entries of Axolotl's SpectrumPlugin, against LlamaForCausalLM of model")
 
 
 def error_of(done: Finished) -> str:

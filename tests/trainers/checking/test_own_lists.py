@@ -19,7 +19,7 @@ from spectrum.checkpoint.reader import of_model
 from spectrum.records import LayerSnr, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.trainers.checking.check import check_list
-from spectrum.trainers.formats.formats import names, swift
+from spectrum.trainers.formats.trained import names, swift
 from spectrum.trainers.lists import read_list
 from spectrum.trainers.matching import AXOLOTL
 from spectrum.trainers.unfreeze import unfreeze
