@@ -8,9 +8,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from spectrum.api import ScanResult, Selection, SpectrumError, Unfrozen, scan, select, unfreeze
+    from spectrum.api import (
+        ScanResult,
+        Selection,
+        SpectrumError,
+        Unfrozen,
+        Verification,
+        scan,
+        select,
+        unfreeze,
+        verify,
+    )
 
-__all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "__version__", "scan", "select", "unfreeze"]
+__all__ = [
+    "ScanResult",
+    "Selection",
+    "SpectrumError",
+    "Unfrozen",
+    "Verification",
+    "__version__",
+    "scan",
+    "select",
+    "unfreeze",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> "Any":

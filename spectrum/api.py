@@ -1,4 +1,4 @@
-"""Scan, select and unfreeze from Python, as in a notebook or a training script. Nothing prompts or prints."""
+"""Scan, select, unfreeze and verify from Python, as in a notebook or a training script. Nothing prompts or prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.checkpoint.remote.model_names import parse_model_name
+from spectrum.checkpoint.remote.model_names import ModelName, parse_model_name
 from spectrum.compute.batches import parse_batch_size
 from spectrum.display import draw_with
 from spectrum.errors import SpectrumError, short_traceback
@@ -27,11 +27,22 @@ from spectrum.selection.order import HIGHEST
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line
 from spectrum.trainers.unfreeze import Unfrozen, unfreeze
+from spectrum.verification.verification import Verification
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ScanResult", "Selection", "SpectrumError", "Unfrozen", "scan", "select", "unfreeze"]
+__all__ = [
+    "ScanResult",
+    "Selection",
+    "SpectrumError",
+    "Unfrozen",
+    "Verification",
+    "scan",
+    "select",
+    "unfreeze",
+    "verify",
+]
 
 _logger = logging.getLogger("spectrum")
 draw_with(heatmap.picture)
@@ -79,8 +90,7 @@ def scan(
             shown only under SPECTRUM_DEBUG=1.
         ValueError: if an argument is not of the expected form.
     """
-    if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
-        raise ValueError(f"a name, a path or a model is expected, not {model!r}")
+    _check_model(model)
     size = parse_batch_size(str(batch_size))
     patterns = split_patterns([layer_types] if isinstance(layer_types, str) else layer_types or ()) or None
     if layer_types and patterns is None:
@@ -149,6 +159,72 @@ def select(
     elif selected.only_embeddings():
         _warn("nothing but input embedding and output head trains: no other layer is selected")
     return selected
+
+
+@short_traceback
+def verify(
+    base: str | Path | torch.nn.Module,
+    trained: str | Path | torch.nn.Module,
+    selection: Selection | str | Path,
+    *,
+    revision: str | None = None,
+    trained_revision: str | None = None,
+    model_class: str | None = None,
+    trust_remote_code: bool = False,
+    show_progress: bool = True,
+) -> Verification:
+    """Whether training moved the selected parameters, and no others: base and trained model are compared.
+
+    Both are read once, a few matrices at a time. `Verification.ok` says whether all is well, `problems` and `notes` say
+    what is not, and `parameters` has what became of each parameter.
+
+    Args:
+        base: the model before training: a local directory, a repository id, the address of its page, or a model in
+            memory.
+        trained: the model after training, named in the same way. In memory, it may be wrapped by PEFT, DDP,
+            torch.compile and activation checkpointing; adapters that are not merged are not compared.
+        selection: what `select` returned, or the path of a list or config that `--check` reads, which is matched by the
+            rule of its reader.
+        revision: a branch, tag or commit of the base's repository; None for the one in the address, else its default.
+        trained_revision: the same of the trained model's repository.
+        model_class: the transformers class that names the parameters of the base; None for the checkpoint's own.
+        trust_remote_code: whether code from the models' repositories may run.
+        show_progress: whether to show a progress bar.
+
+    Raises:
+        SpectrumError: if it cannot be told: one of the models cannot be opened, the trained one is quantized, both are
+            the same, they have no parameter in common, or the file is no list.
+        ValueError: if an argument is not of the expected form.
+    """
+    from spectrum.verification.verify import verify as run
+
+    first, second = _named(base, revision), _named(trained, trained_revision)
+    if not isinstance(selection, Selection | str | Path):
+        raise ValueError(f"what select() returns, or the path of a list, is expected, not {type(selection).__name__}")
+    _tqdm()  # first, as in `scan`
+    return run(
+        first,
+        second,
+        selection if isinstance(selection, Selection) else Path(selection).expanduser(),
+        model_class=model_class,
+        trust_remote_code=trust_remote_code,
+        progress=lambda size: _bar(total=size, unit="B", unit_scale=True, disable=not show_progress),
+        warn=_warn,
+    )
+
+
+def _named(model: str | Path | torch.nn.Module, revision: str | None) -> ModelName | torch.nn.Module:
+    """What a name stands for, with a revision if one is given; a model in memory as it is."""
+    _check_model(model)
+    if not isinstance(model, str | Path):
+        return model
+    named = parse_model_name(str(model))
+    return ModelName(named.name, revision or named.revision)
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, type) or not (isinstance(model, str | Path) or hasattr(model, "named_parameters")):
+        raise ValueError(f"a name, a path or a model is expected, not {model!r}")
 
 
 def _decimal(percent: float | str) -> str:

@@ -99,3 +99,17 @@ def group(tmp_path: Path) -> Iterator[None]:
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
+
+
+@pytest.fixture
+def unshared() -> Iterator[None]:
+    """What trainers leave in this process, beyond their own objects, does not reach other tests."""
+    import accelerate.state
+    import torch
+
+    environment, states = dict(os.environ), torch.get_rng_state()
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_rng_state(states)

@@ -42,7 +42,10 @@ pytestmark = FILTERS
 
 _GUARD = 150  # seconds, against hangs; a quiet machine needs ten
 
-PUBLIC = {"ScanResult", "Selection", "SpectrumError", "Unfrozen", "__version__", "scan", "select", "unfreeze"}
+PUBLIC = {
+    *("ScanResult", "Selection", "SpectrumError", "Unfrozen", "Verification", "__version__"),
+    *("scan", "select", "unfreeze", "verify"),
+}
 
 
 @pytest.fixture

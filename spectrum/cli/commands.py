@@ -87,15 +87,20 @@ def select(
         wrapped(in_line(scan.origin), columns, "  "),
         wrapped(report.control(chosen), columns, "  "),
         report.summary(chosen, columns, colours=colours),  # only this part may hold escape sequences: colours
-        wrapped(visible("\n".join(_notes(chosen, adapters=options.format == "peft"))), columns, "  "),
+        wrapped(visible("\n".join(_notes(chosen, adapters=form.adapters))), columns, "  "),
         wrapped(visible(compared), columns, "  "),
         wrapped(equivalent, columns, "  "),
-        "" if options.format == "peft" else report.training_plan_of(chosen, options.training_gpus, columns),
+        "" if form.adapters else report.training_plan_of(chosen, options.training_gpus, columns),
         wrapped(visible("\n".join(notes)), columns, "  "),
         report.written(files, columns),
         report.next_steps(form.use, list_file, _check_command(model, list_file) if form.can_check else (), columns),
     ]
     return ModeOutcome("\n\n".join(filter(None, parts)), problem)
+
+
+def selection_of(model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks) -> Selection:
+    """Within `lead`: scan a model, select layers, write nothing but the cache. The arguments are those of `select`."""
+    return _chosen(options, run_scan(_request(model, options, ()), callbacks).result)
 
 
 def _notes(chosen: Selection, *, adapters: bool) -> list[str]:
@@ -123,10 +128,11 @@ def check(
     model: ModelOptions, options: CheckOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
 ) -> ModeOutcome:
     """Compare a list with the names in the model that is to be trained. The last three arguments: as of `select`."""
-    from spectrum.trainers import lists, matching
-    from spectrum.trainers.checking.check import check_list
+    from spectrum.trainers.checking.any_list import check_any
+    from spectrum.trainers.lists import EntryList
+    from spectrum.trainers.readers.files import read_any
 
-    entry_list = lists.read_list(options.check)
+    some_list = read_any(options.check)
     local = resolve_local(model.model_name)
     if local is not None:
         read_config_file(local.directory)
@@ -141,13 +147,16 @@ def check(
     )
     for warning in warnings:
         callbacks.warn(warning)
-    found = check_list(entry_list, info, renamed)
-    count = plural(len(entry_list.entries), "entry", "entries")
-    title = f"{options.check}, {count}, against {info.model_class} of {model.model_name}"
+    found = check_any(some_list, info, renamed)
+    if isinstance(some_list, EntryList):
+        entries = plural(len(some_list.entries), "entry", "entries")
+    else:
+        entries = f"{plural(some_list.num_entries, 'entry', 'entries')} of {some_list.reader}"
+    title = f"{options.check}, {entries}, against {info.model_class} of {model.model_name}"
     parts = [report.check_summary(found, title, columns)]
-    trained = found.trained[matching.AXOLOTL]
+    trained = next(iter(found.trained.values()))  # by the rule of the list's own reader
     # What a wrong list takes to train is of interest only if it is asked for.
-    if trained and (options.training_gpus is not None or not found.problems):
+    if trained and not found.adapters and (options.training_gpus is not None or not found.problems):
         parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS, columns))
     problem = None
     if found.problems:

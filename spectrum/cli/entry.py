@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from spectrum.cli import commands
-from spectrum.cli.options import CheckOptions, Options, SelectOptions, parse
+from spectrum.cli import commands, verify_command
+from spectrum.cli.options import CheckOptions, Options, SelectOptions, VerifyOptions, parse
 from spectrum.cli.terminal import (
     can_ask,
     fail,
@@ -153,7 +153,11 @@ def _run(options: Options) -> commands.ModeOutcome:
     columns = text_columns(sys.stdout)
     if isinstance(mode, SelectOptions):
         return commands.select(model, mode, callbacks, quiet=quiet, columns=columns, colours=shows_colours())
+    if isinstance(mode, VerifyOptions) and mode.list is None:  # the other processes help to scan
+        return verify_command.verify(model, mode, callbacks, quiet=quiet, columns=columns)
     with lead():  # the other processes wait until this ends
+        if isinstance(mode, VerifyOptions):
+            return verify_command.verify(model, mode, callbacks, quiet=quiet, columns=columns)
         if isinstance(mode, CheckOptions):
             return commands.check(model, mode, callbacks, quiet=quiet, columns=columns)
         return commands.plot_spectrum(model, mode, callbacks)
@@ -170,7 +174,8 @@ def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[
         layer_counts: the layer types that --layer-types allows, each with its number of layers.
     """
     layer_types = [layer_type for layer_type, _ in layer_counts]
-    select = options.mode if isinstance(options.mode, SelectOptions) else SelectOptions()  # no other mode scans
+    mode = options.mode.select if isinstance(options.mode, VerifyOptions) else options.mode
+    select = mode if isinstance(mode, SelectOptions) else SelectOptions()  # no other mode scans
     batch_size = select.batch_size if isinstance(select.batch_size, int) else None
     open_questions = []
     if select.batch_size is None:

@@ -27,15 +27,23 @@ ratio, and write the list of layers to train: the best of each layer type.
 Method: https://arxiv.org/abs/2406.06623
 Options also work with underscores: --top_percent."""
 
-_EXAMPLES = """\
+_FORMATS = tuple(formats.FORMATS)
+_READERS = "\n".join(
+    f"  {name:14}{', '.join(form.readers)}{': adapters' if form.adapters else ''}"
+    for name, form in formats.FORMATS.items()
+)
+_EPILOG = f"""\
+formats of the list:
+{_READERS}
+
 examples:
   spectrum --model-name org/model --top-percent 25
   spectrum --model-name path/to/model --layer-types 'mlp.*' --format peft
-  spectrum --model-name org/model --check config.yaml"""
+  spectrum --model-name org/model --check config.yaml
+  spectrum --model-name org/model --verify path/to/trained --list config.yaml"""
 
 DEFAULT_TRAINING_GPUS = 8
 
-_FORMATS = tuple(formats.FORMATS)
 _MAX_GPUS = 1_000_000
 _MAX_OPTION_COLUMNS = 30  # of an option in --help; the help text of a longer one begins on the next line
 
@@ -46,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         prog="spectrum",
         usage="%(prog)s [--model-name] NAME_OR_PATH [options]",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=_EPILOG,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=_MAX_OPTION_COLUMNS),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -132,7 +140,7 @@ def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
         "--format",
         type=_format,
         metavar="FORMAT",
-        help=f"format of the list: {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} (default: axolotl)",
+        help="format of the list, see below (default: axolotl)",
     )
     group.add_argument(
         "--output-dir",
@@ -188,13 +196,26 @@ def _add_how_to_open(group: argparse._ArgumentGroup) -> None:
 def _add_other_modes(group: argparse._ArgumentGroup) -> None:
     modes = group.add_mutually_exclusive_group()
     modes.add_argument(
-        "--check", type=path, metavar="CONFIG", help="check the unfrozen_parameters of a YAML file against the model"
+        "--check", type=path, metavar="CONFIG", help="check the list in a config or text file against the model"
+    )
+    modes.add_argument(
+        "--verify",
+        type=model_name,
+        metavar="TRAINED",
+        help="compare a trained model with the model, and with what was to train: this selection, or --list",
     )
     modes.add_argument(
         "--plot-spectrum",
         nargs=2,
         metavar=("LAYER", "FILE"),
         help="draw the singular values of one layer; LAYER[i] is matrix i of a stack",
+    )
+
+    group.add_argument(
+        "--list",
+        type=path,
+        metavar="CONFIG",
+        help="for --verify: what was to train, as a list or config for --check (default: the selection)",
     )
 
 
@@ -235,10 +256,12 @@ def _other_model(text: str) -> str:
 
 
 def _format(text: str) -> str:
-    if text not in _FORMATS:
-        known = f"; there are {', '.join(map(repr, _FORMATS))}"
-        raise argparse.ArgumentTypeError(f"there is no format {text!r}{proposal(nearest(text, _FORMATS)) or known}")
-    return text
+    if text in _FORMATS:
+        return text
+    hint = proposal(nearest(text, _FORMATS)) or f"; there are {', '.join(map(repr, _FORMATS))}"
+    if text.lower() not in _FORMATS and (found := formats.formats_for(text)):
+        hint = f"; {next(iter(found.values()))} reads {' or '.join(found)}"
+    raise argparse.ArgumentTypeError(f"there is no format {text!r}{hint}")
 
 
 def _device(text: str) -> str:

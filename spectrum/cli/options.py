@@ -1,7 +1,7 @@
 """What does the user ask for? The command line as typed options.
 
-A run selects layers, checks a list, or draws one layer. Each of these modes has a record of exactly the options that it
-uses. `parse` refuses an option that is not in the record of the mode.
+A run selects layers, checks a list, verifies a training, or draws one layer. Each of these modes has a record of
+exactly the options that it uses. `parse` refuses an option that is not in the record of the mode.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,7 @@ from spectrum.layer_types import split_patterns
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.selection.order import HIGHEST
+from spectrum.trainers.formats import formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,25 @@ class CheckOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """The options of the mode that compares a trained model with its base.
+
+    Args:
+        verify: the trained model.
+        list: the list or config by which it was trained; None for the selection that `select` makes.
+        select: the options of the selection. Those for what it writes have their defaults.
+    """
+
+    verify: ModelName
+    list: Path | None = None
+    select: SelectOptions = field(default_factory=SelectOptions)
+
+
+# The options of a selection that do not change what it selects.
+_WRITTEN = frozenset({"compare", "format", "output_dir", "plot", "training_gpus"})
+
+
+@dataclass(frozen=True, slots=True)
 class PlotSpectrumOptions:
     """The options of the mode that draws the singular values of one layer. plot_spectrum: the layer and the file."""
 
@@ -87,7 +107,7 @@ class Options:
     """All options of a command line. warnings: about values that may not mean what the user thinks."""
 
     model: ModelOptions
-    mode: SelectOptions | CheckOptions | PlotSpectrumOptions
+    mode: SelectOptions | CheckOptions | VerifyOptions | PlotSpectrumOptions
     yes: bool
     quiet: bool
     warnings: tuple[str, ...] = ()
@@ -104,23 +124,33 @@ def parse(argv: Sequence[str]) -> Options:
         _complete(given, [word for word in words if word != "--"])
     except argparse.ArgumentTypeError as error:
         grammar.error(str(error))
-    mode: type[SelectOptions | CheckOptions | PlotSpectrumOptions] = SelectOptions
+    mode: type[SelectOptions | CheckOptions | VerifyOptions | PlotSpectrumOptions] = SelectOptions
+    name = "--plot-spectrum"
     if "check" in given:
-        mode = CheckOptions
+        mode, name = CheckOptions, "--check"
+    elif "verify" in given:
+        mode, name = VerifyOptions, "--verify with --list" if "list" in given else "--verify"
+    elif "list" in given:
+        grammar.error("--list is the list by which a model was trained, for --verify; --check checks one")
     elif "plot_spectrum" in given:
         mode = PlotSpectrumOptions
     used = {field.name for record in (ModelOptions, mode, Options) for field in fields(record)}
+    if mode is VerifyOptions and "list" not in given:
+        used |= {field.name for field in fields(SelectOptions)} - _WRITTEN
+        given["select"] = _record(SelectOptions, given)
     if ignored := [_spelling(grammar, name) for name in given if name not in used]:
-        name = "--check" if mode is CheckOptions else "--plot-spectrum"
         grammar.error(f"{name} does not use {', '.join(ignored)}; leave {'it' if len(ignored) == 1 else 'them'} out")
-    if "training_gpus" in given and given.get("format") == "peft":
-        grammar.error("--format peft does not use --training-gpus: memory is estimated for training without adapters")
+    form = given.get("format")
+    if "training_gpus" in given and form is not None and formats.FORMATS[form].adapters:
+        grammar.error(
+            f"--format {form} does not use --training-gpus: memory is estimated for training without adapters"
+        )
     return Options(
         model=_record(ModelOptions, given),
         mode=_record(mode, given),
         yes=given.get("yes", False),
         quiet=given.get("quiet", False),
-        warnings=tuple(_fractions(given)),
+        warnings=tuple(_warnings(given)),
     )
 
 
@@ -165,8 +195,13 @@ def _may_be_a_model(text: str) -> bool:
     return "/" in text or os.path.isdir(text)
 
 
-def _fractions(given: Mapping[str, Any]) -> Iterator[str]:
-    """Warnings about percentages that are likely to be meant as fractions of 1."""
+def _warnings(given: Mapping[str, Any]) -> Iterator[str]:
+    """Warnings about percentages that are likely to be meant as fractions of 1, and about one that is not given."""
+    if "verify" in given and given.keys().isdisjoint(("list", "top_percent", "top_params")):
+        yield (
+            f"--verify compares with the top {selection.DEFAULT_PERCENT} percent, the default; "
+            "give the --top-percent that was trained, or --list"
+        )
     for name in ("top_percent", "top_params"):
         if name in given and Fraction(1, 100) <= Fraction(given[name]) < 1:
             meant = f"{(Decimal(given[name]) * 100).normalize():f}"
@@ -174,7 +209,9 @@ def _fractions(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{option} {given[name]} is less than one percent; write {option} {meant} for {meant} percent"
 
 
-_Record = TypeVar("_Record", ModelOptions, SelectOptions | CheckOptions | PlotSpectrumOptions)
+_Record = TypeVar(
+    "_Record", ModelOptions, SelectOptions, SelectOptions | CheckOptions | VerifyOptions | PlotSpectrumOptions
+)
 
 
 def _record(of: type[_Record], given: dict[str, Any]) -> _Record:

@@ -18,7 +18,7 @@ from spectrum.text import aligned, in_line, wrapped
 from spectrum.trainers import memory
 
 if TYPE_CHECKING:
-    from spectrum.trainers.checking.check import CheckReport
+    from spectrum.trainers.checking.report import CheckReport
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 8, 40  # columns of a bar chart

@@ -106,10 +106,18 @@ def shows_colours() -> bool:
 def progress_bar(batches: Sequence[WeightBatch], *, quiet: bool) -> ProgressBar:
     """A progress bar on stderr for the scan of these batches, shown by the main process alone."""
     unit = "weights" if distributed.count() == 1 else "weights of the main process"
+    return ProgressBar(batches, partial(_bar, quiet=quiet), unit)
+
+
+def byte_bar(num_bytes: int, *, quiet: bool) -> Any:
+    """A progress bar on stderr for so many bytes that are read, shown by the main process alone."""
+    return _bar(total=num_bytes, unit="B", unit_scale=True, quiet=quiet)
+
+
+def _bar(*, quiet: bool, **arguments: Any) -> Any:
     shown = sys.stderr is not None and not quiet and distributed.rank() == 0
     interval = 0.1 if shown and sys.stderr.isatty() else 10.0  # seconds; a log file needs few updates
-    bar = partial(tqdm, file=sys.stderr, disable=not shown, mininterval=interval)
-    return ProgressBar(batches, bar, unit)
+    return tqdm(file=sys.stderr, disable=not shown, mininterval=interval, **arguments)
 
 
 def note(message: str) -> None:

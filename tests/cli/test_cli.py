@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -236,10 +236,17 @@ def test_help_names_every_option(option: str, tmp_path: Path) -> None:
 # What a mode does not use.
 
 CHECK, SPECTRUM = ("--check", "list.yaml"), ("--plot-spectrum", "lm_head", "x.png")
+VERIFY, VERIFY_LIST = ("--verify", "trained"), ("--verify", "trained", "--list", "list.yaml")
 OF_EVERY_MODE = {"--model-name", "--revision", "--model-class", "--trust-remote-code", "--yes", "--quiet"}
 USED = {
     CHECK: {*OF_EVERY_MODE, "--training-gpus"},
     SPECTRUM: {*OF_EVERY_MODE, "--device", "--download", "--results-dir"},
+    VERIFY: {
+        *OF_EVERY_MODE,
+        *("--layer-types", "--rescan", "--top-percent", "--top-params", "--order", "--no-embeddings", "--results-dir"),
+        *("--device", "--batch-size", "--download"),
+    },
+    VERIFY_LIST: OF_EVERY_MODE,
 }
 VALUES = {
     "--revision": ["main"],
@@ -265,13 +272,17 @@ VALUES = {
 }
 
 
+def named(mode: Sequence[str]) -> str:
+    return " with ".join(word for word in mode if word.startswith("--"))
+
+
 def test_every_option_is_tried_in_every_mode() -> None:
     long = {action.option_strings[-1] for action in grammar.parser()._actions}
-    modes = {CHECK[0], SPECTRUM[0]}
+    modes = {option for mode in USED for option in mode if option.startswith("--")}
     assert long - modes - {"--help", "--version", "--model-name", "--gpus"} == VALUES.keys()
 
 
-@pytest.mark.parametrize("mode", USED, ids=lambda mode: mode[0])
+@pytest.mark.parametrize("mode", USED, ids=named)
 @pytest.mark.parametrize("option", VALUES)
 def test_a_mode_refuses_an_option_that_it_would_ignore(mode: tuple[str, ...], option: str, tmp_path: Path) -> None:
     # The default, too, where it is given.
@@ -279,7 +290,7 @@ def test_a_mode_refuses_an_option_that_it_would_ignore(mode: tuple[str, ...], op
     if option in USED[mode]:
         assert isinstance(options.parse(args), options.Options)
     else:
-        refused(run(tmp_path, *args), f"{mode[0]} does not use {option}; leave it out", status=2)
+        refused(run(tmp_path, *args), f"{named(mode)} does not use {option}; leave it out", status=2)
 
 
 def test_a_mode_names_all_options_that_it_would_ignore_and_no_other(tmp_path: Path) -> None:
@@ -291,7 +302,8 @@ def test_a_mode_names_all_options_that_it_would_ignore_and_no_other(tmp_path: Pa
 @pytest.mark.parametrize("option", ["--training-gpus", "--gpus"])
 def test_adapters_take_no_number_of_gpus(option: str, tmp_path: Path) -> None:
     args = ("--model-name", "m", option, "4", "--format")
-    refused(run(tmp_path, *args, "peft"), "--format peft does not use --training-gpus", status=2)
+    for name in ("peft", "trl-lora"):
+        refused(run(tmp_path, *args, name), f"--format {name} does not use --training-gpus", status=2)
     for name in ("axolotl", "json"):
         mode = options.parse([*args, name]).mode
         assert isinstance(mode, options.SelectOptions)
@@ -346,11 +358,12 @@ def test_help_shows_groups_and_ends_with_examples_that_are_right(tmp_path: Path)
         "how the model is opened",
         "other things to do, in place of a selection",
         "general",
+        "formats of the list",
         "examples",
     ]
     assert "--gpus" not in shown
     examples = shown.partition("\nexamples:\n")[2].splitlines()
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         program, *args = shlex.split(example)
         assert program == "spectrum"

@@ -83,7 +83,12 @@ NAMES = {
     "axolotl": "snr_results_model_unfrozenparameters_25percent.yaml",
     "names": "snr_results_model_names_25percent.txt",
     "swift": "snr_results_model_swift_25percent.txt",
+    "nemo": "snr_results_model_nemo_25percent.yaml",
+    "frozen": "snr_results_model_frozen_25percent.yaml",
     "peft": "snr_results_model_peft_25percent.yaml",
+    "axolotl-lora": "snr_results_model_axolotl-lora_25percent.yaml",
+    "trl-lora": "snr_results_model_trl-lora_25percent.txt",
+    "llamafactory": "snr_results_model_llamafactory_25percent.yaml",
     "json": "snr_results_model_selection_25percent.json",
 }
 
@@ -105,7 +110,7 @@ def test_each_format_has_a_file(name: str, embeddings: bool, scanned: Path) -> N
     assert files.splitlines()[-1].split() == ["list", NAMES[name]]
     check = f"Check the list, or your config with it: spectrum --model-name {MODEL[1]} --check {NAMES[name]}"
     use = formats.FORMATS[name].use.replace("LIST", repr(NAMES[name]))
-    assert steps == "\n".join([use, *([check] if name == "axolotl" else [])])
+    assert steps == "\n".join([use, *([check] if name != "json" else [])])
     assert done.err == ""
     assert not expected.notes or sections(done)[-3] == "\n".join(expected.notes)
     others = [file for file in NAMES.values() if (scanned / file).exists()]
@@ -135,7 +140,8 @@ def test_formats_hold_what_the_yaml_does(scanned: Path) -> None:
 @pytest.mark.usefixtures("cache_only")
 def test_adapters_have_no_plan_for_training_in_full(scanned: Path) -> None:
     assert "AdamW" in done_well(scanned).out
-    assert "AdamW" not in done_well(scanned, "--format", "peft").out
+    for name in ("peft", "axolotl-lora", "trl-lora", "llamafactory"):
+        assert "AdamW" not in done_well(scanned, "--format", name).out
 
 
 # Controls.
@@ -157,7 +163,7 @@ def test_a_control_has_files_of_its_own(name: str, order: str, word: str, scanne
     assert sections(done)[1] == f"Control: {chosen.share()} of each layer type, in place of the top 25 percent."
     assert sections(done)[2] == aligned(chosen.rows())
     assert sections(done)[-2].splitlines()[-1].split() == ["list", file]
-    assert (f"--check {file}" in sections(done)[-1]) == (name == "axolotl")
+    assert (f"--check {file}" in sections(done)[-1]) == (name != "json")
     assert done_well(scanned, *options, "--order", order, "--quiet", "--output-dir", "out").out == f"out/{file}\n"
 
 
@@ -280,7 +286,9 @@ def test_the_last_24_lines_say_what_trains_where_the_list_is_and_what_to_do_with
     lines = done_well(scanned, *args).out.splitlines()
     assert max(map(len, lines)) <= 79
     end = lines[-23:]  # the prompt takes one
-    assert end[-1].endswith("swift_50percent.txt') ..." if "swift" in args else f"--check {LIST}")
+    file = "snr_results_model_swift_50percent.txt" if "swift" in args else LIST
+    assert (f"$(cat '{file}')" in " ".join(" ".join(end).split())) == ("swift" in args)
+    assert end[-1].endswith(f"--check {file}")
     assert any(" of 861,792 parameters train, " in line for line in end)
     assert sum(line.startswith(("scores  ", "sorted scores  ", "list  ")) for line in end) == 3
 
@@ -579,7 +587,7 @@ def test_a_scans_file_may_select_other_layers(scanned: Path) -> None:
     # The first and the last have changed places: 1 - 6 (49 + 49) / (8 * 63).
     assert rows["mlp.up_proj"] == ["8", f"{1 - 6 * 98 / 504:.3f}", "1", "1"]
     assert rows["mlp.down_proj"] == ["8", "1.000", "0", "0"]
-    assert rest == ["1 layer enters the selection (+), 1 leave it (-):", f"+ {names[7]}", f"- {names[0]}"]
+    assert rest == ["1 layer enters the selection (+), 1 leaves it (-):", f"+ {names[7]}", f"- {names[0]}"]
     # What is written is the model's own.
     assert f"- {names[0]}\n" in (scanned / LIST).read_text()
     assert not list(scanned.glob("*other*.yaml"))

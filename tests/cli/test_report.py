@@ -23,7 +23,7 @@ from spectrum.cli.terminal import text_columns
 from spectrum.records import LayerSnr, ModelInfo, Parameter, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.text import aligned
-from spectrum.trainers.checking.check import CheckReport
+from spectrum.trainers.checking.report import CheckReport
 from tests.helpers.command import run
 from tests.helpers.processes import Spectrum
 

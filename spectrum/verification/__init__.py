@@ -1,0 +1,1 @@
+"""Did training move what the list says, and nothing else? Start at `verify`."""
