@@ -27,7 +27,7 @@ AXOLOTL = ["axolotl==0.19.0"]
 MS_SWIFT = ["ms-swift==4.6.0", "modelscope==1.40.2", "modelscope-hub==0.5.1"]
 MS_SWIFT += ["json_repair", "cryptography", "cffi", "pycparser"]
 
-_GUARD = 300  # seconds, against hangs; a quiet machine needs ten
+_GUARD = 300  # seconds, against hangs; a quiet machine needs thirty
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,19 @@ def install(requirements: Sequence[str], directory: Path) -> Path:
 
 def trainable(wheels: Path, tasks: Sequence[Task], directory: Path) -> list[set[str]]:
     """Which parameters are left trainable, of each task, in a working directory and without a network."""
-    given, results = directory / "tasks.json", directory / "trainable.json"
-    given.write_text(json.dumps([asdict(task) for task in tasks]))
+    return names_from("tests.helpers.axolotl", wheels, [asdict(task) for task in tasks], directory)
+
+
+def names_from(module: str, wheels: Path, tasks: Sequence[object], directory: Path) -> list[set[str]]:
+    """The names that a module makes of each task, run in a process that imports from the wheels, without a network."""
+    given, results = directory / "tasks.json", directory / "results.json"
+    given.write_text(json.dumps(tasks))
     # What looks for a file here and does not find it would otherwise fetch one of the same name.
     nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
+    offline["DISABLE_VERSION_CHECK"] = "1"  # of LLaMA-Factory
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.axolotl", str(given), str(results)],
+        [sys.executable, "-m", module, str(given), str(results)],
         cwd=directory,
         env=os.environ | nowhere | offline | {"PYTHONPATH": os.pathsep.join([str(wheels), str(ROOT)])},
         stdin=subprocess.DEVNULL,

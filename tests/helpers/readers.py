@@ -12,9 +12,7 @@ import ast
 import importlib
 import json
 import logging
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,34 +21,19 @@ from typing import Any
 
 from tests.helpers.adapters import adapted, names_of, trainable, weights
 from tests.helpers.architectures import ARCHITECTURES
-from tests.helpers.paths import ROOT
+from tests.helpers.axolotl import names_from
 
 IMPORTED = ["nemo-automodel==0.7.0", "axolotl==0.19.0", "llamafactory==0.9.5"]
 # With what is imported along with Axolotl's telemetry, which stays off, and LLaMA-Factory's arguments.
 IMPORTED += ["posthog", "distro", "backoff", "omegaconf", "antlr4-python3-runtime==4.9.3"]
 SOURCES = ["llm-foundry==0.22.0", "ludwig==0.11.0"]
 
-_GUARD = 300  # seconds, against hangs; a quiet machine needs thirty
-
 Task = tuple[str, str, Any]  # one of the clients below, an architecture, what the client reads
 
 
 def results_of(wheels: Path, tasks: Sequence[Task], directory: Path) -> list[set[str]]:
     """What each task leaves trainable, or where it puts adapters. Without a network."""
-    given, results = directory / "tasks.json", directory / "results.json"
-    given.write_text(json.dumps(tasks))
-    settings = {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DISABLE_VERSION_CHECK": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.readers", str(given), str(results)],
-        cwd=directory,
-        env=os.environ | settings | {"PYTHONPATH": os.pathsep.join([str(wheels), str(ROOT)])},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_GUARD,
-    )
-    assert done.returncode == 0, done.stderr
-    return [set(names) for names in json.loads(results.read_text())]
+    return names_from("tests.helpers.readers", wheels, tasks, directory)
 
 
 # In the other process.
