@@ -241,3 +241,13 @@ def beginnings(name: str) -> Iterator[str]:
         if parts[length - 1].isdigit():
             break
         yield "".join(f"{part}." for part in parts[:length])
+
+
+def paths_above(name: str) -> list[str]:
+    """The paths of the modules that a parameter or a module is in, outermost first."""
+    return [name[:i] for i, letter in enumerate(name) if letter == "."]
+
+
+def without_indexes(name: str) -> str:
+    """A name without its indexes: `model.layers.#.mlp`."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))

@@ -158,12 +158,8 @@ def check(
     # What a wrong list takes to train is of interest only if it is asked for.
     if trained and not found.adapters and (options.training_gpus is not None or not found.problems):
         parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS, columns))
-    problem = None
-    if found.problems:
-        problem = f"{options.check}: {plural(len(found.problems), 'problem')}"
-        if quiet:  # the report is not printed
-            problem += f"{', the first' if len(found.problems) > 1 else ''}: {found.problems[0]}"
-    return ModeOutcome("" if quiet else visible("\n\n".join(parts)), problem)
+    text = "" if quiet else visible("\n\n".join(parts))
+    return ModeOutcome(text, report.failure(str(options.check), found.problems, quiet=quiet))
 
 
 def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions, callbacks: ScanCallbacks) -> ModeOutcome:

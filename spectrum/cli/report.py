@@ -14,7 +14,7 @@ from spectrum.selection import margins
 from spectrum.selection.margins import RankedType
 from spectrum.selection.order import HIGHEST
 from spectrum.selection.selection import Selection
-from spectrum.text import aligned, in_line, wrapped
+from spectrum.text import aligned, in_line, plural, wrapped
 from spectrum.trainers import memory
 
 if TYPE_CHECKING:
@@ -110,6 +110,20 @@ def check_summary(check: CheckReport, title: str, columns: int | None) -> str:
         rows = [(rule, str(check.num_matching[rule]), str(len(names))) for rule, names in check.trained.items()]
         parts.append(aligned([("rule", "entries that match", "tensors that train"), *rows], columns))
     return "\n\n".join(parts)
+
+
+def failure(name: str, problems: Sequence[str], *, quiet: bool) -> str | None:
+    """The error of a command that found problems; None if it found none.
+
+    Args:
+        name: what has the problems.
+        problems: one line for each.
+        quiet: whether no report is printed, so that the error has the first of them.
+    """
+    if not problems:
+        return None
+    first = f"{', the first' if len(problems) > 1 else ''}: {problems[0]}" if quiet else ""
+    return f"{name}: {plural(len(problems), 'problem')}{first}"
 
 
 def written(paths: Sequence[tuple[str, Path]], columns: int | None) -> str:

@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from spectrum.checkpoint.remote.model_names import ModelName
-from spectrum.cli import commands
+from spectrum.cli import commands, report
 from spectrum.cli.options import ModelOptions, VerifyOptions
 from spectrum.cli.terminal import byte_bar
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks
 from spectrum.selection.selection import Selection
-from spectrum.text import plural
 
 
 def verify(
@@ -43,9 +42,5 @@ def verify(
         progress=partial(byte_bar, quiet=quiet),
         warn=callbacks.warn,
     )
-    problem = None
-    if not found.ok:
-        problem = f"{options.verify.name}: {plural(len(found.problems), 'problem')}"
-        if quiet:  # the report is not printed
-            problem += f"{', the first' if len(found.problems) > 1 else ''}: {found.problems[0]}"
-    return commands.ModeOutcome("" if quiet else verification.described(found, columns), problem)
+    text = "" if quiet else verification.described(found, columns)
+    return commands.ModeOutcome(text, report.failure(options.verify.name, found.problems, quiet=quiet))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spectrum.layer_types import unwrapped
+from spectrum.layer_types import paths_above, unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[Name
     adapted = _modules_with("base_layer", values)
     copied = _modules_with("original_module", values)
     for name, value in values.items():
-        modules = _modules_above(name)
+        modules = paths_above(name)
         copied_module = next((module for module in modules if module in copied), None)
         if copied_module is not None:
             submodule, _, rest = name[len(copied_module) + 1 :].partition(".")
@@ -74,10 +74,4 @@ def _without_adapters(values: Mapping[str, torch.nn.Parameter]) -> Iterator[Name
 
 def _modules_with(submodule: str, names: Iterable[str]) -> set[str]:
     """The paths of all modules that have parameters in a submodule of this name."""
-    return {module for name in names for module in _modules_above(name) if name.startswith(f"{module}.{submodule}.")}
-
-
-def _modules_above(name: str) -> list[str]:
-    """The paths of the modules that a parameter is in, outermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
+    return {module for name in names for module in paths_above(name) if name.startswith(f"{module}.{submodule}.")}

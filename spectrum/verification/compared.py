@@ -21,6 +21,7 @@ class ComparedParameter:
         is_tied: whether it is tied in the base, so that trainers see another name.
         compared: whether values were compared: the shapes are equal, or differ in the size of the vocabulary alone.
             Then the rows that both have were compared.
+        is_coarser: whether values were compared, and the dtype after training lacks numbers of that before.
         moved: whether an element differs, to the last bit, in the dtype of the trained one. Of a parameter of which
             only rows were to train: whether one of these rows does.
         moved_elsewhere: whether rows differ that were not to train, while others of the parameter were.
@@ -41,6 +42,7 @@ class ComparedParameter:
     trained_dtype: str
     is_tied: bool
     compared: bool = False
+    is_coarser: bool = False
     moved: bool = False
     moved_elsewhere: bool = False
     relative_change: float = 0.0

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from spectrum.layer_types import without_indexes
 from spectrum.text import listed, plural
 from spectrum.verification.alignment import Alignment
 from spectrum.verification.compared import ComparedParameter, LowRank
@@ -54,13 +55,13 @@ class Findings:
         if self.base.model_class == self.trained.model_class:
             return list(self.aligned.only_base)
         missing, changes = frozenset(self.trained.missing), self.aligned.changes
-        others = {_in_any_layer(name) for name in self.aligned.names}  # a class that has a layer has all of its stack
+        others = {without_indexes(name) for name in self.aligned.names}  # a class that has a layer has all of its stack
         return [
             name
             for name in self.aligned.only_base
             if name in missing
             or not missing.isdisjoint(change(name) for change in changes)
-            or _in_any_layer(name) in others
+            or without_indexes(name) in others
         ]
 
     def absent(self) -> list[str]:
@@ -104,7 +105,7 @@ def _unmoved_problems(found: Findings) -> Iterator[str]:
     unmoved = [one for one in found.unmoved() if one.name not in by_adapter]
     if not unmoved:
         return
-    lossy = {one.trained_dtype for one in unmoved if one.rounded_to is None and _is_coarser(one)}
+    lossy = {one.trained_dtype for one in unmoved if one.rounded_to is None and one.is_coarser}
     # Norms are near 1, so their updates are often smaller than the spacing of a dtype of 16 bits.
     lossy |= {one.trained_dtype for one in unmoved if len(one.shape) == 1} & {"bfloat16", "float16"}
     lossy |= {one.rounded_to for one in unmoved if one.rounded_to is not None}
@@ -172,7 +173,7 @@ def _rounding_notes(found: Findings) -> Iterator[str]:
     for dtype, count in rounded.items():
         yield f"{plural(count, 'parameter was', 'parameters were')} rounded to {dtype}, and otherwise did not change"
     changed = Counter((one.dtype, one.trained_dtype) for one in found.compared if one.dtype != one.trained_dtype)
-    coarser = {(one.dtype, one.trained_dtype) for one in found.compared if _is_coarser(one)}
+    coarser = {(one.dtype, one.trained_dtype) for one in found.compared if one.is_coarser}
     for (before, after), count in changed.items():
         how = f"compared at {after}" if (before, after) in coarser else "compared exactly"
         are = plural(count, "parameter is", "parameters are")
@@ -198,24 +199,6 @@ def _class_notes(found: Findings) -> Iterator[str]:
         yield f"only in the trained model: {_names(extra)}"
     if found.trained.unused:
         yield f"stored in {found.trained.name}, but no parameter of {after}: {_names(found.trained.unused)}"
-
-
-def _is_coarser(one: ComparedParameter) -> bool:
-    """Whether the dtype after training lacks numbers of that before."""
-    return one.compared and one.dtype != one.trained_dtype and one.trained_dtype not in _HOLDING.get(one.dtype, ())
-
-
-# For each dtype of weights, those that have all of its numbers.
-_HOLDING = {
-    "bfloat16": ("float32", "float64"),
-    "float16": ("float32", "float64"),
-    "float32": ("float64",),
-}
-
-
-def _in_any_layer(name: str) -> str:
-    """A parameter's name without the numbers in it."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 # Many names in one line.

@@ -181,6 +181,7 @@ def _with_values(
     return replace(
         parameter,
         compared=True,
+        is_coarser=not comparison.holds_all(second, first),
         moved=moved and not was_rounded,
         moved_elsewhere=elsewhere and not was_rounded,
         relative_change=0.0 if was_rounded else _relative(change, norm),

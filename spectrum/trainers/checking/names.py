@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spectrum.errors import SelectionError
+from spectrum.layer_types import paths_above, without_indexes
 from spectrum.records import ModelInfo
 from spectrum.trainers import matching
 
@@ -20,11 +21,6 @@ MAX_TRIED = 8  # layers in which a name is searched: models alternate between fe
 def numbers(name: str) -> list[str]:
     """The indexes in a name: `model.layers.7.mlp` -> 7."""
     return [part for part in name.split(".") if part.isdigit()]
-
-
-def shape(name: str) -> str:
-    """A name without its indexes: `model.layers.#.mlp`."""
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def with_indexes(name: str, indexes: Sequence[str]) -> str:
@@ -87,7 +83,7 @@ class ModelNames:
             order: how many other indexes come before it.
             find: the model's own name for another one.
         """
-        key = (shape(name), order)
+        key = (without_indexes(name), order)
         if key not in self._stacks:
             self._stacks[key] = None
             for index in range(MAX_TRIED):
@@ -152,12 +148,12 @@ class ModelNames:
             for name in self.seen
             if name in own
             or (name.endswith("_bias") and name.removesuffix("_bias") in own)
-            or any(name[:i] in own for i, char in enumerate(name) if char == ".")
+            or not own.isdisjoint(paths_above(name))
         )
 
     def all_indexes(self, path: str) -> set[tuple[str, ...]]:
         """The indexes of all modules and parameters that differ from this one only in them."""
         if not self._by_shape:
             for own in self.with_parameters:
-                self._by_shape.setdefault(shape(own), set()).add(tuple(numbers(own)))
-        return self._by_shape.get(shape(path), set())
+                self._by_shape.setdefault(without_indexes(own), set()).add(tuple(numbers(own)))
+        return self._by_shape.get(without_indexes(path), set())

@@ -7,11 +7,11 @@ import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from spectrum.layer_types import unwrapped
+from spectrum.layer_types import unwrapped, without_indexes
 from spectrum.text import plural
 from spectrum.trainers import matching
 from spectrum.trainers.checking import axolotl_config
-from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, with_indexes
 
 # Words in the names of modules that are not the language model's, and what they are of.
 _TOWERS = {
@@ -235,7 +235,7 @@ def _proposal(paths: set[str], names: ModelNames, wild: str) -> Proposal | None:
         return None
     by_shape: dict[str, set[str]] = {}
     for path in sorted(paths):
-        by_shape.setdefault(shape(path), set()).add(path)
+        by_shape.setdefault(without_indexes(path), set()).add(path)
     groups = list(by_shape.values())
     is_all = all({tuple(numbers(path)) for path in group} == names.all_indexes(next(iter(group))) for group in groups)
     layers = {path[: index.end()] if (index := _FIRST_INDEX.search(path)) else None for path in paths}

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from spectrum.layer_types import without_indexes
 from spectrum.trainers import matching
 from spectrum.trainers.checking import proposals
-from spectrum.trainers.checking.names import ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.checking.names import ModelNames, numbers, with_indexes
 from spectrum.trainers.checking.proposals import Proposal
 from spectrum.trainers.checking.whole_names import CUT, MAX_DOTS, located, of_larger
 
@@ -122,7 +123,7 @@ def _explain(entry: str, names: ModelNames) -> _Explained | None:
         return None
     name, indexes = parts
     if name in names.model.modules and name not in names.with_parameters:
-        return _Explained(entry, (_EMPTY, shape(name)), f"{_EMPTY}; leave it out")
+        return _Explained(entry, (_EMPTY, without_indexes(name)), f"{_EMPTY}; leave it out")
     if name in names.with_parameters:
         reason = _misspelling(written) if text != written else _A_MODULE
         if text == written and (not text.endswith("$") or name in names.model.parameters):
@@ -150,7 +151,7 @@ def _misspelling(written: str) -> str:
 
 def _difference(old: str, new: str) -> tuple[str, str]:
     """What is left of two names without their common beginning and end, and without indexes."""
-    a, b = shape(old).split("."), shape(new).split(".")
+    a, b = without_indexes(old).split("."), without_indexes(new).split(".")
     while a and b and a[-1] == b[-1]:
         a.pop()
         b.pop()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from spectrum.layer_types import without_indexes
 from spectrum.trainers.checking import proposals
-from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, shape, with_indexes
+from spectrum.trainers.checking.names import MAX_TRIED, ModelNames, numbers, with_indexes
 
 _MAX_SHAPES = 500  # names that differ in more than their indexes, and are searched under other names
 MAX_DOTS = 40  # in an entry that is explained; real names have less than half as many
@@ -20,7 +21,7 @@ def located(name: str, names: ModelNames) -> tuple[str, str] | None:
 
     What is found for one name is found for all that differ only in their indexes, which saves most of the searches.
     """
-    key = shape(name)
+    key = without_indexes(name)
     known = names.located.get(key, [])
     for reason, new in filter(None, known):
         own = with_indexes(new, numbers(name))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 
 from spectrum.errors import SelectionError
+from spectrum.layer_types import paths_above
 from spectrum.records import ModelInfo
 from spectrum.selection.selection import Selection
 from spectrum.text import listed
@@ -66,8 +66,7 @@ def adapters_of(selection: Selection) -> Adapters:
 
 def module_paths(info: ModelInfo) -> set[str]:
     """The paths of all modules that hold parameters, themselves or further below."""
-    parents = {name.rpartition(".")[0] for name in info.parameters}
-    return {path for parent in parents for path in accumulate(parent.split("."), "{}.{}".format)}
+    return {path for name in info.parameters for path in paths_above(name)}
 
 
 def ending_so(targets: Collection[str], names: Collection[str]) -> tuple[str, str] | None:

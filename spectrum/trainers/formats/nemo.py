@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectrum.errors import SelectionError
+from spectrum.layer_types import paths_above
 from spectrum.selection.selection import Selection
 from spectrum.trainers.formats.export import Export, model_info, yaml_text
 
@@ -28,8 +29,7 @@ def nemo(selection: Selection) -> Export:
             continue
         if "." not in name:
             raise SelectionError(f"NeMo Automodel freezes modules, and {name} is in none; use another --format")
-        ends = (i for i, letter in enumerate(name) if letter == ".")
-        if module := next((name[:end] for end in ends if name[:end] in modules), None):
+        if module := next((path for path in paths_above(name) if path in modules), None):
             embedding = modules[module] in selection.embedding_parameters()
             advice = "use --no-embeddings" if embedding else "choose other --layer-types"
             raise SelectionError(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spectrum.errors import SelectionError
+from spectrum.layer_types import paths_above
 from spectrum.records import ModelInfo
 from spectrum.trainers import matching
 
@@ -49,9 +50,8 @@ class Names:
         modules: dict[str, set[str]] = {}
         for name in model.parameters:
             own, owner = prefix + name, prefix + model.owner(name)
-            for i, letter in enumerate(own):
-                if letter == ".":
-                    modules.setdefault(own[:i], set()).add(owner)
+            for path in paths_above(own):
+                modules.setdefault(path, set()).add(owner)
         seen = tuple(prefix + name for name, parameter in model.parameters.items() if parameter.tied_to is None)
         return cls(seen, {path: frozenset(found) for path, found in modules.items()})
 
