@@ -152,6 +152,9 @@ def _resolved(model: Any, warn: Callable[[str], None], *, remote_code: bool) -> 
         return None
     resolved = hub.resolve(model.name, model.revision, remote_code=remote_code, warn=warn)
     resolved.check_files()
+    if resolved.remote is None:  # headers on the Hub are read when the model is opened
+        with resolved.headers.naming_other_weights():
+            resolved.headers.tensors()
     return resolved
 
 

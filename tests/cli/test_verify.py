@@ -149,6 +149,16 @@ def test_what_names_no_model_is_refused(run: Run, trained_name: str) -> None:
     assert_refused(run("--model-name", "org/m", "--verify", trained_name), "--verify", status=2)
 
 
+def test_a_damaged_shard_is_named_before_a_scan(run: Run, base: Path, after: Path) -> None:
+    (shard,) = after.glob("*.safetensors")
+    with shard.open("r+b") as stream:
+        stream.truncate(shard.stat().st_size - 1)
+    done = run("--model-name", base, "--verify", after, "--top-percent", "50", "--yes")
+    assert done.status == 1
+    assert f"{shard} is damaged" in done.err
+    assert not files_below(Path())
+
+
 def test_a_path_that_is_not_there_is_named(run: Run, base: Path, listing: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert_refused(run("--model-name", base, "--verify", missing, "--list", listing), str(missing))

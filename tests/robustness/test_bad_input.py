@@ -156,7 +156,7 @@ EVERY_WEIGHT_NAN = tensors(lambda state: [tensor.view(-1)[-1:].fill_(math.nan) f
 # What was done to a sound model's directory, more of the command line, and words of the one line that says so.
 REFUSED: Mapping[str, tuple[Damage, list[str], tuple[str, ...]]] = {
     # config.json
-    "no-config": (lambda d: (d / "config.json").unlink(), [], ("model has no config.json",)),
+    "no-config": (lambda d: (d / "config.json").unlink(), [], ("model has no config.json beside its weights",)),
     "empty-directory": (only({}), [], ("model has no config.json",)),
     "config-empty": (written("config.json", ""), [], ("config.json is not valid JSON",)),
     "config-broken": (written("config.json", '{"model_type": "llama"'), [], ("config.json is not valid JSON",)),
