@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from spectrum.cli.console.grammar import parser
 from spectrum.cli.entry import main
-from spectrum.cli.grammar import parser
 from tests.helpers.pages import PAGES, Block, Command, anchors, blocks, commands, prose, read, shown_within, timeless
 from tests.helpers.paths import ROOT, TINY_LLAMA
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from spectrum.cli import commands, verify_command
-from spectrum.cli.options import CheckOptions, Options, SelectOptions, VerifyOptions, parse
-from spectrum.cli.terminal import (
+from spectrum.cli import check, plot_spectrum, select, verify
+from spectrum.cli.console.options import CheckOptions, Options, SelectOptions, VerifyOptions, parse
+from spectrum.cli.console.terminal import (
     can_ask,
     fail,
     note,
@@ -25,6 +25,7 @@ from spectrum.cli.terminal import (
     text_columns,
     warn,
 )
+from spectrum.cli.outcome import ModeOutcome
 from spectrum.errors import ProcessError, SpectrumError, UnmetError
 from spectrum.scanning import distributed
 from spectrum.scanning.job import follow, lead
@@ -135,7 +136,7 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; SPECTRUM_DEBUG=1 shows where"
 
 
-def _run(options: Options) -> commands.ModeOutcome:
+def _run(options: Options) -> ModeOutcome:
     """Run the mode that the options ask for. If there are several processes, the others help the main one to scan."""
     model, mode, quiet = options.model, options.mode, options.quiet
     callbacks = ScanCallbacks(
@@ -147,20 +148,20 @@ def _run(options: Options) -> commands.ModeOutcome:
     )
     if distributed.rank() > 0:
         follow(callbacks)
-        return commands.ModeOutcome("")
+        return ModeOutcome("")
     for warning in options.warnings:
         warn(warning)
     columns = text_columns(sys.stdout)
     if isinstance(mode, SelectOptions):
-        return commands.select(model, mode, callbacks, quiet=quiet, columns=columns, colours=shows_colours())
+        return select.select(model, mode, callbacks, quiet=quiet, columns=columns, colours=shows_colours())
     if isinstance(mode, VerifyOptions) and mode.list is None:  # the other processes help to scan
-        return verify_command.verify(model, mode, callbacks, quiet=quiet, columns=columns)
+        return verify.verify(model, mode, callbacks, quiet=quiet, columns=columns)
     with lead():  # the other processes wait until this ends
         if isinstance(mode, VerifyOptions):
-            return verify_command.verify(model, mode, callbacks, quiet=quiet, columns=columns)
+            return verify.verify(model, mode, callbacks, quiet=quiet, columns=columns)
         if isinstance(mode, CheckOptions):
-            return commands.check(model, mode, callbacks, quiet=quiet, columns=columns)
-        return commands.plot_spectrum(model, mode, callbacks)
+            return check.check(model, mode, callbacks, quiet=quiet, columns=columns)
+        return plot_spectrum.plot_spectrum(model, mode, callbacks)
 
 
 def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[int | None, list[str]]:
@@ -188,7 +189,7 @@ def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[
         if not options.quiet:
             note(f"{'--yes' if options.yes else 'no terminal to ask on'}: {', '.join(open_questions)}")
         return batch_size, layer_types
-    from spectrum.cli import dialogs
+    from spectrum.cli.console import dialogs
 
     if select.batch_size is None:
         batch_size = dialogs.ask_batch_size()

@@ -27,8 +27,10 @@ from safetensors.torch import load_file
 
 import spectrum
 from spectrum.checkpoint import reader
-from spectrum.cli import commands, dialogs, grammar, options
+from spectrum.cli import select as select_mode
+from spectrum.cli.console import dialogs, grammar, options
 from spectrum.cli.entry import main
+from spectrum.cli.outcome import ModeOutcome
 from spectrum.compute import snr
 from spectrum.errors import LayerTypeError
 from spectrum.files import slug
@@ -1055,12 +1057,12 @@ SPOOF = "name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\N{LINE SEPARATOR}
 
 
 def test_no_name_makes_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(model: object, options: object, callbacks: ScanCallbacks, **_: object) -> commands.ModeOutcome:
+    def select(model: object, options: object, callbacks: ScanCallbacks, **_: object) -> ModeOutcome:
         callbacks.info(f"a note on {SPOOF}")
         callbacks.warn(f"of {SPOOF}")
-        return commands.ModeOutcome("", f"a problem with {SPOOF}")
+        return ModeOutcome("", f"a problem with {SPOOF}")
 
-    monkeypatch.setattr(commands, "select", select)
+    monkeypatch.setattr(select_mode, "select", select)
     done = run(tmp_path, "--model-name", "m")
     spelt = r"name\nspectrum: error: spoofed\r\x1b[2Kspectrum: done\u2028"
     note, warning, error = done.err.splitlines(keepends=True)
@@ -1143,7 +1145,7 @@ def test_memory_that_runs_out_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch,
     def fill(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(commands, "select", fill)
+    monkeypatch.setattr(select_mode, "select", fill)
     done = run(tmp_path, "--model-name", TINY_LLAMA)
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith("spectrum: error: there is no memory left; ")

@@ -18,8 +18,8 @@ import pexpect
 import pytest
 
 from spectrum.cli import report
-from spectrum.cli.grammar import parser
-from spectrum.cli.terminal import text_columns
+from spectrum.cli.console.grammar import parser
+from spectrum.cli.console.terminal import text_columns
 from spectrum.records import LayerSnr, ModelInfo, Parameter, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.text import aligned

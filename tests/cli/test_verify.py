@@ -169,7 +169,7 @@ def test_a_path_that_is_not_there_is_named(run: Run, base: Path, listing: Path, 
 def test_underscores_and_an_address_with_a_revision_are_understood(
     run: Run, base: Path, listing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectrum.cli.options import VerifyOptions, parse
+    from spectrum.cli.console.options import VerifyOptions, parse
 
     mode = parse(["--model_name", str(base), "--verify", "https://huggingface.co/org/m/tree/v2"]).mode
     assert isinstance(mode, VerifyOptions)
@@ -187,8 +187,8 @@ def test_mistakes_in_names_import_no_torch(base: Path, listing: Path, tmp_path: 
 
 def test_the_report_fits_a_terminal(base: Path, after: Path, listing: Path, run: Run) -> None:
     from spectrum.checkpoint.remote.model_names import ModelName
-    from spectrum.cli.options import ModelOptions, VerifyOptions
-    from spectrum.cli.verify_command import verify
+    from spectrum.cli.console.options import ModelOptions, VerifyOptions
+    from spectrum.cli.verify import verify
     from spectrum.scanning.request import ScanCallbacks
 
     said: list[str] = []

@@ -106,7 +106,7 @@ def scan() -> None:
 def trace(tracer: Tracer) -> None:
     """Have a tracer told of all that changes a file, and of every read."""
     from spectrum.checkpoint.checkpoint import Checkpoint
-    from spectrum.cli import commands
+    from spectrum.cli import select
     from spectrum.files import write_atomically
     from spectrum.scanning import journal, store
 
@@ -162,7 +162,7 @@ def trace(tracer: Tracer) -> None:
     def no_event(*args: object) -> None:
         return None
 
-    for module in (store, commands):
+    for module in (store, select):
         mock.patch.object(module, "write_atomically", write).start()
     mock.patch.object(journal.Journal, "_write", write_in_halves).start()
     around(Checkpoint, "read", lambda *args: "read", no_event)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from spectrum.checkpoint.remote.model_names import ModelName
-from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS, hyphenated, model_name, parser, path
-from spectrum.cli.spelling import unknown_option
+from spectrum.cli.console.grammar import DEFAULT_TRAINING_GPUS, hyphenated, parser
+from spectrum.cli.console.spelling import unknown_option
+from spectrum.cli.console.values import model_name, path
 from spectrum.layer_types import split_patterns
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection

@@ -15,7 +15,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from spectrum.cli.dialogs import mlp_and_attention
+from spectrum.cli.console.dialogs import mlp_and_attention
 from spectrum.compute.batches import parse_batch_size
 from tests.helpers.forks import Forks
 from tests.helpers.paths import TINY_LLAMA, files_below
@@ -262,7 +262,7 @@ MANY = [
     f"model.vision_tower.vision_model.encoder.blocks.{i}.attention.{part}" for i in range(40) for part in ("q", "k")
 ]
 ASK_MANY = f"""
-from spectrum.cli import dialogs
+from spectrum.cli.console import dialogs
 print("chosen", dialogs.ask_layer_types([(name, 127) for name in {MANY}]), flush=True)
 """
 

@@ -1,48 +1,29 @@
-"""What does each mode of the command do? Options in, text out: select layers, check a list, draw one layer.
+"""START HERE: the mode that scans a model, selects layers and writes the list.
 
 A cached selection starts in 0.2 s, because functions import what it does not need.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from spectrum.checkpoint.local import check_local, read_config_file, resolve_local
 from spectrum.cli import report
-from spectrum.cli.grammar import DEFAULT_TRAINING_GPUS
-from spectrum.cli.options import CheckOptions, ModelOptions, PlotSpectrumOptions, SelectOptions
+from spectrum.cli.console.options import ModelOptions, SelectOptions
+from spectrum.cli.outcome import ModeOutcome
 from spectrum.errors import SelectionError, SpectrumError
-from spectrum.files import check_writable, selection_path, sorted_path, write_atomically
+from spectrum.files import selection_path, sorted_path, write_atomically
 from spectrum.records import ScanResult
 from spectrum.scanning import scan_json
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks, ScanOutcome, ScanRequest, check_request
-from spectrum.scanning.reuse import refuse_unknown_layer
 from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.order import control
 from spectrum.selection.selection import Selection
-from spectrum.text import in_line, listed, plural, visible, wrapped
+from spectrum.text import in_line, listed, visible, wrapped
 from spectrum.trainers.formats import formats
-
-# A layer's name, and the index of a matrix if the layer is a stack of matrices.
-_LAYER = re.compile(r"([^\[\]]+)(?:\[(\d{1,9})\])?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class ModeOutcome:
-    """The result of a mode.
-
-    Args:
-        text: the output for stdout, safe to print on a terminal.
-        problem: an error that makes the command fail after the text is printed; None for success.
-    """
-
-    text: str
-    problem: str | None = None
 
 
 def select(
@@ -100,7 +81,7 @@ def select(
 
 def selection_of(model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks) -> Selection:
     """Within `lead`: scan a model, select layers, write nothing but the cache. The arguments are those of `select`."""
-    return _chosen(options, run_scan(_request(model, options, ()), callbacks).result)
+    return _chosen(options, run_scan(scan_request(model, options, ()), callbacks).result)
 
 
 def _notes(chosen: Selection, *, adapters: bool) -> list[str]:
@@ -124,73 +105,11 @@ def _check_command(model: ModelOptions, list_file: Path) -> list[str]:
     return [*words, *(["--trust-remote-code"] if model.trust_remote_code else []), "--check", str(list_file)]
 
 
-def check(
-    model: ModelOptions, options: CheckOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
-) -> ModeOutcome:
-    """Compare a list with the names in the model that is to be trained. The last three arguments: as of `select`."""
-    from spectrum.trainers.checking.any_list import check_any
-    from spectrum.trainers.lists import EntryList
-    from spectrum.trainers.readers.files import read_any
-
-    some_list = read_any(options.check)
-    local = resolve_local(model.model_name)
-    if local is not None:
-        read_config_file(local.directory)
-    callbacks.wait(f"opening {model.model_name}")
-    from spectrum.checkpoint.reader import describe_model  # only now, because it imports torch
-
-    info, warnings, renamed = describe_model(
-        model.model_name,
-        revision=model.revision,
-        model_class=model.model_class,
-        trust_remote_code=model.trust_remote_code,
-    )
-    for warning in warnings:
-        callbacks.warn(warning)
-    found = check_any(some_list, info, renamed)
-    if isinstance(some_list, EntryList):
-        entries = plural(len(some_list.entries), "entry", "entries")
-    else:
-        entries = f"{plural(some_list.num_entries, 'entry', 'entries')} of {some_list.reader}"
-    title = f"{options.check}, {entries}, against {info.model_class} of {model.model_name}"
-    parts = [report.check_summary(found, title, columns)]
-    trained = next(iter(found.trained.values()))  # by the rule of the list's own reader
-    # What a wrong list takes to train is of interest only if it is asked for.
-    if trained and not found.adapters and (options.training_gpus is not None or not found.problems):
-        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS, columns))
-    text = "" if quiet else visible("\n\n".join(parts))
-    return ModeOutcome(text, report.failure(str(options.check), found.problems, quiet=quiet))
-
-
-def plot_spectrum(model: ModelOptions, options: PlotSpectrumOptions, callbacks: ScanCallbacks) -> ModeOutcome:
-    """Draw the singular values of one layer. callbacks: as of `select`."""
-    from spectrum.plots import figure, histogram
-    from spectrum.scanning import uncached
-
-    layer, file = options.plot_spectrum
-    path = Path(file)
-    named = _LAYER.fullmatch(layer)
-    if named is None:
-        raise SelectionError(f"{layer!r} is not a layer; write its name, or name[7] for matrix 7 of a stack")
-    check_writable([path])
-    check_local(model.model_name)
-    # The values come from the model. The cache only tells which layers it has.
-    request = _request(
-        model, SelectOptions(device=options.device, results_dir=options.results_dir, download=options.download), ()
-    )
-    refuse_unknown_layer(request, named[1])
-    figure.check_can_draw(path)
-    callbacks.wait(f"opening {model.model_name}")
-    index = None if named[2] is None else int(named[2])
-    histogram.spectrum_histogram(uncached.layer_spectrum(request, named[1], index, callbacks), model.model_name, path)
-    return ModeOutcome(in_line(str(path)))
-
-
 def _scans(
     model: ModelOptions, options: SelectOptions, callbacks: ScanCallbacks
 ) -> tuple[ScanOutcome, ScanResult | None]:
     """The scan of the model, and the scan to compare it with; None if there is none."""
-    request = _request(model, options, _also_written(model, options))
+    request = scan_request(model, options, _also_written(model, options))
     with lead():  # the other processes learn of any error
         check_request(request)  # again in the scan, but nothing slow comes before this one
         other = None
@@ -210,7 +129,8 @@ def _scans(
         return scan, other
 
 
-def _request(model: ModelOptions, options: SelectOptions, also_written: Sequence[Path]) -> ScanRequest:
+def scan_request(model: ModelOptions, options: SelectOptions, also_written: Sequence[Path]) -> ScanRequest:
+    """What is to be scanned. also_written: files that are written after the scan."""
     return ScanRequest(
         model=model.model_name,
         results_dir=options.results_dir,

@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from spectrum.checkpoint.remote.model_names import ModelName
-from spectrum.cli import commands, report
-from spectrum.cli.options import ModelOptions, VerifyOptions
-from spectrum.cli.terminal import byte_bar
+from spectrum.cli import report
+from spectrum.cli.console.options import ModelOptions, VerifyOptions
+from spectrum.cli.console.terminal import byte_bar
+from spectrum.cli.outcome import ModeOutcome
+from spectrum.cli.select import selection_of
 from spectrum.scanning.job import lead
 from spectrum.scanning.request import ScanCallbacks
 from spectrum.selection.selection import Selection
@@ -16,10 +18,10 @@ from spectrum.selection.selection import Selection
 
 def verify(
     model: ModelOptions, options: VerifyOptions, callbacks: ScanCallbacks, *, quiet: bool, columns: int | None
-) -> commands.ModeOutcome:
+) -> ModeOutcome:
     """Compare a trained model with its base. It is a problem if what moved is not what was to move.
 
-    The last three arguments are those of `commands.select`.
+    The last three arguments are those of `select.select`.
     """
     from spectrum.verification import verification
     from spectrum.verification.opening import check_files
@@ -31,7 +33,7 @@ def verify(
         with lead():  # the other processes help to scan, and learn of any error
             # A scan takes long. What is wrong with the trained model is found before it.
             check_files(base, options.verify, trust_remote_code=model.trust_remote_code, warn=callbacks.warn)
-            listed = commands.selection_of(model, options.select, callbacks)
+            listed = selection_of(model, options.select, callbacks)
     callbacks.wait(f"opening {model.model_name} and {options.verify.name}")
     found = run(
         base,
@@ -43,4 +45,4 @@ def verify(
         warn=callbacks.warn,
     )
     text = "" if quiet else verification.described(found, columns)
-    return commands.ModeOutcome(text, report.failure(options.verify.name, found.problems, quiet=quiet))
+    return ModeOutcome(text, report.failure(options.verify.name, found.problems, quiet=quiet))

@@ -15,7 +15,7 @@ import torch
 
 from spectrum.checkpoint.disk import fingerprint
 from spectrum.checkpoint.local import ResolvedModel
-from spectrum.cli import options
+from spectrum.cli.console import options
 from spectrum.compute import devices
 from spectrum.records import LayerSnr, ModelInfo, Parameter, Provenance, ScanResult
 from spectrum.scanning import request

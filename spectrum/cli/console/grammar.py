@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-from spectrum.checkpoint.remote.model_names import ModelName, parse_model_name
-from spectrum.cli.terminal import for_stderr
-from spectrum.compute.batches import parse_batch_size
-from spectrum.compute.device_names import check_device_name
-from spectrum.errors import DeviceError
+from spectrum.cli.console import values
+from spectrum.cli.console.terminal import for_stderr
 from spectrum.scanning.store import DEFAULT_RESULTS_DIR
-from spectrum.selection import order, selection
-from spectrum.text import in_line, nearest, proposal
+from spectrum.selection import selection
+from spectrum.text import in_line
 from spectrum.trainers.formats import formats
 from spectrum.version import __version__
 
@@ -44,7 +38,6 @@ examples:
 
 DEFAULT_TRAINING_GPUS = 8
 
-_MAX_GPUS = 1_000_000
 _MAX_OPTION_COLUMNS = 30  # of an option in --help; the help text of a longer one begins on the next line
 
 
@@ -87,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_what_to_scan(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model-name",
-        type=model_name,
+        type=values.model_name,
         action="append",  # so that `options` can refuse two
         metavar="NAME_OR_PATH",
         help="local directory or Hugging Face repository (required)",
@@ -105,19 +98,19 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
     share = group.add_mutually_exclusive_group()
     share.add_argument(
         "--top-percent",
-        type=_percent,
+        type=values.percent,
         metavar="P",
         help=f"percent of each layer type to train, at most 100 (default: {selection.DEFAULT_PERCENT})",
     )
     share.add_argument(
         "--top-params",
-        type=_percent,
+        type=values.percent,
         metavar="P",
         help="instead of --top-percent: train at most P percent of all parameters",
     )
     group.add_argument(
         "--order",
-        type=_order,
+        type=values.order_of_layers,
         metavar="ORDER",
         help="by score, highest or lowest first, or by lot, random:SEED (default: highest)",
     )
@@ -129,7 +122,7 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--compare",
-        type=_other_model,
+        type=values.other_model,
         metavar="OTHER",
         help="also select from another model, or from the JSON file of a scan, and compare",
     )
@@ -138,41 +131,44 @@ def _add_what_to_select(group: argparse._ArgumentGroup) -> None:
 def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
-        type=_format,
+        type=values.list_format,
         metavar="FORMAT",
         help="format of the list, see below (default: axolotl)",
     )
     group.add_argument(
         "--output-dir",
-        type=path,
+        type=values.path,
         metavar="DIR",
         help="where the list and the sorted JSON go (default: the working directory)",
     )
     group.add_argument(
-        "--results-dir", type=path, metavar="DIR", help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})"
+        "--results-dir",
+        type=values.path,
+        metavar="DIR",
+        help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})",
     )
     group.add_argument(
-        "--plot", type=path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
+        "--plot", type=values.path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
     )
     group.add_argument(
         "--training-gpus",
-        type=_gpus,
+        type=values.gpus,
         metavar="N",
         help=f"GPUs in the estimate of training memory (default: {DEFAULT_TRAINING_GPUS})",
     )
-    group.add_argument("--gpus", dest="training_gpus", type=_gpus, help=argparse.SUPPRESS)  # the former spelling
+    group.add_argument("--gpus", dest="training_gpus", type=values.gpus, help=argparse.SUPPRESS)  # the former spelling
 
 
 def _add_where_to_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device",
-        type=_device,
+        type=values.device,
         metavar="DEVICE",
         help="auto (every visible GPU, else the CPU), cpu, cuda, cuda:1, ... (default: auto)",
     )
     group.add_argument(
         "--batch-size",
-        type=_batch_size,
+        type=values.batch_size,
         metavar="N",
         help="same-shape matrices decomposed together: a number or auto (asked on a terminal; default: auto)",
     )
@@ -196,11 +192,11 @@ def _add_how_to_open(group: argparse._ArgumentGroup) -> None:
 def _add_other_modes(group: argparse._ArgumentGroup) -> None:
     modes = group.add_mutually_exclusive_group()
     modes.add_argument(
-        "--check", type=path, metavar="CONFIG", help="check the list in a config or text file against the model"
+        "--check", type=values.path, metavar="CONFIG", help="check the list in a config or text file against the model"
     )
     modes.add_argument(
         "--verify",
-        type=model_name,
+        type=values.model_name,
         metavar="TRAINED",
         help="compare a trained model with the model, and with what was to train: this selection, or --list",
     )
@@ -213,7 +209,7 @@ def _add_other_modes(group: argparse._ArgumentGroup) -> None:
 
     group.add_argument(
         "--list",
-        type=path,
+        type=values.path,
         metavar="CONFIG",
         help="for --verify: what was to train, as a list or config for --check (default: the selection)",
     )
@@ -224,76 +220,3 @@ def _add_general(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="print only the path of the list or picture")
     group.add_argument("--version", action="version", version=f"spectrum {__version__}", help="print the version")
     group.add_argument("-h", "--help", action="help", help="print this help")
-
-
-def model_name(text: str) -> ModelName:
-    """A model's name in the arguments."""
-    try:
-        return parse_model_name(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def path(text: str) -> Path:
-    """A path in the arguments. The shell leaves the ~ in `--output-dir=~/lists` as it is, and a ~ in quotes."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty; is a shell variable not set?")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} begins with a user that this machine does not have") from error
-
-
-def _other_model(text: str) -> str:
-    if text.lower().endswith(".json"):  # of a scan
-        return str(path(text))
-    if text.lower().endswith((".yaml", ".yml")) and os.path.isfile(text):
-        raise argparse.ArgumentTypeError(f"{text} is a list; give the model itself, or the JSON file of its scan")
-    model = model_name(text)
-    if model.revision is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} names a revision, and a model to compare with has its default")
-    return model.name
-
-
-def _format(text: str) -> str:
-    if text in _FORMATS:
-        return text
-    hint = proposal(nearest(text, _FORMATS)) or f"; there are {', '.join(map(repr, _FORMATS))}"
-    if text.lower() not in _FORMATS and (found := formats.formats_for(text)):
-        hint = f"; {next(iter(found.values()))} reads {' or '.join(found)}"
-    raise argparse.ArgumentTypeError(f"there is no format {text!r}{hint}")
-
-
-def _device(text: str) -> str:
-    try:
-        check_device_name(text)
-    except DeviceError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _percent(text: str) -> str:
-    try:
-        return selection.parse_percent(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _order(text: str) -> str:
-    try:
-        return order.parse_order(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _gpus(text: str) -> int:
-    if not (re.fullmatch(r"\d{1,9}", text, re.ASCII) and 0 < int(text) <= _MAX_GPUS):
-        raise argparse.ArgumentTypeError(f"a number of GPUs is expected, such as 8, not {text!r}")
-    return int(text)
-
-
-def _batch_size(text: str) -> int | Literal["auto"]:
-    try:
-        return parse_batch_size(text) or "auto"
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

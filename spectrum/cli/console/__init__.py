@@ -1,0 +1,1 @@
+"""How does the command talk with its user? Arguments, questions, messages. Start at `options`."""
