@@ -64,17 +64,22 @@ def adapters_of(selection: Selection) -> Adapters:
     return Adapters(info, tuple(modules), tuple(parameters), tuple(notes))
 
 
-def module_paths(info: ModelInfo) -> set[str]:
-    """The paths of all modules that hold parameters, themselves or further below."""
-    return {path for name in info.parameters for path in paths_above(name)}
+def module_paths(info: ModelInfo) -> list[str]:
+    """The paths of all modules that hold parameters, themselves or further below, in model order."""
+    return list(dict.fromkeys(path for name in info.parameters for path in paths_above(name)))
 
 
 def ending_so(targets: Collection[str], names: Collection[str]) -> tuple[str, str] | None:
-    """A target whose name is the end of another name, and that name, which PEFT would adapt too; None without one."""
-    for target in _ends(names).intersection(targets):
-        for name in names:
-            if name.endswith(f".{target}") and name not in targets:
-                return target, name
+    """The first target whose name is the end of another name, and the first such name; None without one.
+
+    PEFT would adapt that one too.
+    """
+    ends, wanted = _ends(names), set(targets)
+    for target in targets:
+        if target in ends:
+            for name in names:
+                if name.endswith(f".{target}") and name not in wanted:
+                    return target, name
     return None
 
 

@@ -115,7 +115,7 @@ def _towers(info: ModelInfo) -> set[str]:
 
 
 def _occurring_in(modules: Collection[str], paths: Collection[str]) -> tuple[str, str] | None:
-    """A module whose path is part of another one's, and that one; None if there is no such module."""
+    """The first module whose path is part of another one's, and the first of those; None if there is no such module."""
     together = "\n".join(paths)
     for module in modules:
         if together.count(module) > 1:

@@ -177,3 +177,23 @@ def test_what_llamafactory_adapts_in_some_models_only_is_left_out_and_named() ->
     assert any(note.endswith("left out: visual.patch_embed.proj") for note in rendered.notes)
     with pytest.raises(SelectionError, match="no selected layer takes an adapter of LLaMA-Factory"):
         llamafactory(of_towers("visual.patch_embed.proj"))
+
+
+LETTERS = "qwertyuiop"  # in no order that sets might have
+
+
+def test_a_refusal_names_the_first_clash_in_the_model() -> None:
+    ends = {f"{tower}{letter}.weight": LINEAR for tower in ("", "b.", "a.") for letter in LETTERS}
+    with pytest.raises(SelectionError, match=r"cannot adapt q without b\.q, in which"):
+        llamafactory(everything(scan_of(ends, *LETTERS)))
+    stacks = {f"{tower}{letter}": STACK for tower in ("", "b.", "a.") for letter in LETTERS}
+    with pytest.raises(SelectionError, match=r"cannot adapt q without b\.q, which ends"):
+        peft(everything(scan_of({**stacks, "x.q.weight": LINEAR}, *LETTERS)))
+    inside = {f"text.{letter}{more}.weight": LINEAR for more in ("", "_b", "_a") for letter in LETTERS}
+    result = scan_of(
+        {"text.emb.weight": LINEAR, "visual.q.weight": LINEAR, **inside},
+        *(f"text.{letter}" for letter in LETTERS),
+        embedding="text.emb.weight",
+    )
+    with pytest.raises(SelectionError, match=r"cannot adapt text\.q without text\.q_b, in which"):
+        llamafactory(everything(result))
