@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from spectrum.checkpoint.local import read_config_file, resolve_local
 from spectrum.cli import report
-from spectrum.cli.console.grammar import DEFAULT_TRAINING_GPUS
 from spectrum.cli.console.options import CheckOptions, ModelOptions
 from spectrum.cli.outcome import ModeOutcome
 from spectrum.scanning.request import ScanCallbacks
 from spectrum.text import plural, visible
+from spectrum.trainers.memory import DEFAULT_DEVICES
 
 
 def check(
@@ -44,6 +44,6 @@ def check(
     trained = next(iter(found.trained.values()))  # by the rule of the list's own reader
     # What a wrong list takes to train is of interest only if it is asked for.
     if trained and not found.adapters and (options.training_gpus is not None or not found.problems):
-        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_TRAINING_GPUS, columns))
+        parts.append(report.training_plan(trained, info, options.training_gpus or DEFAULT_DEVICES, columns))
     text = "" if quiet else visible("\n\n".join(parts))
     return ModeOutcome(text, report.failure(str(options.check), found.problems, quiet=quiet))

@@ -176,12 +176,12 @@ def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[
     """
     layer_types = [layer_type for layer_type, _ in layer_counts]
     mode = options.mode.select if isinstance(options.mode, VerifyOptions) else options.mode
-    select = mode if isinstance(mode, SelectOptions) else SelectOptions()  # no other mode scans
-    batch_size = select.batch_size if isinstance(select.batch_size, int) else None
+    asked = mode if isinstance(mode, SelectOptions) else SelectOptions()  # no other mode scans
+    batch_size = asked.batch_size if isinstance(asked.batch_size, int) else None
     open_questions = []
-    if select.batch_size is None:
+    if asked.batch_size is None:
         open_questions.append("batch size auto")
-    if select.layer_types is None:
+    if asked.layer_types is None:
         open_questions.append("layer types all")
     if not open_questions:
         return batch_size, layer_types
@@ -191,8 +191,8 @@ def _choose(options: Options, layer_counts: Sequence[tuple[str, int]]) -> tuple[
         return batch_size, layer_types
     from spectrum.cli.console import dialogs
 
-    if select.batch_size is None:
+    if asked.batch_size is None:
         batch_size = dialogs.ask_batch_size()
-    if select.layer_types is None:
+    if asked.layer_types is None:
         layer_types = dialogs.ask_layer_types(layer_counts)
     return batch_size, layer_types

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectrum.cli import report
 from spectrum.cli.console.options import ModelOptions, SelectOptions
@@ -24,6 +25,9 @@ from spectrum.selection.order import control
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line, listed, visible, wrapped
 from spectrum.trainers.formats import formats
+
+if TYPE_CHECKING:
+    from spectrum.plots.page.page import PageSettings
 
 
 def select(
@@ -50,11 +54,11 @@ def select(
     _check_any(chosen, callbacks)
     for warning in margins.warnings(chosen.types):
         callbacks.warn(warning)
-    list_file, files, notes = _write(model, options, scan, chosen)
     compared, problem = "", None
     if other is not None:
         limited = other if options.layer_types is None else other.only(scan.result.scanned)
         compared, problem = _compared(chosen, limited, columns)
+    list_file, files, notes = _write(model, options, scan, chosen, other if problem is None else None)
     equivalent = ""
     if options.top_params is not None:
         equivalent = report.equivalent_percent(options.top_params, chosen)
@@ -99,10 +103,15 @@ def _notes(chosen: Selection, *, adapters: bool) -> list[str]:
 
 def _check_command(model: ModelOptions, list_file: Path) -> list[str]:
     """The words of the command that checks the list for this model."""
+    return [*_command(model), "--check", str(list_file)]
+
+
+def _command(model: ModelOptions) -> list[str]:
+    """The first words of a command for this model."""
     options = {"--revision": model.revision, "--model-class": model.model_class}
     words = ["spectrum", "--model-name", model.model_name]
     words += [word for name, value in options.items() if value is not None for word in (name, value)]
-    return [*words, *(["--trust-remote-code"] if model.trust_remote_code else []), "--check", str(list_file)]
+    return [*words, *(["--trust-remote-code"] if model.trust_remote_code else [])]
 
 
 def _scans(
@@ -120,9 +129,9 @@ def _scans(
             of_other = replace(request, model=options.compare, revision=None, rescan=False)
             check_request(of_other)
         if options.plot is not None:
-            from spectrum.plots import figure
+            from spectrum.plots.page import draw
 
-            figure.check_can_draw(options.plot)
+            draw.check_can_draw(options.plot)
         scan = run_scan(request, callbacks)
         if options.compare is not None and other is None:
             other = run_scan(of_other, callbacks).result
@@ -184,8 +193,12 @@ def _write(
     options: SelectOptions,
     scan: ScanOutcome,
     chosen: Selection,
+    other: ScanResult | None,
 ) -> tuple[Path, list[tuple[str, Path]], Sequence[str]]:
-    """Write all files of a selection. Return the list's path, all paths with their labels, and notes on the list."""
+    """Write all files of a selection. Return the list's path, all paths with their labels, and notes on the list.
+
+    The first four arguments are those of `select`, or follow from them. other: the scan to compare with on a page.
+    """
     form = formats.FORMATS[options.format]
     exported = form.render(chosen)
     sorted_file = sorted_path(options.output_dir, model.model_name)
@@ -194,11 +207,29 @@ def _write(
     write_atomically(list_file, exported.text)
     files = [("scores", scan.path), ("sorted scores", sorted_file)]
     if options.plot is not None:
-        from spectrum.plots import heatmap
+        from spectrum.plots.page import draw
 
-        heatmap.heatmap(chosen, options.plot)
-        files.append(("picture", options.plot))
+        draw.draw(chosen, options.plot, _page_settings(model, options, other))
+        files.append(("page" if draw.is_page(options.plot) else "picture", options.plot))
     return list_file, [*files, ("list", list_file)], exported.notes
+
+
+def _page_settings(model: ModelOptions, options: SelectOptions, other: ScanResult | None) -> PageSettings:
+    from spectrum.plots.page.page import PageSettings
+
+    usual = SelectOptions()
+    words = _command(model)
+    if options.results_dir != usual.results_dir:
+        words += ["--results-dir", str(options.results_dir)]
+    if options.output_dir != usual.output_dir:
+        words += ["--output-dir", str(options.output_dir)]
+    return PageSettings(
+        command=tuple(words),
+        top_params=options.top_params,
+        format=options.format,
+        devices=options.training_gpus,
+        other=other,
+    )
 
 
 def _compared(chosen: Selection, other: ScanResult, columns: int | None) -> tuple[str, str | None]:

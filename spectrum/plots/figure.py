@@ -18,6 +18,9 @@ from spectrum.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SUFFIXES = (".png", ".svg", ".pdf")
+LISTED = ".png, .svg or .pdf"
+
 DPI = 160  # of a PNG
 _MAX_PIXELS = 16_000  # of a PNG's longer side; a larger figure gets a lower resolution
 _SCREEN_DPI = 110  # in a notebook, where text of 7 points is then 11 pixels high; the rest of the PNG is for sharpness
@@ -60,8 +63,8 @@ def check_can_draw(path: str | Path) -> None:
 
     Raises SpectrumError if matplotlib is not installed, or if the path does not end in .png, .svg or .pdf.
     """
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise SpectrumError(f"the name of a picture must end in .png, .svg or .pdf; {path} does not")
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise SpectrumError(f"the name of a picture must end in {LISTED}; {path} does not")
     check_matplotlib()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spectrum.display import Displayed
 from spectrum.errors import SpectrumError
-from spectrum.layer_types import layer_number
 from spectrum.plots.figure import DPI, Picture, check_can_draw, check_matplotlib, own_settings, shown, text_width
+from spectrum.plots.table import EXPERTS, INFINITE, OUTSIDE, Cell, table
+from spectrum.plots.table import cells as cells_of
 from spectrum.records import ScanResult
 from spectrum.selection.selection import Selection
 from spectrum.text import in_line
@@ -23,16 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
 
-_EXPERT = re.compile(r"\b(\w*experts?)\.\d+(?=\.|$)")  # an expert's number in a layer type
-_EXPERTS = ".*"  # in the label of a row, in place of that number
-_OUTSIDE = "outside the stack"  # the label of the column of lm_head and other modules that have no layer index
-_INFINITE = "\N{INFINITY}"
 _NOTES = {
     "*": "the colour is that of the median of a layer's experts",
     "dashed": "some of the experts are selected; the colour is that of their median",
     "0": "no singular value lies above the bulk edge",
     "1": "every layer of the type scores exactly 1, as a vector does, which has one singular value",
-    _INFINITE: "no noise to divide by, in the tool that made this scan",
+    INFINITE: "no noise to divide by, in the tool that made this scan",
 }
 _COLOURS = "viridis"  # its lightness rises throughout, so colour-blind readers can use it too
 
@@ -65,83 +60,37 @@ def _scan(drawn: ScanResult | Selection) -> ScanResult:
 def _heatmap_figure(drawn: ScanResult | Selection) -> Figure:
     from matplotlib.figure import Figure
 
-    rows, columns, cells = _table(drawn)
+    places = table(_scan(drawn))
+    cells, columns = cells_of(places, drawn), places.columns
     if not cells:
         raise SpectrumError(f"there is no layer of {_scan(drawn).model} to draw")
     marks = {mark for cell in cells for mark in (cell.sign, cell.outline)}
-    if "dashed" not in marks and any(_EXPERTS in row for row in rows):
+    if "dashed" not in marks and any(EXPERTS in row.label for row in places.rows):
         marks.add("*")
     text = _Text(
         title=shown(_scan(drawn).model, 80),
         subtitle=_subtitle(drawn),
         notes=[f"{mark}: {note}" for mark, note in _NOTES.items() if mark in marks],
-        rows=[shown(row) for row in rows],
-        columns=[column if column == _OUTSIDE else shown(column, 6) for column in columns],
+        rows=[shown(row.label) for row in places.rows],
+        columns=[column if column == OUTSIDE else shown(column, 6) for column in columns],
     )
     place = _layout(text, columns, has_colours=not all(cell.sign for cell in cells))
     figure = Figure(figsize=(place.width, place.height), dpi=DPI)
     axes = figure.add_axes(place.figure_box(place.left, 0.55, place.table_width, place.table_height))
-    axes.set(xlim=(0, place.x[-1] + 1), ylim=(len(rows), 0), xlabel="layer")
+    axes.set(xlim=(0, place.x[-1] + 1), ylim=(len(places.rows), 0), xlabel="layer")
     axes.spines[:].set_visible(False)
     _draw_scores(figure, axes, cells, place)
     _draw_signs(axes, cells, place)
     _draw_outlines(axes, cells, place)
-    _label_axes(axes, text, place, num_outside=int(columns[0] == _OUTSIDE))
+    _label_axes(axes, text, place, num_outside=int(columns[0] == OUTSIDE))
     _write(figure, text, place)
     return figure
-
-
-class _Cell(NamedTuple):
-    """The layers at one place of the table.
-
-    Args:
-        row: the place's row.
-        column: the place's column.
-        snr: the median of their scores.
-        sign: the text that is drawn instead of a colour; empty for none.
-        outline: the style of the outline; empty for none.
-    """
-
-    row: int
-    column: int
-    snr: float
-    sign: str
-    outline: str
 
 
 def _subtitle(drawn: ScanResult | Selection) -> str:
     if isinstance(drawn, ScanResult):
         return "signal-to-noise ratio of each layer"
     return f"outlined: {drawn.share()} of each layer type"
-
-
-def _table(drawn: ScanResult | Selection) -> tuple[list[str], list[str], list[_Cell]]:
-    """The labels of rows and columns, and the cells. Experts that are modules of their own share a row."""
-    groups: dict[str, dict[str, list[tuple[float, bool]]]] = {}  # row -> column -> scores, and whether selected
-    types: dict[str, set[str]] = {}
-    chosen = {} if isinstance(drawn, ScanResult) else drawn.layers()
-    selected = {name for names in chosen.values() for name in names}
-    for layer_type, layers in _scan(drawn).by_type().items():
-        row = _EXPERT.sub(rf"\1{_EXPERTS}", layer_type)
-        types.setdefault(row, set()).add(layer_type)
-        for layer in layers:
-            index = layer_number(layer.name, layer.layer_type) or _OUTSIDE
-            groups.setdefault(row, {}).setdefault(index, []).append((layer.snr, layer.name in selected))
-    # Indices stay text, since one may have more digits than int() takes. Shorter ones first is their order.
-    columns = sorted({i for group in groups.values() for i in group}, key=lambda i: (i != _OUTSIDE, len(i), i))
-    cells = []
-    for i, group in enumerate(groups.values()):
-        is_constant = all(snr == 1 for layers in group.values() for snr, _ in layers)
-        cells += [_cell(i, columns.index(index), scores, is_constant) for index, scores in group.items()]
-    return [row if len(types[row]) > 1 else min(types[row]) for row in groups], columns, cells
-
-
-def _cell(row: int, column: int, layers: Sequence[tuple[float, bool]], is_constant: bool) -> _Cell:
-    """The cell of these layers. is_constant: whether every layer of the row scores exactly 1."""
-    snr, selected = statistics.median(snr for snr, _ in layers), {selected for _, selected in layers}
-    sign = "1" if is_constant else "0" if snr <= 0 else _INFINITE if snr == math.inf else ""
-    outline = "" if selected == {False} else "solid" if selected == {True} else "dashed"
-    return _Cell(row, column, snr, sign, outline)
 
 
 class _Text(NamedTuple):
@@ -198,10 +147,10 @@ class _Layout:
 def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     cell_width, cell_height = min(max(8.5 / len(columns), 0.1), 0.32), 0.2
     # A gap of half a cell follows the column of modules that are not in a layer.
-    gap = 0.5 if columns[0] == _OUTSIDE else 0
+    gap = 0.5 if columns[0] == OUTSIDE else 0
     x = [i + gap * (i > 0) for i in range(len(columns))]
     # The label of that column ends at its middle, and begins below the labels of the rows.
-    outside = text_width(_OUTSIDE) - cell_width / 2 if gap else 0.0
+    outside = text_width(OUTSIDE) - cell_width / 2 if gap else 0.0
     left = 0.22 + max(outside, *map(text_width, text.rows))
     table_width, table_height = cell_width * (x[-1] + 1), cell_height * len(text.rows)
     bar = min(max(table_height, 1.3), 4.0) if has_colours else 0.0
@@ -219,7 +168,7 @@ def _layout(text: _Text, columns: Sequence[str], has_colours: bool) -> _Layout:
     )
 
 
-def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
+def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[Cell], place: _Layout) -> None:
     from matplotlib import colors
 
     scored = [cell for cell in cells if not cell.sign]
@@ -239,7 +188,7 @@ def _draw_scores(figure: Figure, axes: Axes, cells: Sequence[_Cell], place: _Lay
     bar.minorticks_off()
 
 
-def _draw_boxes(axes: Axes, cells: Sequence[_Cell], place: _Layout, inset: float, **style: Any) -> PatchCollection:
+def _draw_boxes(axes: Axes, cells: Sequence[Cell], place: _Layout, inset: float, **style: Any) -> PatchCollection:
     """Draw a box in each of these cells. inset: from the cell's edges, in inches."""
     from matplotlib import collections, patches
 
@@ -250,14 +199,14 @@ def _draw_boxes(axes: Axes, cells: Sequence[_Cell], place: _Layout, inset: float
     return collection
 
 
-def _draw_signs(axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
+def _draw_signs(axes: Axes, cells: Sequence[Cell], place: _Layout) -> None:
     for cell in cells:
         if cell.sign:
             middle = place.x[cell.column] + 0.5, cell.row + 0.5
             axes.text(*middle, cell.sign, size=6, color="0.35", ha="center", va="center_baseline")
 
 
-def _draw_outlines(axes: Axes, cells: Sequence[_Cell], place: _Layout) -> None:
+def _draw_outlines(axes: Axes, cells: Sequence[Cell], place: _Layout) -> None:
     for outline, dashes in (("solid", "-"), ("dashed", (0, (2, 1.2)))):
         outlined = [cell for cell in cells if cell.outline == outline]
         # White below black can be seen on dark cells and on light ones.

@@ -138,11 +138,11 @@ def render_axolotl(entries: Layers, embedding_parameters: Iterable[str], comment
     lines += [f"- ^{name}$" for name in embedding_parameters]
     for layer_type, group in entries.items():
         lines.append(f"# {layer_type} layers")
-        lines += [f"- {_scalar(entry)}" for entry in group]
+        lines += [f"- {yaml_scalar(entry)}" for entry in group]
     return "\n".join(lines) + "\n"
 
 
-def _scalar(name: str) -> str:
+def yaml_scalar(name: str) -> str:
     """A name as YAML text. It is quoted if YAML readers would read it as a number, a date or a truth value."""
     if "." in name and name[0].isalpha():
         return name

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from spectrum.records import ModelInfo
 
+DEFAULT_DEVICES = 8  # that share the training, where it is sharded
+
 # bitsandbytes keeps 8-bit states with one float32 scale per block. States of small parameters are not in 8 bits.
 _BLOCK_ELEMENTS = 256  # elements
 _MIN_8BIT_ELEMENTS = 4096  # elements
@@ -106,12 +108,15 @@ def bytes_per_device(
     """
     per_element = OPTIMIZERS[optimizer][sharding.is_deepspeed]
     weights: float = per_element.weight * sum(size.elements for size in everything)
-    training_state: float = sum(
-        (per_element.gradient + per_element.copy) * size.elements + _state_bytes(size, per_element) for size in trained
-    )
+    training_state: float = sum(training_bytes(size, per_element) for size in trained)
     weights /= devices if sharding.divides_weights else 1
     training_state /= devices if sharding.divides_training_state else 1
     return math.ceil(weights + training_state)
+
+
+def training_bytes(size: ParameterSize, per_element: BytesPerElement) -> int:
+    """The bytes for the gradient, the float32 copy and the optimizer's states of one parameter that trains."""
+    return (per_element.gradient + per_element.copy) * size.elements + _state_bytes(size, per_element)
 
 
 def _state_bytes(size: ParameterSize, per_element: BytesPerElement) -> int:

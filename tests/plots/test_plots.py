@@ -28,7 +28,7 @@ from matplotlib.transforms import Bbox
 
 import spectrum.api  # noqa: F401 - says what draws results
 from spectrum.errors import ResultsError, SpectrumError
-from spectrum.plots import heatmap, histogram
+from spectrum.plots import heatmap, histogram, table
 from spectrum.plots.figure import check_can_draw, own_settings
 from spectrum.plots.histogram import spectrum_histogram
 from spectrum.records import LayerSnr, LayerSpectrum, ScanResult
@@ -319,7 +319,7 @@ def test_columns_go_by_number_however_long_it_is_after_those_of_no_layer() -> No
     long = "9" * 5000  # more digits than int() takes
     layers = [(f"h.{i}.a", "a", 2.0 + n) for n, i in enumerate(["10", "9", long, "0"])]
     selection = top_percent(scan(*layers, ("lm_head", "lm_head", 2.0)), "25")
-    assert heatmap._table(selection)[1] == [OUTSIDE, "0", "9", "10", long]
+    assert table.table(selection.result).columns == (OUTSIDE, "0", "9", "10", long)
     figure = drawn(selection)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [OUTSIDE, "0", "10"]
     assert len(figure.axes[0].collections[0].get_paths()) == 5

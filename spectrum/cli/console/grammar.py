@@ -13,6 +13,7 @@ from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.text import in_line
 from spectrum.trainers.formats import formats
+from spectrum.trainers.memory import DEFAULT_DEVICES
 from spectrum.version import __version__
 
 _DESCRIPTION = """\
@@ -35,8 +36,6 @@ examples:
   spectrum --model-name path/to/model --layer-types 'mlp.*' --format peft
   spectrum --model-name org/model --check config.yaml
   spectrum --model-name org/model --verify path/to/trained --list config.yaml"""
-
-DEFAULT_TRAINING_GPUS = 8
 
 _MAX_OPTION_COLUMNS = 30  # of an option in --help; the help text of a longer one begins on the next line
 
@@ -148,13 +147,16 @@ def _add_what_to_write(group: argparse._ArgumentGroup) -> None:
         help=f"where scans are cached (default: {DEFAULT_RESULTS_DIR})",
     )
     group.add_argument(
-        "--plot", type=values.path, metavar="FILE", help="draw all scores and the selection (.png, .svg or .pdf)"
+        "--plot",
+        type=values.path,
+        metavar="FILE",
+        help="draw all scores and the selection: a page to choose on (.html), or a picture (.png, .svg, .pdf)",
     )
     group.add_argument(
         "--training-gpus",
         type=values.gpus,
         metavar="N",
-        help=f"GPUs in the estimate of training memory (default: {DEFAULT_TRAINING_GPUS})",
+        help=f"GPUs in the estimate of training memory (default: {DEFAULT_DEVICES})",
     )
     group.add_argument("--gpus", dest="training_gpus", type=values.gpus, help=argparse.SUPPRESS)  # the former spelling
 

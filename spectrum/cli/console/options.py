@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from spectrum.checkpoint.remote.model_names import ModelName
-from spectrum.cli.console.grammar import DEFAULT_TRAINING_GPUS, hyphenated, parser
+from spectrum.cli.console.grammar import hyphenated, parser
 from spectrum.cli.console.spelling import unknown_option
 from spectrum.cli.console.values import model_name, path
 from spectrum.layer_types import split_patterns
@@ -24,6 +24,7 @@ from spectrum.scanning.store import DEFAULT_RESULTS_DIR
 from spectrum.selection import selection
 from spectrum.selection.order import HIGHEST
 from spectrum.trainers.formats import formats
+from spectrum.trainers.memory import DEFAULT_DEVICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class SelectOptions:
     output_dir: Path = Path()
     results_dir: Path = Path(DEFAULT_RESULTS_DIR)
     plot: Path | None = None
-    training_gpus: int = DEFAULT_TRAINING_GPUS
+    training_gpus: int = DEFAULT_DEVICES
     device: str = "auto"
     download: bool = False
     batch_size: int | Literal["auto"] | None = None

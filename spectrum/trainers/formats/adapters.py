@@ -45,7 +45,7 @@ def adapters_of(selection: Selection) -> Adapters:
     info = model_info(selection, "which layers take adapters")
     weights = {layer: own[0] for layer, own in selection.parameters().items()}
     in_mixture = has_fused_experts(info)
-    targets = {layer: _target(layer, weight, info, in_mixture) for layer, weight in weights.items()}
+    targets = {layer: adapter_target(layer, weight, info, in_mixture) for layer, weight in weights.items()}
     modules = [layer for layer, target in targets.items() if target == "module"]
     parameters = [weights[layer] for layer, target in targets.items() if target == "parameter"]
     without = [layer for layer, target in targets.items() if target is None]
@@ -83,7 +83,7 @@ def ending_so(targets: Collection[str], names: Collection[str]) -> tuple[str, st
     return None
 
 
-def _target(layer: str, weight: str, info: ModelInfo, in_mixture: bool) -> str | None:
+def adapter_target(layer: str, weight: str, info: ModelInfo, in_mixture: bool) -> str | None:
     """How PEFT adapts a layer: "module", "parameter", or None for not at all.
 
     Args:

@@ -70,7 +70,7 @@ def llamafactory(selection: Selection) -> Export:
     config: dict[str, Any] = {"finetuning_type": "lora"}
     modules, paths, notes = list(adapters.modules), module_paths(adapters.info), list(adapters.notes)
     clash = ending_so(modules, paths)
-    if towers := _towers(adapters.info):
+    if towers := towers_of(adapters.info):
         clash = clash or _occurring_in(modules, paths)
         without = [module for module in modules if any(word in module for word in NEVER)]
         modules = [module for module in modules if module not in without]
@@ -103,7 +103,7 @@ def _list_or_pattern(adapters: Adapters) -> list[str] | str:
     return "|".join(map(re.escape, modules)) if clash else modules
 
 
-def _towers(info: ModelInfo) -> set[str]:
+def towers_of(info: ModelInfo) -> set[str]:
     """The modules outside the language model: neither beside nor below the input embedding, nor the output head."""
     embedding = "" if info.embedding is None else info.owner(info.embedding)
     language_model = embedding.rpartition(".")[0].rpartition(".")[0]
