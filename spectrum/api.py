@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from spectrum.checkpoint.remote.model_names import ModelName, parse_model_name
 from spectrum.compute.batches import parse_batch_size
-from spectrum.display import draw_with
+from spectrum.display import Drawing, draw_with
 from spectrum.errors import SpectrumError, short_traceback
 from spectrum.layer_types import split_patterns
 from spectrum.plots import heatmap
+from spectrum.plots.page.draw import draw
+from spectrum.plots.small_map import small_map
 from spectrum.records import ScanResult
 from spectrum.scanning import distributed, uncached
 from spectrum.scanning import scan as scanning
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 _logger = logging.getLogger("spectrum")
-draw_with(heatmap.picture)
+draw_with(Drawing(heatmap.picture, draw, small_map))
 
 
 @short_traceback

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Protocol, overload
+from typing import NamedTuple, Protocol, overload
 
 from spectrum.errors import SpectrumError, short_traceback
 from spectrum.text import Row, aligned, html
@@ -43,7 +43,8 @@ class Displayed:
 
     def _repr_html_(self) -> str:
         below = f"\n<p>{escape(text)}</p>" if (text := self._legend()) else ""
-        return f"<p>{escape(self._title())}</p>\n{html(self.rows())}{below}"
+        picture = f"\n{image}" if _drawing is not None and (image := _drawing.small(self)) else ""
+        return f"<p>{escape(self._title())}</p>\n{html(self.rows())}{below}{picture}"
 
     @overload
     def plot(self, path: None = None) -> Picture: ...
@@ -56,24 +57,38 @@ class Displayed:
         """Draw all scores as a heat map, by layer type and layer. The selected layers, if any, are outlined.
 
         Without a path, returns the picture: a notebook shows it as the value of a cell, and `save(path)` writes it.
-        With a path, writes the picture and returns the path. The suffix says the format: .png, .svg or .pdf.
+        With a path, writes the file and returns the path. The suffix says the format: .png, .svg or .pdf for the
+        picture, .html for a page on which a percentage can be chosen, and which needs no matplotlib.
 
         Raises SpectrumError if matplotlib is not installed, if the suffix is another one, or if there is no layer to
         draw, and ResultsError if the file cannot be written.
         """
-        if _draw is None:
+        if _drawing is None:
             raise SpectrumError("nothing can draw this result yet; import spectrum.api first")
-        picture = _draw(self)
-        return picture if path is None else picture.save(path)
+        return _drawing.picture(self) if path is None else _drawing.write(self, Path(path).expanduser())
 
 
-_draw: Callable[[Displayed], Picture] | None = None
+class Drawing(NamedTuple):
+    """The functions that draw results.
+
+    Args:
+        picture: draws the picture.
+        write: draws into a file, in the format that the suffix names, and returns the path.
+        small: draws a small picture as HTML, which may be empty.
+    """
+
+    picture: Callable[[Displayed], Picture]
+    write: Callable[[Displayed, Path], Path]
+    small: Callable[[Displayed], str]
 
 
-def draw_with(function: Callable[[Displayed], Picture]) -> None:
-    """Say which function draws results: results cannot import it, since what draws them is above them.
+_drawing: Drawing | None = None
+
+
+def draw_with(drawing: Drawing) -> None:
+    """Say which functions draw results: results cannot import them, since what draws them is above them.
 
     `spectrum.api` calls this, and every result that a user holds comes from there.
     """
-    global _draw
-    _draw = function
+    global _drawing
+    _drawing = drawing

@@ -689,7 +689,8 @@ def test_in_a_notebook_both_are_tables_of_the_same_rows(sample: ScanResult) -> N
         html = shown._repr_html_()
         title, table, *below = repr(shown).split("\n\n")
         assert html.startswith(f"<p>{title}</p>\n<table>")
-        assert html.rstrip().endswith("".join(["</table>", *(f"\n<p>{text}</p>" for text in below)]))
+        after = "".join(["</table>", *(f"\n<p>{text}</p>" for text in below), '\n<img alt="Heat map of '])
+        assert html.partition("</table>")[2].startswith(after.removeprefix("</table>"))
         rows = [" ".join(row).split() for row in cells(html)]
         assert rows == [line.split() for line in table.splitlines()]
 
@@ -703,7 +704,8 @@ def test_a_models_name_is_text_in_a_notebook(name: str) -> None:
     for shown in (result, spectrum.select(result, 50)):
         html = shown._repr_html_()
         tags = set(re.findall(r"<(/?\w+)", html))
-        assert tags == {"p", "/p", "table", "/table", "tr", "/tr", "th", "/th", "td", "/td"}
+        assert tags == {"p", "/p", "table", "/table", "tr", "/tr", "th", "/th", "td", "/td", "img"}
+        assert html.count("<img") == 1  # the heat map
         assert name not in html
         assert name in repr(shown)
 

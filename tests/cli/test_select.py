@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -438,6 +439,47 @@ def test_a_picture_of_the_selection_is_drawn_beside_the_list(
     assert (chosen.percent, chosen.result.model, path) == ("25", "model", Path(name))
     quiet = done_well(scanned, "--quiet", "--plot", name)
     assert quiet.out == f"{LIST}\n"
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_a_page_shows_first_what_the_command_selects(scanned: Path) -> None:
+    options = ["--top-params", "30", "--no-embeddings", "--layer-types", "mlp.*", "--order", "random:7"]
+    written = ["--format", "swift", "--output-dir", "lists", "--training-gpus", "4"]
+    done = done_well(scanned, *options, *written, "--plot", "new/scores.html")
+    assert sections(done)[-2].splitlines()[2].split() == ["page", "new/scores.html"]
+    data = page_data(scanned / "new/scores.html")
+    percent = re.search(r"the same as --top-percent (\S+) --order random:7", done.out)
+    assert percent is not None
+    types = [of_type["name"] for of_type in data["scans"][0]["types"]]
+    assert data["start"] == {
+        "percent": percent[1],
+        "topParams": "30",
+        "embeddings": False,
+        "off": [name for name in types if not name.startswith("mlp.")],
+        "format": "swift",
+        "devices": 4,
+    }
+    assert len(types) == 12
+    assert data["order"] == "random:7"
+    assert data["command"] == ["spectrum", "--model-name", "model", "--output-dir", "lists"]
+
+
+@pytest.mark.usefixtures("cache_only")
+def test_a_page_compares_where_the_command_does(scanned: Path) -> None:
+    shutil.copyfile(scanned / SCAN, scanned / "other.json")
+    done_well(scanned, "--plot", "scores.html", "--compare", "other.json")
+    assert [scan["model"] for scan in page_data(scanned / "scores.html")["scans"]] == ["model", "other"]
+
+    (scanned / "other.json").write_text('{"a.0.b": {"snr": 1.0, "type": "b"}}')
+    done = run(scanned, *MODEL, "--plot", "scores.html", "--compare", "other.json")
+    assert done.status == 1
+    assert "no layer in common" in done.err
+    assert [scan["model"] for scan in page_data(scanned / "scores.html")["scans"]] == ["model"]
+
+
+def page_data(path: Path) -> Any:
+    """What a page knows, as its scripts read it."""
+    return json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
 
 
 @pytest.mark.parametrize("option", [["--plot"], ["--plot-spectrum", "model.norm"]])

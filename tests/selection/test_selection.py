@@ -355,7 +355,7 @@ def test_a_selection_is_shown_with_its_table(embeddings: bool, word: str) -> Non
     assert repr(chosen) == f"{title}\n\n{aligned(chosen.rows())}\n\n{meaning}"
     shown = chosen._repr_html_()
     assert title.replace("<", "&lt;").replace(">", "&gt;") in shown
-    assert shown.endswith(f"{html(chosen.rows())}\n<p>{meaning}</p>")
+    assert f"{html(chosen.rows())}\n<p>{meaning}</p>" in shown
     assert "<b>" not in shown
 
 
