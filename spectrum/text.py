@@ -164,6 +164,13 @@ def visible(text: str) -> str:
     )
 
 
+def command_words(model: str, revision: str | None, model_class: str | None) -> list[str]:
+    """The first words of a command for a model. revision, model_class: None for the default."""
+    options = {"--revision": revision, "--model-class": model_class}
+    given = [word for name, value in options.items() if value is not None for word in (name, value)]
+    return ["spectrum", "--model-name", model, *given]
+
+
 def in_line(text: str) -> str:
     """Text with all control characters written as escapes, even line breaks, so that it stays on one line."""
     return visible(text).replace("\n", "\\n")

@@ -23,7 +23,7 @@ from spectrum.scanning.scan import scan as run_scan
 from spectrum.selection import margins, selection
 from spectrum.selection.order import control
 from spectrum.selection.selection import Selection
-from spectrum.text import in_line, listed, visible, wrapped
+from spectrum.text import command_words, in_line, listed, visible, wrapped
 from spectrum.trainers.formats import formats
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def _check_command(model: ModelOptions, list_file: Path) -> list[str]:
 
 def _command(model: ModelOptions) -> list[str]:
     """The first words of a command for this model."""
-    options = {"--revision": model.revision, "--model-class": model.model_class}
-    words = ["spectrum", "--model-name", model.model_name]
-    words += [word for name, value in options.items() if value is not None for word in (name, value)]
+    words = command_words(model.model_name, model.revision, model.model_class)
     return [*words, *(["--trust-remote-code"] if model.trust_remote_code else [])]
 
 

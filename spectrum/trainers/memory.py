@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spectrum.records import ModelInfo
+from spectrum.records import ModelInfo, Parameter
 
 DEFAULT_DEVICES = 8  # that share the training, where it is sharded
 
@@ -86,8 +86,12 @@ OPTIMIZERS: Mapping[str, tuple[BytesPerElement, BytesPerElement]] = {
 
 def parameter_sizes(names: Iterable[str], info: ModelInfo) -> list[ParameterSize]:
     """The sizes of these parameters. Tied ones count once; names that the model does not have are left out."""
-    owners = [info.parameters[name] for name in info.owners(names)]
-    return [ParameterSize(math.prod(owner.shape), owner.module == "Embedding") for owner in owners]
+    return [parameter_size(info.parameters[name]) for name in info.owners(names)]
+
+
+def parameter_size(parameter: Parameter) -> ParameterSize:
+    """The size of one parameter."""
+    return ParameterSize(math.prod(parameter.shape), parameter.module == "Embedding")
 
 
 def bytes_per_device(

@@ -10,6 +10,7 @@ from spectrum.plots import figure, heatmap
 from spectrum.plots.page.page import PageSettings, write_page
 from spectrum.records import ScanResult
 from spectrum.selection.selection import Selection
+from spectrum.text import command_words
 
 PAGE = ".html"
 
@@ -58,8 +59,5 @@ def _settings(drawn: ScanResult | Selection) -> PageSettings:
     provenance = scan.provenance
     if provenance is not None and provenance.commit is None and provenance.fingerprint is None:
         return PageSettings(command=None)
-    words = ["spectrum", "--model-name", scan.model]
-    if provenance is not None:
-        options = {"--revision": provenance.revision, "--model-class": provenance.class_asked}
-        words += [word for name, value in options.items() if value is not None for word in (name, value)]
-    return PageSettings(command=tuple(words))
+    asked = (None, None) if provenance is None else (provenance.revision, provenance.class_asked)
+    return PageSettings(command=tuple(command_words(scan.model, *asked)))

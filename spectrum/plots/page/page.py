@@ -27,7 +27,6 @@ from spectrum.selection.selection import Selection
 from spectrum.text import in_line
 from spectrum.trainers import memory
 from spectrum.trainers.formats import formats
-from spectrum.version import __version__
 
 _FILES = Path(__file__).parent
 _STYLES = (
@@ -112,7 +111,6 @@ def page_data(chosen: Selection, settings: PageSettings) -> dict[str, Any]:
     off = [name for name in scan.by_type() if name not in shown]
     before, after = share(_SENTINEL, chosen.order).split(_SENTINEL)
     return {
-        "version": __version__,
         "scans": [scan_data(each.whole, chosen.order, set(off)) for each in (scan, *([other] if other else []))],
         "correlations": _correlations(scan, other),
         "order": chosen.order,

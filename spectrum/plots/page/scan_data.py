@@ -43,6 +43,8 @@ def scan_data(scan: ScanResult, order: str, off: Collection[str]) -> dict[str, A
     place = {name: i for i, name in enumerate(names)}
     layers = [layer for group in scan.by_type().values() for layer in group]
     own = [index.own(layer.name) for layer in layers]
+    fused = info is not None and has_fused_experts(info)
+    towers = set() if info is None else towers_of(info)
     return {
         "model": in_line(scan.model),
         "modelClass": None if info is None else info.model_class,
@@ -55,12 +57,12 @@ def scan_data(scan: ScanResult, order: str, off: Collection[str]) -> dict[str, A
             **_layers(layers, places),
             "own": [[place[name] for name in each] for each in own],
             "isEmbedding": [int(index.is_embedding(layer.name)) for layer in layers],
-            **_adapters(layers, own, info),
+            **_adapters(layers, own, info, fused, towers),
         },
         "parameters": _parameters(names, info),
         "embedding": index.embedding_parameters,
-        "fusedExperts": info is not None and has_fused_experts(info),
-        "towers": info is not None and bool(towers_of(info)),
+        "fusedExperts": fused,
+        "towers": bool(towers),
         "knowsModules": info is not None and info.knows_modules(),
         "quoted": _quoted([*names, *(name.rpartition(".")[0] for name in names), *(layer.name for layer in layers)]),
     }
@@ -88,17 +90,15 @@ def _rows(scan: ScanResult, places: Table) -> list[dict[str, Any]]:
     by_type = scan.by_type()
     names = {layer_type: [layer.name for layer in layers] for layer_type, layers in by_type.items()}
     place = {layer_type: i for i, layer_type in enumerate(by_type)}
-    rows = []
-    for row in places.rows:
-        rows.append(
-            {
-                "label": row.label,
-                "types": [place[layer_type] for layer_type in row.layer_types],
-                "isConstant": row.is_constant,
-                "words": _words(row, names),
-            }
-        )
-    return rows
+    return [
+        {
+            "label": row.label,
+            "types": [place[layer_type] for layer_type in row.layer_types],
+            "isConstant": row.is_constant,
+            "words": _words(row, names),
+        }
+        for row in places.rows
+    ]
 
 
 def _words(row: TableRow, names: Mapping[str, Sequence[str]]) -> list[str]:
@@ -129,17 +129,24 @@ def _edge(edge: BulkEdge | None) -> list[float | str] | None:
     return [edge.num_above, edge.num_below, _number(edge.nearest, 3), _number(edge.sensitivity, 3)]
 
 
-def _adapters(layers: Sequence[LayerSnr], own: Sequence[Sequence[str]], info: ModelInfo | None) -> dict[str, Any]:
+def _adapters(
+    layers: Sequence[LayerSnr],
+    own: Sequence[Sequence[str]],
+    info: ModelInfo | None,
+    fused: bool,
+    towers: Collection[str],
+) -> dict[str, Any]:
     """How PEFT adapts each layer (0: not, 1: as a module, 2: as a parameter), and what LLaMA-Factory knows of it.
 
     Args:
         layers: the layers.
         own: the parameters of each layer.
         info: the description of the model; None in a scan by another tool, of which nothing is known.
+        fused: whether the model has fused experts.
+        towers: the modules outside the language model.
     """
     if info is None:
         return {}
-    fused, towers = has_fused_experts(info), towers_of(info)
     weights = [each[0] if each else f"{layer.name}.weight" for layer, each in zip(layers, own, strict=True)]
     targets = [adapter_target(layer.name, weight, info, fused) for layer, weight in zip(layers, weights, strict=True)]
     modules = {
@@ -162,10 +169,7 @@ def _parameters(names: Sequence[str], info: ModelInfo | None) -> dict[str, Any]:
     place = {name: i for i, name in enumerate(names)}
     shapes = [tuple(parameter.shape) for parameter in info.parameters.values()]
     dtypes = [parameter.dtype for parameter in info.parameters.values()]
-    sizes = [
-        memory.ParameterSize(math.prod(parameter.shape), parameter.module == "Embedding")
-        for parameter in info.parameters.values()
-    ]
+    sizes = list(map(memory.parameter_size, info.parameters.values()))
     (shape, of_shape), (dtype, of_dtype), (size, of_size) = _distinct(shapes), _distinct(dtypes), _distinct(sizes)
     return {
         "name": names,

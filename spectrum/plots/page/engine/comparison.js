@@ -50,8 +50,9 @@ function commonLayers(page, type, other) {
 }
 
 /** The names of those layers that train, given all in the order of selection. */
-function trainingNames(scan, ranked, [numerator, denominator], embeddings) {
-  const count = Number((BigInt(ranked.length) * numerator) / denominator);
-  const selected = ranked.slice(0, count).filter((layer) => embeddings || !scan.layers.isEmbedding[layer]);
+function trainingNames(scan, ranked, share, embeddings) {
+  const selected = ranked
+    .slice(0, numSelected(ranked.length, share))
+    .filter((layer) => embeddings || !scan.layers.isEmbedding[layer]);
   return new Set(selected.map((layer) => scan.layers.name[layer]));
 }

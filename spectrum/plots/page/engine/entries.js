@@ -43,10 +43,10 @@ function prefixRange(names, prefix, within) {
 function unfrozenEntries({ scan, layers, embedding }) {
   const before = leftOutBefore(scan, layers);
   const covered = new Set(embedding);
-  for (const group of layers) for (const layer of group) for (const own of ownPlaces(scan, layer)) covered.add(own);
+  for (const group of layers) for (const layer of group) for (const own of namesOfOwn(scan, layer)) covered.add(own);
   return layers.map((group) =>
     group.flatMap((layer) => {
-      const owners = ownPlaces(scan, layer)
+      const owners = namesOfOwn(scan, layer)
         .map((name) => ownerName(scan, name))
         .filter((owner) => !covered.has(owner));
       owners.forEach((owner) => covered.add(owner));
@@ -55,8 +55,8 @@ function unfrozenEntries({ scan, layers, embedding }) {
   );
 }
 
-/** The names of a layer's own parameters, none for one that the scan does not describe. */
-const ownPlaces = (scan, layer) => scan.layers.own[layer].map((place) => scan.parameters.name[place]);
+/** The names of those of a layer's own parameters that the scan has. */
+const namesOfOwn = (scan, layer) => scan.layers.own[layer].map((place) => scan.parameters.name[place]);
 
 function layerEntries(scan, layer, before) {
   const { names, position } = sortedNames(scan);

@@ -12,7 +12,7 @@ function numTrained(scan, names) {
 /** How many elements the model has, tied ones once; null if the scan does not say. */
 const numTotal = (scan) => lookup(scan, "total", () => numTrained(scan, scan.parameters.name));
 
-/** places: of parameters. */
+/** How many elements the parameters at these places have together, tied ones once. */
 function numElements(scan, places) {
   let sum = 0;
   for (const owner of ownersOf(scan, places)) sum += scan.parameters.sizes[scan.parameters.size[owner]].elements;
@@ -20,12 +20,7 @@ function numElements(scan, places) {
 }
 
 /** The distinct owners of these parameters. */
-function ownersOf(scan, places) {
-  const isCounted = new Uint8Array(scan.parameters.name.length);
-  return places
-    .map((place) => scan.parameters.owner[place])
-    .filter((owner) => !isCounted[owner] && (isCounted[owner] = 1));
-}
+const ownersOf = (scan, places) => [...new Set(places.map((place) => scan.parameters.owner[place]))];
 
 /** The parameters that train, without their names, which take long to gather. */
 function trainedPlaces({ scan, layers, embedding }) {

@@ -23,6 +23,9 @@ function exactShare(percent) {
   return [BigInt(whole + decimals), 100n * 10n ** BigInt(decimals.length)];
 }
 
+/** How many of so many layers a share of them is, rounded down. */
+const numSelected = (size, [numerator, denominator]) => Number((BigInt(size) * numerator) / denominator);
+
 /** For each type of a scan, whether it is on: by the rows of the first scan, in another scan by the types' names. */
 function typesOn(scan, page, state) {
   if (state.off.size === 0) return scan.types.map(() => true); // those too that the first scan lacks
@@ -36,10 +39,8 @@ function typesOn(scan, page, state) {
 /** The selection of a state. `trained` are the names of all parameters that train, owners of tied ones among them. */
 function selectLayers(scan, state, isOn) {
   const { percent, embeddings } = state;
-  const [numerator, denominator] = exactShare(percent);
-  const counts = scan.types.map(({ ranked }, type) =>
-    isOn[type] ? Number((BigInt(ranked.length) * numerator) / denominator) : 0,
-  );
+  const share = exactShare(percent);
+  const counts = scan.types.map(({ ranked }, type) => (isOn[type] ? numSelected(ranked.length, share) : 0));
   const layers = scan.types.map(({ ranked }, type) => {
     const selected = ranked.slice(0, counts[type]);
     return embeddings ? selected : selected.filter((layer) => !scan.layers.isEmbedding[layer]);

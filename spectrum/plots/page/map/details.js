@@ -182,11 +182,10 @@ function factsOfParameters(scan, layer) {
     return `${name}${parameters.shapes[parameters.shape[place]].map(withCommas).join(" × ") || "one number"}`;
   });
   const dtypes = new Set(own.map((place) => parameters.dtypes[parameters.dtype[place]]));
-  const elements = own.reduce((sum, place) => sum + parameters.sizes[parameters.size[place]].elements, 0);
   const tied = own.filter((place) => parameters.owner[place] !== place).map((place) => parameters.name[parameters.owner[place]]);
   return [
     fact("Shape", shapes.join(", "), [...dtypes].join(", ")),
-    fact("Parameters", withCommas(elements), tied.length ? `tied to ${cutInMiddle(tied.join(", "), 60)}` : ""),
+    fact("Parameters", withCommas(numElements(scan, own)), tied.length ? `tied to ${cutInMiddle(tied.join(", "), 60)}` : ""),
   ];
 }
 

@@ -4,28 +4,17 @@
 
 /** What the table shows of each layer: {layer, place, type, typeName, snr, rank, of, parameters}. */
 function tableFacts(scan) {
-  const facts = scan.layers.name.map((_, layer) => ({
+  const { type, rank } = ranksOf(scan);
+  return scan.layers.name.map((_, layer) => ({
     layer,
     place: placeInModel(scan, layer),
+    type: type[layer],
+    typeName: scan.types[type[layer]].name,
     snr: scoreOf(scan.layers.snr[layer]),
-    parameters: numElementsOf(scan, layer),
+    rank: rank[layer] + 1,
+    of: scan.types[type[layer]].ranked.length,
+    parameters: scan.parameters.size ? numElements(scan, scan.layers.own[layer]) : null,
   }));
-  scan.types.forEach(({ name, ranked }, type) => {
-    ranked.forEach((layer, i) => {
-      Object.assign(facts[layer], { type, typeName: name, rank: i + 1, of: ranked.length });
-    });
-  });
-  return facts;
-}
-
-/** How many elements a layer's own parameters have; null if the scan does not say. */
-function numElementsOf(scan, layer) {
-  const { owner, size, sizes } = scan.parameters;
-  if (!size) {
-    return null;
-  }
-  const owners = new Set(scan.layers.own[layer].map((parameter) => owner[parameter]));
-  return [...owners].reduce((sum, parameter) => sum + sizes[size[parameter]].elements, 0);
 }
 
 /** By what layers are sorted in model order: by their parameters if these are in model order, else by layer index. */
