@@ -214,6 +214,20 @@ def test_the_other_scale_is_that_of_all_parameters(driver: Chrome, tmp_path: Pat
     assert selected(driver) == names(top_percent(scan, "100", embeddings=embeddings))
 
 
+def test_no_list_is_offered_where_no_selection_is_as_small_as_asked(driver: Chrome, tmp_path: Path) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    show(driver, tmp_path, top_percent(mixed(), "25"))
+    click(driver, PARAMS)
+    choose(driver, "#percent", "0.001")
+    driver.execute_script("document.querySelector('#list').scrollIntoView()")
+    WebDriverWait(driver, 10).until(lambda _: text(driver, "#list .problem"))
+    assert text(driver, "#list .problem") == text(driver, "#percent-problem")
+    assert text(driver, "#list .problem").startswith("the smallest selection trains ")
+    assert driver.execute_script("return document.querySelector('#list .main').disabled") is True
+    assert driver.execute_script("return document.querySelector('#list .command').hidden") is True
+
+
 def test_the_scale_of_parameters_waits_for_a_type_that_is_on(driver: Chrome, tmp_path: Path) -> None:
     scan = mixed()
     show(driver, tmp_path, top_percent(scan, "60"))
