@@ -1,15 +1,20 @@
 """Calls cuSOLVER through ctypes: routines that torch does not call, the steps of an eigensolver, sizes of workspaces.
 
-Signatures: https://docs.nvidia.com/cuda/cusolver. cuSOLVER stores matrices by columns, so that a lower triangle of
-torch's is an upper one there. Both triangles must therefore be filled.
+Signatures: https://docs.nvidia.com/cuda/cusolver. cuSOLVER stores matrices by columns, so that the upper triangle of a
+tensor is a lower one there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_int, c_int64, c_size_t, c_void_p
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -18,16 +23,48 @@ _LOWER = 0
 _FLOAT64 = 1  # CUDA_R_64F
 
 
+@cache
+def _library(device: torch.device) -> ctypes.CDLL:
+    """The library that torch has loaded."""
+    torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64, device=device))  # loads it
+    found = re.search(r"\S*libcusolver\.so\S*", Path("/proc/self/maps").read_text())
+    if found is None:
+        raise RuntimeError("torch has not loaded libcusolver")
+    return ctypes.CDLL(found[0])
+
+
+@contextmanager
+def batched_eigenvalues(device: torch.device) -> Iterator[None]:
+    """Let torch.linalg.eigvalsh call XsyevBatched for all matrices on this GPU, as torch does from version 2.12 on.
+
+    Versions before that call Xsyevd for one matrix after the other. On the CPU nothing changes.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    _library(device)
+    of_thread = threading.local()
+    by_torch = torch.linalg.eigvalsh
+
+    def eigvalsh(gram: torch.Tensor, UPLO: str = "L") -> torch.Tensor:  # noqa: N803
+        if gram.device.type == "cpu":
+            values: torch.Tensor = by_torch(gram, UPLO=UPLO)
+            return values
+        if not hasattr(of_thread, "solver"):
+            of_thread.solver = Solver(device)
+        solver: Solver = of_thread.solver
+        return solver.eigenvalues(gram.mT.contiguous(), batched=True)[0]
+
+    with mock.patch.object(torch.linalg, "eigvalsh", eigvalsh):
+        yield
+
+
 class Solver:
-    """A handle to the library that torch has loaded."""
+    """A handle to the library."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64, device=device))  # loads it
-        found = re.search(r"\S*libcusolver\.so\S*", Path("/proc/self/maps").read_text())
-        if found is None:
-            raise RuntimeError("torch has not loaded libcusolver")
-        self._library = ctypes.CDLL(found[0])
+        self._library = _library(device)
         self._handle, self._params, version = c_void_p(), c_void_p(), c_int()
         self._call("cusolverDnCreate", ctypes.byref(self._handle))
         self._call("cusolverDnCreateParams", ctypes.byref(self._params))
@@ -38,7 +75,7 @@ class Solver:
         """Eigenvalues, and the size of the workspace in GiB: (batch, n, n) float64 -> (batch, n) ascending.
 
         Args:
-            gram: symmetric matrices, both triangles filled. They are destroyed.
+            gram: symmetric matrices, of which the upper triangles are read. They are destroyed.
             batched: whether to call XsyevBatched instead of Xsyevd, which takes a single matrix.
         """
         name = "cusolverDnXsyevBatched" if batched else "cusolverDnXsyevd"
@@ -55,13 +92,16 @@ class Solver:
         host = torch.empty(max(1, on_host.value), dtype=torch.uint8)
         buffers = (c_void_p(workspace.data_ptr()), on_device, c_void_p(host.data_ptr()), on_host)
         self._call(name, *common, *buffers, c_void_p(info.data_ptr()), *last)
-        torch.cuda.synchronize(self.device)
+        torch.cuda.current_stream(self.device).synchronize()
         if info.any().item():
             raise RuntimeError(f"{name}: info {info.tolist()[:4]}")
         return values, on_device.value / 2**30
 
     def tridiagonal(self, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Diagonal and off-diagonal of the tridiagonal form: (n, n) float64 -> (n,), (n - 1,). Destroys the matrix."""
+        """Diagonal and off-diagonal of the tridiagonal form: (n, n) float64 -> (n,), (n - 1,). Destroys the matrix.
+
+        The upper triangle of the matrix is read.
+        """
         n = gram.shape[-1]
         diagonal, off, tau = (torch.empty(n, dtype=torch.float64, device=self.device) for _ in range(3))
         info, size = torch.zeros(1, dtype=torch.int32, device=self.device), c_int()

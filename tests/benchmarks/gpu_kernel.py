@@ -7,17 +7,21 @@ import importlib.util
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from unittest import mock
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from spectrum.compute import decomposition, snr, workspace
-from tests.benchmarks.cusolver import Solver
+from tests.benchmarks.cusolver import Solver, batched_eigenvalues
 from tests.benchmarks.gpu import Session
 from tests.benchmarks.hashed_weights import weight
 from tests.benchmarks.machine import description
+
+# A routine is not called for the next size, which may take eight times as long, after as many seconds.
+_TOO_LONG = 4.0
 
 
 def describe_machine(session: Session) -> None:
@@ -98,6 +102,7 @@ def check_edge_cases(session: Session) -> None:
 def measure_eigensolver(session: Session) -> None:
     """Eigenvalues by size: through torch, and step by step; then in batches."""
     solver = _solver(session)
+    batched_too = True
     for full in (768, 1024, 2048, 3072, 4096, 8192):
         n = session.size(full)
         gram = _gram(session, n)
@@ -113,13 +118,39 @@ def measure_eigensolver(session: Session) -> None:
             row["error"] = ((values - torch.linalg.eigvalsh(gram[0].cpu())).abs().max() / values[-1]).item()
         session.note("eigenvalues", n=n, **row)
         if solver is not None:
-            _measure_parts(session, solver, gram, values)
+            started = time.perf_counter()
+            _measure_parts(session, solver, gram, values, batched_too=batched_too)
+            batched_too = time.perf_counter() - started < _TOO_LONG
     for full, batch in ((768, 42), (3072, 4)):
         gram = _gram(session, session.size(full)).repeat(batch, 1, 1)
         seconds = session.seconds(partial(torch.linalg.eigvalsh, gram), 1, 1) / batch
         session.note("eigenvalues of a batch", n=gram.shape[-1], batch=batch, torch_s_each=seconds)
         if solver is not None:
             _measure_cusolver(session, solver, _symmetric(gram), batched=True)
+
+
+def list_kernels(session: Session) -> None:
+    """The CUDA kernels that take the most time: of the Gram matrix and of both solvers."""
+    activity = ProfilerActivity.CPU if session.device.type == "cpu" else ProfilerActivity.CUDA
+    for full, batch in ((4096, 1), (768, 42)):
+        n = session.size(full)
+        matrices = weight(n, 2 * n, session.device).repeat(batch, 1, 1)
+        gram = decomposition.gram_matrix(matrices, None)
+        works: dict[str, Callable[[], object]] = {
+            "Gram matrix": partial(decomposition.gram_matrix, matrices, None),
+            "this torch's solver": partial(torch.linalg.eigvalsh, gram),
+        }
+        with batched_eigenvalues(session.device):
+            works["XsyevBatched"] = partial(torch.linalg.eigvalsh, gram)
+        for name, work in works.items():
+            session.seconds(work)
+            with profile(activities=[activity]) as profiled:
+                seconds = session.seconds(work)
+            session.note("kernels", of=name, n=n, batch=batch, seconds=seconds)
+            events = [event for event in profiled.key_averages() if event.self_device_time_total > 0]
+            for event in sorted(events, key=lambda event: event.self_device_time_total, reverse=True)[:6]:
+                ms = event.self_device_time_total / 1e3
+                session.note("kernel", of=name, n=n, name=event.key[:60], calls=event.count, ms=ms)
 
 
 def measure_tiles(session: Session) -> None:
@@ -174,15 +205,19 @@ def _solver(session: Session) -> Solver | None:
         return None
 
 
-def _measure_parts(session: Session, solver: Solver, gram: torch.Tensor, values: torch.Tensor) -> None:
+def _measure_parts(
+    session: Session, solver: Solver, gram: torch.Tensor, values: torch.Tensor, *, batched_too: bool
+) -> None:
     """The reduction on the GPU, the rest by LAPACK on the host; and cuSOLVER's two routines.
 
     Args:
         gram: (1, n, n), its lower triangle.
         values: its eigenvalues, (n,).
+        batched_too: whether to call the routine for batches.
     """
     eigvalsh_tridiagonal = importlib.import_module("scipy.linalg").eigvalsh_tridiagonal
     n, full = gram.shape[-1], _symmetric(gram[0])
+    solver.tridiagonal(full[:256, :256].clone())  # loads it
     started = time.perf_counter()
     diagonal, off = (part.cpu().numpy() for part in solver.tridiagonal(full.clone()))
     reduced = time.perf_counter()
@@ -190,7 +225,7 @@ def _measure_parts(session: Session, solver: Solver, gram: torch.Tensor, values:
     parts = {"reduction_s": reduced - started, "rest_on_host_s": time.perf_counter() - reduced}
     error = ((found - values).abs().max() / values[-1]).item()
     session.note("parts of it", n=n, cusolver=solver.version, **parts, error=error)
-    for batched in (False, True):
+    for batched in (False, True) if batched_too else (False,):
         found_by_routine = _measure_cusolver(session, solver, full[None], batched=batched)
         if found_by_routine is None:
             continue
@@ -202,8 +237,9 @@ def _measure_cusolver(session: Session, solver: Solver, grams: torch.Tensor, *, 
     """Eigenvalues by a routine of cuSOLVER; None if this version does not have it."""
     where = {"n": grams.shape[-1], "batch": len(grams)}
     destroyed = grams.clone()
-    session.wait()
     try:
+        solver.eigenvalues(grams[:1, :256, :256].clone(), batched=batched)  # loads it
+        session.wait()
         started = time.perf_counter()
         values, size = solver.eigenvalues(destroyed, batched=batched)
     except (RuntimeError, AttributeError) as error:

@@ -14,6 +14,7 @@ import torch
 from spectrum.compute import devices, executor, lanes
 from spectrum.compute.batches import plan
 from spectrum.records import LayerWeight
+from tests.benchmarks.cusolver import batched_eigenvalues
 from tests.benchmarks.gpu import Session
 from tests.benchmarks.hashed_weights import expected, weight
 from tests.benchmarks.reference import snr_float32
@@ -46,19 +47,29 @@ WORKLOADS: Mapping[str, tuple[Counts, float, Sequence[int | None]]] = {
 
 def scan_by_lanes(session: Session) -> None:
     """Scans of real shapes by the number of lanes, and the time of a whole model that follows."""
+    _scan_workloads(session, "this torch's")
+
+
+def scan_by_lanes_as_newer_torch(session: Session) -> None:
+    """The same with the solver of torch 2.12 and later. Where torch is as new, this measures the same solver."""
+    with batched_eigenvalues(session.device):
+        _scan_workloads(session, "XsyevBatched")
+
+
+def _scan_workloads(session: Session, solver: str) -> None:
     for name, (full, part, numbers) in WORKLOADS.items():
         samples, counts = _samples(session, full)
         half = {shape: count // 2 for shape, count in counts.items()}
         first = _seconds(_scan(session, samples, half))  # includes what a process does once, so it is not used
         for number in numbers:
             row = _scan(session, samples, counts, number)
-            session.note("scan", of=name, lanes=number or "own", **row)
+            session.note("scan", of=name, solver=solver, lanes=number or "own", **row)
             if number is None:
                 # Both scans take the same time beside their matrices. A whole model takes it once.
                 of_half = _seconds(_scan(session, samples, half))
                 matrices = max(0.0, _seconds(row) - of_half) * 2 / part
                 overhead = max(0.0, 2 * of_half - _seconds(row))
-                session.note("whole model", of=name, seconds=matrices + overhead, first=first)
+                session.note("whole model", of=name, solver=solver, seconds=matrices + overhead, first=first)
 
 
 def scan_with_little_memory(session: Session) -> None:

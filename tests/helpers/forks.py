@@ -22,10 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
-
-from pexpect import fdpexpect
+from typing import TYPE_CHECKING
 
 from tests.helpers import fork_server
+
+if TYPE_CHECKING:
+    from pexpect import fdpexpect
 
 Done = subprocess.CompletedProcess[str]
 
@@ -213,6 +215,8 @@ class Forks:
         size: tuple[int, int] = (40, 120),
     ) -> Iterator[tuple[OnTerminal, fdpexpect.fdspawn[str]]]:
         """Start the command on a terminal of its own, of so many rows and columns."""
+        from pexpect import fdpexpect  # only here, so that tests of the kernel run where it is not installed
+
         ours, its = os.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         try:
