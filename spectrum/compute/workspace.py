@@ -11,6 +11,10 @@ _FLOAT64 = ITEM_BYTES["float64"]
 _GPU_COLUMNS = 4096
 _GPU_BUFFER = 256 << 20
 
+# The workspace of cuSOLVER's eigensolver for a matrix of side k takes `4 k^2 + 130 k + 30000` numbers in float64, as
+# measured with version 12.0.4.
+_SOLVER_WORKSPACE = 4, 130, 30_000
+
 
 def gpu_columns(count: int, k: int, length: int) -> int:
     """How many columns a GPU converts to float64 at a time.
@@ -28,7 +32,7 @@ def call_bytes(count: int, shape: tuple[int, int], dtype: str, *, gpu: bool) -> 
 
     This is the stored matrices, their Gram matrices, and the working memory of the two steps, which run one after the
     other: first the buffer of columns, then the eigensolver's copy of the Gram matrices. On a GPU the solver also has
-    a workspace, counted as one more copy. On the CPU, the buffer and the workspace are too small to count.
+    a workspace. On the CPU, the buffer and the workspace are too small to count.
     """
     k, length = sorted(shape)
     stored = count * k * length * ITEM_BYTES[dtype]
@@ -36,4 +40,6 @@ def call_bytes(count: int, shape: tuple[int, int], dtype: str, *, gpu: bool) -> 
     if not gpu:
         return stored + 2 * gram
     columns = count * k * gpu_columns(count, k, length) * _FLOAT64
-    return stored + gram + max(columns, 2 * gram)
+    squared, linear, constant = _SOLVER_WORKSPACE
+    solver = gram + count * (squared * k * k + linear * k + constant) * _FLOAT64
+    return stored + gram + max(columns, solver)

@@ -411,8 +411,10 @@ def test_cuda_takes_the_memory_that_is_counted(count: int, shape: tuple[int, int
     before = torch.cuda.memory_allocated() - batch.nbytes
     torch.cuda.reset_peak_memory_stats()
     snr.score(batch)
-    counted = call_bytes(count, shape, "bfloat16", gpu=True)
-    assert counted / 2 < torch.cuda.max_memory_allocated() - before < 1.1 * counted
+    counted, taken = call_bytes(count, shape, "bfloat16", gpu=True), torch.cuda.max_memory_allocated() - before
+    assert taken < 1.1 * counted
+    # Before version 2.12, torch gives each matrix of a batch to the solver alone: the workspace is that of one.
+    assert taken > counted / 3
 
 
 # The bulk edge.
