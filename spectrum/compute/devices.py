@@ -4,8 +4,7 @@ A lane is a thread that scores one batch at a time. The CPU has one lane per cor
 cores score one each than if both cores work on one after the other; for small matrices it is several times less. Scores
 then do not depend on the number of cores either.
 
-Each lane of a GPU has its own CUDA stream. While one lane waits for a copy, for a launch, or for the host, which runs
-the last part of the eigensolver, the other lanes use the GPU.
+Each lane of a GPU has its own CUDA stream. While one lane waits for a copy or for the host, the other one uses the GPU.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from spectrum.compute.batches import BatchBudget
 from spectrum.compute.device_names import check_device_name, not_a_device
 from spectrum.errors import DeviceError, first_line
 
-# How many lanes a GPU has for matrices of at most this short side k. The host's part of the eigensolver takes k^2 time,
-# the GPU's part k^3, so smaller matrices need more lanes to keep the GPU busy. These numbers are estimates.
-_GPU_LANES = ((1024, 6), (4096, 4))
-_GPU_LANES_BEYOND = 3
+# More lanes are no faster, because the eigensolver keeps the whole GPU busy, and take more memory.
+_GPU_LANES = 2
 
 # Memory of a batch in bytes: enough matrices to hide the cost of a kernel call.
 _CPU_BATCH = 16 << 20
@@ -84,11 +81,9 @@ def batch_budget(devices: Sequence[torch.device]) -> BatchBudget:
     return BatchBudget(num_bytes, gpu=devices[0].type == "cuda")
 
 
-def num_lanes(device: torch.device, k: int) -> int:
-    """How many lanes a device has for matrices of short side k."""
-    if device.type == "cpu":
-        return torch.get_num_threads()
-    return next((number for largest, number in _GPU_LANES if k <= largest), _GPU_LANES_BEYOND)
+def num_lanes(device: torch.device) -> int:
+    """How many lanes a device has."""
+    return torch.get_num_threads() if device.type == "cpu" else _GPU_LANES
 
 
 def lane_context(device: torch.device) -> AbstractContextManager[object]:

@@ -1,7 +1,7 @@
 """Scores batches of weights on every lane of every device, while the next batch is read.
 
-Each device has one thread that reads and several lanes that score. A lane waits for its part of the device's memory and
-time (`lanes`). It puts the scores into a queue, from which `score` takes them.
+Each device has one thread that reads and several lanes that score. A batch is read when there is memory to score it
+(`lanes`). A lane puts the scores into a queue, from which `score` takes them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Scorer:
         self.results: queue.Queue[tuple[WeightBatch, list[MatrixScore]] | BaseException] = queue.Queue()
         self._read = read
         self._state = ScanState(warn)
-        self._devices = [DeviceLanes(self._state, device, batches, processes) for device in devices]
+        self._devices = [DeviceLanes(self._state, device, processes) for device in devices]
         self._unread = iter(batches)
         self._unread_lock = threading.Lock()
         self._readers: list[ThreadPoolExecutor] = []
@@ -134,7 +134,7 @@ class _Scorer:
         self._state.stopped.set()
         for lanes in self._devices:
             lanes.memory.close()
-            lanes.time.close()
+            lanes.turns.close()
         if wait:
             for worker in self._workers:  # a thread within torch's code would crash a process that ends
                 worker.join()
@@ -159,7 +159,7 @@ class _Scorer:
                     del current  # here and below: drop the tensor before its memory is released
                     scores = _score_batch(stored, batch, lanes)
                     del stored
-                    lanes.time.release(lanes.time_of(batch))
+                    lanes.turns.release(1)
                     lanes.memory.release(lanes.memory_of(batch))
                     self.results.put((batch, scores))
         except BaseException as error:  # `score` raises it
@@ -181,11 +181,11 @@ class _ReadAhead:
         self._ahead = reader.submit(read_next, lanes)
 
     def take(self) -> _ReadBatch | None:
-        """Wait for the next batch and for its part of the device's time. Returns None at the end of the scan."""
+        """Wait for the next batch and for a turn to score it. Returns None at the end of the scan."""
         with self._turn:
             current = self._ahead.result()
             if current is not None:
-                self._lanes.time.acquire(self._lanes.time_of(current[0]))
+                self._lanes.turns.acquire(1)
                 self._ahead = self._reader.submit(self._read_next, self._lanes)
             return current
 
@@ -213,10 +213,10 @@ def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLa
     name = batch.members[0][0].name
     outcome: _Outcome = problem
     if problem == NO_MEMORY:
-        with lanes.exclusive(batch):
+        with lanes.exclusive():
             outcome = _try_to_score(stored, lanes.device)
     if isinstance(outcome, str) and lanes.device.type != "cpu":
-        with lanes.yielded(batch), lanes.scan.cpu_lock:
+        with lanes.yielded(), lanes.scan.cpu_lock:
             lanes.scan.raise_if_stopped()
             lanes.scan.warn(f"{lanes.device} {outcome} {name}; the CPU takes it")
             with all_cores():

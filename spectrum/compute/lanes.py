@@ -1,10 +1,9 @@
-"""What the lanes of a scan share: the memory and the time of their device, and the flag that stops them."""
+"""What the lanes of a scan share: the memory of their device, turns to use it, and the flag that stops them."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,47 +66,40 @@ class ScanState:
 
 
 class DeviceLanes:
-    """The lanes of one device, which share its memory and its time.
+    """The lanes of one device, which share its memory.
 
-    Time is a budget too: a batch holds a part of it while it is scored. Small matrices hold a smaller part, so more
-    lanes work on them at once.
+    There is one turn for each lane. A lane holds one while it scores, so that a lane that needs the whole device can
+    take all of them.
 
     Args:
-        batches: all batches of the scan.
         processes: how many processes share the device.
     """
 
-    def __init__(self, scan: ScanState, device: torch.device, batches: Sequence[WeightBatch], processes: int) -> None:
+    def __init__(self, scan: ScanState, device: torch.device, processes: int) -> None:
         self.scan, self.device = scan, device
-        self._lanes_for = {k: num_lanes(device, k) for k in {min(batch.matrix_shape) for batch in batches}}
-        self.count = max(self._lanes_for.values(), default=0)
+        self.count = num_lanes(device)
         self.memory = Budget(memory_budget(device, processes))
-        self.time = Budget(math.lcm(*self._lanes_for.values()))
-
-    def time_of(self, batch: WeightBatch) -> int:
-        """The part of the device's time that a batch takes."""
-        return self.time.size // self._lanes_for[min(batch.matrix_shape)]
+        self.turns = Budget(self.count)
 
     def memory_of(self, batch: WeightBatch) -> int:
         """The part of the device's memory that a batch takes, in bytes."""
         return batch_bytes(batch, gpu=self.device.type == "cuda")
 
     @contextmanager
-    def exclusive(self, batch: WeightBatch) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Wait for the other lanes of the device to finish their batches, then give this lane the whole device."""
-        with self.yielded(batch):
-            self.time.acquire(self.time.size)
+        with self.yielded():
+            self.turns.acquire(self.count)
             try:
                 yield
             finally:
-                self.time.release(self.time.size)
+                self.turns.release(self.count)
 
     @contextmanager
-    def yielded(self, batch: WeightBatch) -> Iterator[None]:
-        """Let the other lanes have a batch's part of the time while its own lane does not use the device."""
-        time = self.time_of(batch)
-        self.time.release(time)
+    def yielded(self) -> Iterator[None]:
+        """Give back this lane's turn while it does not use the device."""
+        self.turns.release(1)
         try:
             yield
         finally:
-            self.time.acquire(time)
+            self.turns.acquire(1)

@@ -140,7 +140,7 @@ def _scan(
     errors: list[float] = []
     session.start_peak()
     started = time.perf_counter()
-    with mock.patch.object(lanes, "num_lanes", lambda device, k: number or devices.num_lanes(device, k)):
+    with mock.patch.object(lanes, "num_lanes", lambda device: number or devices.num_lanes(device)):
         for batch, scores in executor.score(
             batches, lambda w, i: samples[w.matrix_shape], [session.device], warned.append
         ):

@@ -77,16 +77,13 @@ def test_the_cpu_stands_in_for_a_device_without_a_float64_eigensolver_and_says_s
 def test_the_cpu_has_a_lane_for_each_core_that_torch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
-        assert [num_lanes(CPU, k) for k in (1, 10_000)] == [cores] * 2
+        assert num_lanes(CPU) == cores
     with lane_context(CPU):
         assert torch.ones(1).item() == 1
 
 
-def test_a_gpu_has_the_more_lanes_the_smaller_the_matrices() -> None:
-    gpu = torch.device("cuda")
-    numbers = [num_lanes(gpu, k) for k in (1, 768, 1024, 1025, 4096, 4097, 16384)]
-    assert numbers == sorted(numbers, reverse=True)
-    assert 2 <= numbers[-1] < numbers[0]
+def test_a_gpu_has_a_second_lane_while_one_waits() -> None:
+    assert num_lanes(torch.device("cuda")) == 2
 
 
 def test_one_core_a_thread_is_for_the_cpu_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ def test_a_matrix_that_the_cpu_cannot_decompose_is_named_and_not_tried_again(mon
 
 def test_a_matrix_without_memory_is_tried_again_when_the_other_lanes_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are three lanes. One runs out of memory while the others are at work."""
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 3)
     score, lock, scoring = snr.score, threading.Lock(), 0
     begun, failed = threading.Event(), threading.Event()
     beside: list[int] = []
@@ -425,7 +425,7 @@ def test_the_cpu_stands_in_for_one_lane_at_a_time_with_all_cores(monkeypatch: py
 
 def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are two lanes. One waits for the CPU, the other one wants the whole device."""
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 2)
     score, attempts, others_done = snr.score, Counter[float](), threading.Event()
 
     def attempt(stored: torch.Tensor, device: torch.device) -> list[MatrixScore] | str:
@@ -451,7 +451,7 @@ def test_a_device_goes_on_while_the_cpu_stands_in_for_one_of_its_lanes(monkeypat
 
 
 def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 2)
     closing = threading.Event()
     sizes: list[int] = []
 
@@ -488,36 +488,6 @@ def test_no_copy_to_the_cpu_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -
     reader = alike(3)
     list(scan(reader.weights(), reader, [CPU], 1))
     assert copies == [("cpu", False)] * 3
-
-
-def test_large_matrices_have_fewer_lanes_than_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 2 if k > 6 else 6)
-    lock, score = threading.Lock(), snr.score
-    scoring, most, meeting = {5: 0, 7: 0}, {5: 0, 7: 0}, threading.Barrier(6)
-
-    def counted(batch: torch.Tensor) -> snr.Scores:
-        k = min(batch.shape[1:])
-        with lock:
-            scoring[k] += 1
-            most[k] = max(most[k], scoring[k])
-            assert 3 * scoring[7] + scoring[5] <= 6  # the parts of the time that both sizes hold
-        if k == 5:
-            meeting.wait(timeout=60)  # for six of them at once; two of the large ones at most are in the way
-        else:
-            time.sleep(0.01)
-        with lock:
-            scoring[k] -= 1
-        return score(batch)
-
-    monkeypatch.setattr(snr, "score", counted)
-    reader = Reader(
-        {
-            **{f"large.{i}": matrices(7, 9, seed=i) for i in range(12)},
-            **{f"small.{i}": matrices(5, 8, seed=i) for i in range(18)},
-        }
-    )
-    assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 30
-    assert most == {5: 6, 7: 2}
 
 
 def test_a_device_that_cannot_be_used_is_said_before_anything_is_read() -> None:
@@ -569,7 +539,7 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
     # There are five lanes, but memory for two matrices only: no more may be read and not yet scored.
     size = call_bytes(1, (50, 80), "float64", gpu=False)
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 2 * size)
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 5)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 5)
     matrix = matrices(50, 80)
     held: list[weakref.ref[torch.Tensor]] = []
     most = 0
@@ -588,7 +558,7 @@ def test_batches_in_flight_keep_within_the_memory_budget(monkeypatch: pytest.Mon
 
 def test_a_matrix_over_the_budget_is_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 3)
     reader = alike(20)
     assert len(list(scan(reader.weights(), reader, [CPU], 1))) == 20
 
@@ -622,7 +592,7 @@ def test_a_large_share_is_not_overtaken_by_small_ones() -> None:
 
 def test_an_exception_ends_lanes_that_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: 1)
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 3)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 3)
 
     def failing(batch: torch.Tensor) -> snr.Scores:
         raise RuntimeError("did not converge")
@@ -656,7 +626,7 @@ def of_many_kinds() -> Reader:
 def test_cuda_lanes_find_the_scores_of_a_float64_svd(
     number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: number)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: number)
     monkeypatch.setattr(executor, "_MAX_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
@@ -740,7 +710,7 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
         threads += 1
         start(thread)
 
-    monkeypatch.setattr(lanes, "num_lanes", lambda device, k: 4)
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 4)
     monkeypatch.setattr(threading.Thread, "start", limited)
     if started < 2:  # one that reads, one that scores
         with pytest.raises(DeviceError, match="no memory for a thread"):
