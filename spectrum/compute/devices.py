@@ -4,7 +4,7 @@ A lane is a thread that scores one batch at a time. The CPU has one lane per cor
 cores score one each than if both cores work on one after the other; for small matrices it is several times less. Scores
 then do not depend on the number of cores either.
 
-Each lane of a GPU has its own CUDA stream. While one lane waits for a copy or for the host, the other one uses the GPU.
+Each lane of a GPU has its own CUDA stream. While one lane waits for the host, the other one uses the GPU.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def warm_up(devices: Iterable[torch.device]) -> None:
 def release_cached_memory(devices: Iterable[torch.device]) -> None:
     """Return the GPU memory that torch keeps for later calls, because a training may follow the scan.
 
-    This is freed memory, the cuBLAS workspace of each lane's stream, and pinned main memory.
+    This is freed memory, and the cuBLAS workspace of each lane's stream.
     """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
@@ -122,8 +122,7 @@ def release_cached_memory(devices: Iterable[torch.device]) -> None:
     with suppress(RuntimeError):  # a GPU that failed during the scan raises its error again here
         for gpu in gpus:
             torch.cuda.synchronize(gpu)
-        for release in ("_cuda_clearCublasWorkspaces", "_host_emptyCache"):  # torch has no public functions for these
-            getattr(torch._C, release, lambda: None)()
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()  # torch has no public function for it
         torch.cuda.empty_cache()
 
 

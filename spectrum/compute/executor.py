@@ -6,11 +6,11 @@ Each device has one thread that reads and several lanes that score. A batch is r
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -39,10 +39,6 @@ _ReadBatch = tuple[WeightBatch, torch.Tensor]
 
 # Scores, or why the device could not compute them: NO_MEMORY or NO_DECOMPOSITION.
 _Outcome = list[MatrixScore] | str
-
-# torch keeps pinned memory for later, in powers of two. Larger batches are not pinned: they are few, so their slower
-# copy does not matter.
-_MAX_PINNED = 1 << 30  # bytes
 
 
 def score(
@@ -148,7 +144,11 @@ class _Scorer:
         if batch is None:
             return None
         lanes.memory.acquire(lanes.memory_of(batch))
-        return None if self._state.stopped.is_set() else (batch, _stack(batch, self._read, lanes.device))
+        if self._state.stopped.is_set():
+            return None
+        # A batch over the budget stays in main memory, so that the device has room to score a part of it at a time.
+        fits = lanes.memory_of(batch) <= lanes.memory.size
+        return batch, _stack(batch, self._read, lanes.device if fits else torch.device("cpu"))
 
     def _work(self, lanes: DeviceLanes, read_ahead: _ReadAhead) -> None:
         """Score one batch after the other: the main loop of a lane."""
@@ -157,11 +157,17 @@ class _Scorer:
                 while (current := read_ahead.take()) is not None:
                     batch, stored = current
                     del current  # here and below: drop the tensor before its memory is released
-                    scores = _score_batch(stored, batch, lanes)
+                    lanes.scan.raise_if_stopped()
+                    outcome = _try_to_score(stored, lanes.device)
+                    if isinstance(outcome, str):
+                        if len(batch.members) > 1:
+                            with _memory_to_read(batch):
+                                stored = stored.cpu()  # gives the device room to score a part of it
+                        outcome = _score_in_parts(stored, batch, lanes, outcome)
                     del stored
                     lanes.turns.release(1)
                     lanes.memory.release(lanes.memory_of(batch))
-                    self.results.put((batch, scores))
+                    self.results.put((batch, outcome))
         except BaseException as error:  # `score` raises it
             self._state.stopped.set()
             self.results.put(error)
@@ -190,18 +196,19 @@ class _ReadAhead:
             return current
 
 
-def _score_batch(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes) -> list[MatrixScore]:
-    """The scores of a batch. A batch that is too much for the device is halved, down to single matrices."""
-    lanes.scan.raise_if_stopped()
-    outcome = _try_to_score(stored, lanes.device)
-    if not isinstance(outcome, str):
-        return outcome
+def _score_in_parts(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes, problem: str) -> list[MatrixScore]:
+    """The scores of a batch that is too much for the device. It is halved, down to single matrices."""
     half = len(batch.members) // 2
     if half == 0:
-        return _score_by_fallback(stored, batch, lanes, outcome)
-    parts = (slice(0, half), slice(half, None))
-    halves = [(stored[part], replace(batch, members=batch.members[part])) for part in parts]
-    return [score for part in halves for score in _score_batch(*part, lanes)]
+        return _score_by_fallback(stored, batch, lanes, problem)
+    scores: list[MatrixScore] = []
+    for part in (slice(0, half), slice(half, None)):
+        lanes.scan.raise_if_stopped()
+        outcome = _try_to_score(stored[part], lanes.device)
+        if isinstance(outcome, str):
+            outcome = _score_in_parts(stored[part], replace(batch, members=batch.members[part]), lanes, outcome)
+        scores += outcome
+    return scores
 
 
 def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLanes, problem: str) -> list[MatrixScore]:
@@ -229,9 +236,7 @@ def _score_by_fallback(stored: torch.Tensor, batch: WeightBatch, lanes: DeviceLa
 def _try_to_score(stored: torch.Tensor, device: torch.device) -> _Outcome:
     """The scores of matrices on a device, or why it could not compute them. Other errors are raised."""
     try:
-        # Only a copy to a GPU may be asynchronous: the CPU would compute before its data has arrived (pytorch#127612).
-        on_device = stored.to(device, non_blocking=device.type == "cuda")
-        rows = torch.stack(snr.score(on_device), dim=1).tolist()
+        rows = torch.stack(snr.score(stored.to(device)), dim=1).tolist()
         return [
             MatrixScore(ratio, BulkEdge(int(num_above), int(num_below), nearest, sensitivity))
             for ratio, num_above, num_below, nearest, sensitivity in rows
@@ -247,44 +252,42 @@ def _try_to_score(stored: torch.Tensor, device: torch.device) -> _Outcome:
 
 
 def _stack(batch: WeightBatch, read: Reader, device: torch.device) -> torch.Tensor:
-    """The matrices of a batch in one tensor, (members, n, m).
+    """The matrices of a batch in one tensor, (members, n, m), in a GPU's memory or in main memory.
 
-    If a GPU scores them, matrices in GPU memory stay there, and all others go to pinned main memory. If the CPU scores
-    them, they go to plain main memory. A single matrix is copied only to pin it.
-
-    Raises DeviceError if there is no memory.
+    They stay in main memory if the GPU has no memory for all of them. Raises DeviceError if that has none either.
     """
-    for_gpu = device.type == "cuda"
-
-    def read_member(member: tuple[LayerWeight, int]) -> torch.Tensor:
-        matrix = read(*member)
-        return matrix if for_gpu else matrix.cpu()
-
-    try:
-        first = read_member(batch.members[0])
-        shape = (len(batch.members), *first.shape)
-        pin = for_gpu and first.is_cpu and math.prod(shape) * first.itemsize <= _MAX_PINNED
-        if len(batch.members) == 1 and not pin:
-            stacked = first.unsqueeze(0)
+    with _memory_to_read(batch):
+        first = read(*batch.members[0])
+        if len(batch.members) == 1:
+            stacked = _in_memory_of(device, lambda place: first.to(place)).unsqueeze(0)
         else:
-            stacked = _empty(first, shape, pin)
+            shape = (len(batch.members), *first.shape)
+            stacked = _in_memory_of(device, lambda place: torch.empty(shape, dtype=first.dtype, device=place))
             stacked[0] = first
             for i, member in enumerate(batch.members[1:], 1):
-                stacked[i] = read_member(member)
+                stacked[i] = read(*member)
+    if stacked.is_cuda:  # the lane uses a different stream
+        torch.cuda.current_stream(stacked.device).synchronize()
+    return stacked
+
+
+@contextmanager
+def _memory_to_read(batch: WeightBatch) -> Iterator[None]:
+    """Raises DeviceError if memory runs out."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"there is no memory to read {batch.members[0][0].name}") from error
-    if first.is_cuda:  # the lane uses a different stream
-        torch.cuda.current_stream(first.device).synchronize()
-    return stacked
 
 
-def _empty(like: torch.Tensor, shape: tuple[int, ...], pin: bool) -> torch.Tensor:
-    """Memory for a batch, pinned or where its matrices are; plain main memory if that fails."""
-    try:
-        return like.new_empty(shape, pin_memory=pin)
-    except (MemoryError, RuntimeError) as error:
-        if not (pin or (like.is_cuda and is_out_of_memory(error))):
-            raise
-        return torch.empty(shape, dtype=like.dtype)
+def _in_memory_of(device: torch.device, make: Callable[[torch.device], torch.Tensor]) -> torch.Tensor:
+    """What `make` makes in the memory of a GPU; in main memory for another device, or if the GPU has no memory left."""
+    if device.type == "cuda":
+        try:
+            return make(device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+    return make(torch.device("cpu"))

@@ -68,8 +68,7 @@ class ScanState:
 class DeviceLanes:
     """The lanes of one device, which share its memory.
 
-    There is one turn for each lane. A lane holds one while it scores, so that a lane that needs the whole device can
-    take all of them.
+    There is one turn for each lane. A lane holds one while it scores. A lane that needs the device alone takes all.
 
     Args:
         processes: how many processes share the device.
@@ -87,7 +86,10 @@ class DeviceLanes:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait for the other lanes of the device to finish their batches, then give this lane the whole device."""
+        """Wait for the other lanes of the device to finish their batches, then let this lane alone use the device.
+
+        The weights of the next batch may be in the device's memory.
+        """
         with self.yielded():
             self.turns.acquire(self.count)
             try:

@@ -11,8 +11,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from spectrum.compute import executor, lanes, snr
-from spectrum.compute.batches import BatchBudget, WeightBatch, plan
+from spectrum.compute.batches import BatchBudget, plan
 from spectrum.compute.devices import warm_up
 from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
@@ -476,18 +476,22 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
     assert workers() == []
 
 
-def test_no_copy_to_the_cpu_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies: list[tuple[str, bool]] = []
-    to = torch.Tensor.to
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError()], ids=["gpu", "python"])
+def test_what_a_gpu_has_no_memory_for_stays_in_main_memory(error: Exception) -> None:
+    def make(place: torch.device) -> torch.Tensor:
+        if place.type == "cuda":
+            raise error
+        return torch.ones(2, device=place)
 
-    def spy(self: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
-        copies.append((device.type, non_blocking))
-        return to(self, device)
+    assert executor._in_memory_of(torch.device("cuda", 0), make).is_cpu
 
-    monkeypatch.setattr(torch.Tensor, "to", spy)
-    reader = alike(3)
-    list(scan(reader.weights(), reader, [CPU], 1))
-    assert copies == [("cpu", False)] * 3
+
+def test_another_error_of_a_gpu_is_not_taken_for_a_lack_of_memory() -> None:
+    def make(place: torch.device) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        executor._in_memory_of(torch.device("cuda", 0), make)
 
 
 def test_a_device_that_cannot_be_used_is_said_before_anything_is_read() -> None:
@@ -496,21 +500,6 @@ def test_a_device_that_cannot_be_used_is_said_before_anything_is_read() -> None:
         list(scan(reader.weights(), reader, [CPU, torch.device("cuda", 63)]))
     assert reader.reads == []
     assert workers() == []
-
-
-def test_memory_that_cannot_be_pinned_is_had_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-
-    def new_empty(self: torch.Tensor, shape: Sequence[int], pin_memory: bool = False) -> torch.Tensor:
-        asked.append(pin_memory)
-        raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    reader = alike(2)
-    batch = WeightBatch((5, 8), "float64", tuple((weight, 0) for weight in reader.weights()))
-    stacked = executor._stack(batch, reader, torch.device("cuda"))
-    assert asked == [True]
-    assert torch.equal(stacked, torch.stack([*reader.parameters.values()]))
 
 
 @pytest.mark.parametrize("cores", [1, 2, 5])
@@ -611,7 +600,7 @@ def of_many_kinds() -> Reader:
     dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     return Reader(
         {
-            **{f"{dtype}.{i}": matrices(60, 90, seed=i).to(dtype) for dtype in dtypes for i in range(9)},
+            **{f"{dtype}.{i}": matrices(60, 90, seed=i).to(dtype) for dtype in dtypes for i in range(12)},
             **{f"tall.{i}": matrices(300, 40, seed=i).bfloat16() for i in range(5)},
             "experts": matrices(20, 30, 50).bfloat16(),
             "norm": matrices(1, 90).bfloat16(),
@@ -620,14 +609,12 @@ def of_many_kinds() -> Reader:
     )
 
 
-@pytest.mark.parametrize("most_pinned", [0, 1 << 30], ids=["pageable", "pinned"])
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 @pytest.mark.parametrize("number", [1, 2, 6])
 def test_cuda_lanes_find_the_scores_of_a_float64_svd(
-    number: int, batch_size: int | None, most_pinned: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+    number: int, batch_size: int | None, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "num_lanes", lambda device: number)
-    monkeypatch.setattr(executor, "_MAX_PINNED", most_pinned)
     reader = of_many_kinds()
     on_gpu = {score.name: score for score in scan(reader.weights(), reader, [gpu], batch_size)}
     for name, value in reader.parameters.items():
@@ -676,25 +663,45 @@ def test_cuda_memory_is_given_back_after_a_scan(gpu: torch.device) -> None:
     assert torch.cuda.memory_reserved(gpu) == before
 
 
+@contextmanager
+def limited_memory(gpu: torch.device, mebibytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch take so much more of a GPU's memory, although more is free."""
+    warm_up([gpu])
+    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # it would have no memory either
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(gpu).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+
+
 @pytest.mark.parametrize("mebibytes", [1000, 100, 1], ids="{} MiB".format)
 def test_cuda_without_enough_memory_finds_the_same_scores(
     mebibytes: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Reader({f"layers.{i}": matrices(600, 1200, seed=i).bfloat16() for i in range(8)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
-    warm_up([gpu])
-    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # it would have no memory either
-    torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
     warnings: list[str] = []
-    try:
+    with limited_memory(gpu, mebibytes, monkeypatch):
         found = {score.name: score.snr for score in scan(reader.weights(), reader, [gpu], 8, warnings.append)}
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     assert found == pytest.approx(expected, rel=1e-9)
     # With 100 MiB, it depends on the workspace that cuBLAS takes for each lane.
     assert len(warnings) in {1000: [0], 100: range(9), 1: [8]}[mebibytes]
+
+
+def test_cuda_scores_a_batch_in_parts_if_it_has_no_memory_for_the_solver(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the batch alone fit into 400 MiB."""
+    reader = Reader({f"layers.{i}": matrices(1024, 2048, seed=i).bfloat16() for i in range(64)})
+    expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
+    warnings: list[str] = []
+    with limited_memory(gpu, 400, monkeypatch):
+        found = {score.name: score.snr for score in scan(reader.weights(), reader, [gpu], 64, warnings.append)}
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert warnings == []
 
 
 @pytest.mark.parametrize("started", [0, 1, 2, 3])
