@@ -30,19 +30,24 @@ class WeightBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
-    """How much memory a batch of small matrices may take. Processes that share a scan plan with the same budget.
+    """What limits a batch. Processes that share a scan plan with the same budget.
 
     Args:
         num_bytes: memory of one kernel call. A single matrix may take more.
-        gpu: whether the call runs on a GPU, where a batch takes more memory than on a CPU.
+        num_gpus: how many GPUs the batches are for, in all processes; 0 for CPUs. On a GPU a call takes more memory,
+            and few matrices do not share one.
     """
 
     num_bytes: int
-    gpu: bool
+    num_gpus: int
 
 
-# Larger batches are no faster, and the progress bar would move too rarely.
+# Larger batches are hardly faster, and the progress bar would move too rarely.
 _MAX_BATCH = 256
+
+# On a GPU, fewer matrices than these get a call each. For several matrices in one call cuSOLVER uses another algorithm,
+# of many short steps. With fewer than about eight matrices of up to 2048 rows, these take longer than one call each.
+_GPU_MIN_BATCH = 10
 
 
 def plan(
@@ -56,7 +61,7 @@ def plan(
     Tied weights are planned once.
 
     Args:
-        batch_size: matrices per call; None for as many as the budget allows.
+        batch_size: matrices per call; None for as many as the budget allows, or one if these are few on a GPU.
         budget: the limit of a call if `batch_size` is None.
         scored: matrices to leave out, by parameter and index.
     """
@@ -69,8 +74,10 @@ def plan(
         members.extend((weight, index) for parameter, index in weight.matrices() if (parameter, index) not in scored)
     batches = []
     for (shape, dtype), members in groups.items():
-        size = batch_size or _largest_batch(budget, shape, dtype)
-        parts = (members[start : start + size] for start in range(0, len(members), size))
+        size = batch_size or _largest_batch(budget, shape, dtype, len(members))
+        parts = [members[start : start + size] for start in range(0, len(members), size)]
+        if parts and batch_size is None and len(parts[-1]) < _fewest(budget):
+            parts[-1:] = [[member] for member in parts[-1]]
         batches += [WeightBatch(shape, dtype, tuple(part)) for part in parts]
     return sorted(batches, key=batch_cost, reverse=True)
 
@@ -148,8 +155,20 @@ def batch_bytes(batch: WeightBatch, *, gpu: bool) -> int:
     return call_bytes(len(batch.members), batch.matrix_shape, batch.dtype, gpu=gpu)
 
 
-def _largest_batch(budget: BatchBudget, shape: tuple[int, int], dtype: str) -> int:
-    """How many matrices fit into one call; at least one."""
-    sizes = range(1, _MAX_BATCH + 1)
-    fitting = bisect_right(sizes, budget.num_bytes, key=lambda size: call_bytes(size, shape, dtype, gpu=budget.gpu))
-    return max(1, fitting)
+def common_budget(budgets: Sequence[BatchBudget]) -> BatchBudget:
+    """The budget that all processes can plan with, from the budgets of each."""
+    return BatchBudget(min(each.num_bytes for each in budgets), sum(each.num_gpus for each in budgets))
+
+
+def _largest_batch(budget: BatchBudget, shape: tuple[int, int], dtype: str, count: int) -> int:
+    """How many of `count` matrices to score in one call; at least one."""
+    gpu, sizes = budget.num_gpus > 0, range(1, _MAX_BATCH + 1)
+    fitting = bisect_right(sizes, budget.num_bytes, key=lambda size: call_bytes(size, shape, dtype, gpu=gpu))
+    if gpu:  # so that each has some
+        fitting = min(fitting, max(_GPU_MIN_BATCH, math.ceil(count / budget.num_gpus)))
+    return 1 if fitting < _fewest(budget) else fitting
+
+
+def _fewest(budget: BatchBudget) -> int:
+    """How many matrices a call of several takes at least."""
+    return _GPU_MIN_BATCH if budget.num_gpus else 1

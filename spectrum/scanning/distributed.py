@@ -16,9 +16,12 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spectrum.errors import ProcessError, UnmetError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 # A process waits for the others as long as needed: while the user is asked, while the slowest one finishes.
 _TIMEOUT = timedelta(days=30)
@@ -121,6 +124,17 @@ def gather(values: list[_T]) -> list[_T]:
     )
     gathered: list[_T] = _run_interruptibly(lambda: gather_object(values), None if rank() else waiting)
     return gathered
+
+
+def num_sharing(device: torch.device) -> int:
+    """How many processes of this run use the device that this process uses."""
+    if count() == 1:
+        return 1
+    from spectrum.compute.devices import unique_name, warm_up
+
+    warm_up([device])  # a device that cannot be used cannot be identified
+    own = unique_name(device)
+    return gather([own]).count(own)
 
 
 def _has_joined() -> bool:

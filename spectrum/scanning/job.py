@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.compute.batches import BatchBudget, WeightBatch, arriving_order, matrices_of, num_matrices, plan, share
+from spectrum.compute.batches import (
+    BatchBudget,
+    WeightBatch,
+    arriving_order,
+    common_budget,
+    matrices_of,
+    num_matrices,
+    plan,
+    share,
+)
 from spectrum.errors import CheckpointError, ProcessError
 from spectrum.records import LayerWeight, MatrixScore
 from spectrum.scanning import distributed
@@ -140,9 +149,9 @@ class _Work:
         checkpoint: the weights of the model.
         weights: those of the job.
         batch_size: matrices in a kernel call; None to fit the budget.
-        budget: the memory of a kernel call. It is the main process's in all processes, so that they plan the same
-            batches.
+        budget: what limits a batch, the same in all processes, so that they plan the same batches.
         devices: where this process computes.
+        num_sharing: how many processes share these devices.
         callbacks: how it reports.
     """
 
@@ -151,6 +160,7 @@ class _Work:
     batch_size: int | None
     budget: BatchBudget
     devices: Sequence[torch.device]
+    num_sharing: int
     callbacks: ScanCallbacks
 
     def batches_without(self, scored: Collection[Matrix]) -> list[WeightBatch]:
@@ -163,7 +173,7 @@ class _Work:
         if self.checkpoint.remote is not None:
             own_share = arriving_order(own_share)
         with self.checkpoint.fetching_ahead(matrices_of(own_share)):
-            return _compute(own_share, journal, self.checkpoint, self.devices, self.callbacks)
+            return _compute(own_share, journal, self)
 
 
 def _resume(
@@ -174,8 +184,10 @@ def _resume(
 
     is_main = distributed.rank() == 0
     kept = dict(distributed.gather([*_other_journals(job, journal.path).items(), *journal.scores.items()]))
-    budget = distributed.broadcast(batch_budget(devices))
-    work = _Work(checkpoint, job.weights(checkpoint), job.batch_size, budget, devices, callbacks)
+    num_sharing = distributed.num_sharing(devices[0])
+    own_budget = batch_budget(devices, num_sharing, from_network=checkpoint.remote is not None)
+    budget = common_budget(distributed.gather([own_budget]))
+    work = _Work(checkpoint, job.weights(checkpoint), job.batch_size, budget, devices, num_sharing, callbacks)
     everything, rest = work.batches_without(()), work.batches_without(kept)
     if job.request.rescan and not rest:  # an earlier scan scored everything; this one is to score it again
         kept, rest = {}, everything
@@ -221,15 +233,13 @@ def _first_wrong_score(kept: Mapping[Matrix, MatrixScore], work: _Work) -> Matri
 def _compute(
     batches: Sequence[WeightBatch],
     journal: Journal | None,
-    checkpoint: Checkpoint,
-    devices: Sequence[torch.device],
-    callbacks: ScanCallbacks,
+    work: _Work,
 ) -> list[tuple[Matrix, MatrixScore]]:
     """The scores of these batches. With a journal, each score is written to it at once, and the progress is shown."""
     from spectrum.compute.executor import score
 
-    num_sharing = _num_sharing(devices[0])
-    stream = score(batches, checkpoint.read, devices, callbacks.warn, num_sharing, checkpoint.stop_reading)
+    checkpoint, callbacks = work.checkpoint, work.callbacks
+    stream = score(batches, checkpoint.read, work.devices, callbacks.warn, work.num_sharing, checkpoint.stop_reading)
     if journal is None:
         return score_batches(stream, lambda batch, scored: None)
     warned = False
@@ -262,17 +272,6 @@ def _same_score(kept: MatrixScore, recomputed: MatrixScore) -> bool:
     both_nan = math.isnan(kept.snr) and math.isnan(recomputed.snr)
     at_the_edge = recomputed.edge.nearest < _AT_THE_EDGE
     return both_nan or at_the_edge or math.isclose(kept.snr, recomputed.snr, rel_tol=_SAME_SNR)
-
-
-def _num_sharing(device: torch.device) -> int:
-    """How many processes of this run use the device that this process uses."""
-    if distributed.count() == 1:
-        return 1
-    from spectrum.compute.devices import unique_name, warm_up
-
-    warm_up([device])  # a device that cannot be used cannot be identified
-    own = unique_name(device)
-    return distributed.gather([own]).count(own)
 
 
 def _what_is_kept(num_scored: int, total: int) -> str:

@@ -5,7 +5,7 @@
 Work is counted as in `tests.benchmarks.kernel`. `--rate` is the speed of a device, in 1e9 operations per second: the
 work that the kernel benchmark counts over the time that it measures. Reading is the rate at which weights must arrive
 so that a device does not wait. Memory is that of the largest matrix: as stored, its Gram matrix, and the eigensolver's
-copy. Balance is the work of the busiest process over the mean.
+copy. Balance is the work of the busiest process over the mean, if each has a GPU with room for batches of 16 GiB.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def main() -> None:
         work = sum(layer.num_matrices * operations(layer.matrix_shape) for layer in layers)
         size = sum(layer.num_matrices * layer.matrix_shape[0] * layer.matrix_shape[1] * itemsize for layer in layers)
         started = time.perf_counter()
-        batches = plan(layers, None, BatchBudget(512 << 20, gpu=False))
         balance = []
         for count in PROCESSES:
+            batches = plan(layers, None, BatchBudget(16 << 30, num_gpus=count))
             loads = [sum(map(batch_cost, part)) for part in share(batches, count)]
             balance.append(max(loads) / (sum(loads) / count))
-        planned = time.perf_counter() - started
+        planned = (time.perf_counter() - started) / len(PROCESSES)
         most = max(call_bytes(1, layer.matrix_shape, layer.dtype, gpu=False) for layer in layers)
         print(
             f"| {name} | {sum(layer.num_matrices for layer in layers)} | {work:.2g} | {work / rate / 3600:.2g} h | "

@@ -37,7 +37,7 @@ from spectrum.checkpoint.reader import open_checkpoint
 from spectrum.compute.batches import BatchBudget, arriving_order, matrices_of, plan
 checkpoint = open_checkpoint(sys.argv[1])
 weights = [weight for weight in checkpoint.weights if fnmatch(weight.layer_type, sys.argv[2])]
-matrices = matrices_of(arriving_order(plan(weights, None, BatchBudget(1 << 24, gpu=False))))
+matrices = matrices_of(arriving_order(plan(weights, None, BatchBudget(1 << 24, num_gpus=0))))
 with checkpoint.fetching_ahead(matrices):
     for matrix in matrices:
         checkpoint.read(*matrix)

@@ -44,7 +44,7 @@ from transformers import Qwen3MoeForCausalLM
 started = time.perf_counter()
 checkpoint = spectrum.checkpoint.reader.open_checkpoint(sys.argv[1])
 opened = time.perf_counter()
-batches = plan(checkpoint.weights, None, BatchBudget(1 << 24, gpu=False))
+batches = plan(checkpoint.weights, None, BatchBudget(1 << 24, num_gpus=0))
 print(opened - started, time.perf_counter() - opened, len(batches))
 """
 

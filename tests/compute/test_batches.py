@@ -14,6 +14,7 @@ from spectrum.compute.batches import (
     arriving_order,
     batch_bytes,
     batch_cost,
+    common_budget,
     matrix_cost,
     plan,
 )
@@ -141,13 +142,16 @@ def needed(batch: WeightBatch, *, gpu: bool) -> int:
 def test_automatic_batches_stay_within_the_budget_and_use_it(
     weights: list[LayerWeight], budget: int, gpu: bool
 ) -> None:
-    batches = plan(weights, None, BatchBudget(budget, gpu=gpu))
+    batches = plan(weights, None, BatchBudget(budget, num_gpus=int(gpu)))
+    fewest = 10 if gpu else 1
     for batch in batches:
+        assert len(batch.members) == 1 or len(batch.members) >= fewest
         assert needed(batch, gpu=gpu) == batch_bytes(batch, gpu=gpu)
         assert needed(batch, gpu=gpu) <= budget or len(batch.members) == 1
-    # No two batches of one shape and dtype would have fitted into one call.
+    # No two batches of one shape and dtype would have fitted into one call, but for a few matrices on a GPU.
     for left, right in pairwise(sorted(batches, key=lambda batch: (batch.matrix_shape, batch.dtype))):
-        if (left.matrix_shape, left.dtype) == (right.matrix_shape, right.dtype):
+        alone = gpu and len(left.members) == len(right.members) == 1
+        if (left.matrix_shape, left.dtype) == (right.matrix_shape, right.dtype) and not alone:
             both = WeightBatch(left.matrix_shape, left.dtype, left.members + right.members)
             assert needed(both, gpu=gpu) > budget
 
@@ -176,6 +180,32 @@ def test_the_memory_of_a_batch_of_experts_on_a_gpu_is_all_that_it_takes() -> Non
     assert call_bytes(1, (4096, 14336), "bfloat16", gpu=True) / 2**30 == pytest.approx(0.8948 - 1 / 32, rel=1e-3)
     # For large matrices with few rows, the buffer is larger.
     assert call_bytes(1, (512, 1 << 18), "bfloat16", gpu=True) == (256 + 2 + 16) << 20
+
+
+def test_on_a_gpu_many_matrices_share_a_call_and_a_few_do_not() -> None:
+    def sizes(count: int, budget: int) -> list[int]:
+        return [
+            len(batch.members)
+            for batch in plan([weight("w", (768, 2048), count)], None, BatchBudget(budget, num_gpus=1))
+        ]
+
+    one = call_bytes(1, (768, 2048), "float32", gpu=True)
+    assert sizes(9, 1 << 40) == [1] * 9
+    assert sizes(10, 1 << 40) == [10]
+    assert sizes(25, 12 * one) == [12, 12, 1]
+    assert sizes(25, 11 * one) == [11, 11, 1, 1, 1]
+    assert sizes(25, 9 * one) == [1] * 25
+    assert sizes(600, 1 << 40) == [256, 256, 88]
+
+
+def test_each_gpu_of_all_processes_gets_a_batch() -> None:
+    own = [BatchBudget(1 << 40, num_gpus=2), BatchBudget(1 << 39, num_gpus=1), BatchBudget(1 << 40, num_gpus=1)]
+    assert common_budget(own) == BatchBudget(1 << 39, num_gpus=4)
+    batches = plan([weight("w", (768, 2048), 128)], None, common_budget(own))
+    assert [len(batch.members) for batch in batches] == [32] * 4
+    # Ten is the fewest, even if some GPUs get none then.
+    batches = plan([weight("w", (768, 2048), 32)], None, common_budget(own))
+    assert [len(batch.members) for batch in batches] == [10, 10, 10, 1, 1]
 
 
 def test_a_stack_of_tiny_experts_shares_few_calls_but_moves_the_progress_bar() -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from spectrum.compute import main_memory
+from spectrum.compute.batches import BatchBudget
 from spectrum.compute.devices import (
     NO_DECOMPOSITION,
     NO_MEMORY,
     all_cores,
+    batch_budget,
     devices_for,
     is_out_of_memory,
     lane_context,
@@ -107,8 +109,33 @@ def test_all_cores_are_those_that_the_process_may_use(monkeypatch: pytest.Monkey
     assert torch.get_num_threads() == before
 
 
+def free_memory(monkeypatch: pytest.MonkeyPatch, *free: int) -> None:
+    """Let GPUs have so many free bytes of memory, of which torch keeps none."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 80 << 30))
+    for kept in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, kept, lambda device: 0)
+
+
+def test_a_gpu_has_room_for_a_batch_in_each_lane_and_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 24 << 30, 12 << 30)
+    gpus = [torch.device("cuda", i) for i in range(2)]
+    assert batch_budget(gpus) == BatchBudget((12 << 30) * 4 // 5 // 3, num_gpus=2)
+    assert batch_budget(gpus[:1], 4) == BatchBudget((24 << 30) * 4 // 5 // 4 // 3, num_gpus=1)
+    assert batch_budget(gpus, from_network=True) == BatchBudget(1 << 30, num_gpus=2)
+    free_memory(monkeypatch, 120 << 30, 120 << 30)
+    assert batch_budget(gpus) == BatchBudget(16 << 30, num_gpus=2)
+    free_memory(monkeypatch, 1 << 30, 1 << 30)
+    assert batch_budget(gpus, from_network=True) == batch_budget(gpus)
+    assert batch_budget([CPU]) == batch_budget([CPU], from_network=True) == BatchBudget(16 << 20, num_gpus=0)
+
+
+def test_a_gpu_that_cannot_be_used_is_said_when_its_memory_is_asked_for() -> None:
+    with pytest.raises(DeviceError, match=r"cuda:63 cannot be used: .*; use --device cpu"):
+        batch_budget([torch.device("cuda", 63)])
+
+
 def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    free_memory(monkeypatch, 2000, 1000)
     gpu = torch.device("cuda", 1)
     assert [memory_budget(gpu, processes) for processes in (1, 2, 8)] == [800, 400, 100]
 

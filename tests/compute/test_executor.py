@@ -159,7 +159,7 @@ def test_a_scan_that_fails_does_not_wait_for_a_read_that_takes_long(monkeypatch:
         raise ValueError("the kernel fails")
 
     spy_on_score(monkeypatch, fail)
-    batches = plan(reader.weights(), 1, BatchBudget(1 << 20, gpu=False))
+    batches = plan(reader.weights(), 1, BatchBudget(1 << 20, num_gpus=0))
     with pytest.raises(ValueError, match="the kernel fails"):
         list(executor.score(batches, slow, [CPU], stop_reading=stopped.set))
     assert stopped.is_set()
@@ -464,7 +464,7 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(executor, "_try_to_score", attempt)
     reader = Reader({"norm": matrices(1, 8), "experts": matrices(64, 1, 7)})
-    budget = BatchBudget(1, gpu=False)
+    budget = BatchBudget(1, num_gpus=0)
     small, large = plan([*reader.weights()][:1], 1, budget), plan([*reader.weights()][1:], 64, budget)
     stream = executor.score([*small, *large], reader, [CPU])
     next(stream)
@@ -741,7 +741,7 @@ weights = [LayerWeight(f"h.{i}", "h", f"h.{i}.weight", (96, 96), (96, 96), 1, "b
 with one_core_per_thread([cpu]):
     expected = [snr.score(matrix[None]).snr.item() for matrix in matrices]
 for _ in range(3):  # each scan has new threads
-    batches = plan(weights, 1, BatchBudget(1 << 20, gpu=False))
+    batches = plan(weights, 1, BatchBudget(1 << 20, num_gpus=0))
     scores = executor.score(batches, lambda weight, _: matrices[int(weight.name[2:])], [cpu])
     found = {batch.members[0][0].name: score.snr for batch, (score,) in scores}
     assert [found[f"h.{i}"] for i in range(16)] == expected

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spectrum.compute.batches import BatchBudget
 from spectrum.records import LayerWeight
 
-BUDGET = BatchBudget(16 << 20, gpu=False)
+BUDGET = BatchBudget(16 << 20, num_gpus=0)
 MATRICES = [(2, 3), (3, 2), (1, 8), (512, 64), (700, 900), (1500, 2000)]
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import spectrum
 from spectrum.checkpoint.remote import fetcher
+from spectrum.compute import devices
 from spectrum.text import amount
 from tests.helpers.architectures import built, dbrx, dinov2, randomized
 from tests.helpers.command import Finished, assert_refused, run, tiny_llama
@@ -391,6 +392,22 @@ def test_what_arrives_first_is_not_the_largest_matrix(
     scanned(tmp_path / "here")
     (plan,) = plans
     assert {name for (name, _), _ in plan[:2]}.isdisjoint({"lm_head.weight", "model.embed_tokens.weight"})
+
+
+def test_batches_are_planned_for_a_network_only_if_the_weights_come_from_one(
+    hub: HubServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_for: list[bool] = []
+    batch_budget = devices.batch_budget
+
+    def recorded(*args: Any, from_network: bool) -> Any:
+        planned_for.append(from_network)
+        return batch_budget(*args, from_network=from_network)
+
+    monkeypatch.setattr(devices, "batch_budget", recorded)
+    scanned(tmp_path / "from the hub")
+    assert run(tmp_path, "--model-name", model, "--yes", "--device", "cpu").status == 0
+    assert planned_for == [True, False]
 
 
 def test_a_spectrum_fetches_one_layer(hub: HubServer, model: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from spectrum.compute import devices, lanes, snr
 from spectrum.compute.batches import WeightBatch
 from spectrum.errors import ResultsError
 from spectrum.records import LayerWeight
-from spectrum.scanning import distributed, job
+from spectrum.scanning import distributed
 from spectrum.scanning.journal import Journal
 from spectrum.scanning.request import ProgressBar
 from spectrum.scanning.store import ScanStore
@@ -725,10 +725,10 @@ def test_an_interrupt_between_two_batches_does_not_wait_for_the_next(
 def test_processes_on_one_device_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "unique_name", lambda device: f"GPU-{device.index}")
     monkeypatch.setattr(devices, "warm_up", lambda devices: None)
-    assert job._num_sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
+    assert distributed.num_sharing(torch.device("cuda", 0)) == 1  # a process by itself asks nobody
     monkeypatch.setattr(distributed, "count", lambda: 5)
     monkeypatch.setattr(distributed, "gather", lambda values: ["GPU-0", *values, "GPU-1", "GPU-1", "GPU-1"])
-    assert [job._num_sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
+    assert [distributed.num_sharing(torch.device("cuda", i)) for i in range(3)] == [2, 4, 1]
 
 
 @pytest.mark.parametrize("sharing", [1, 3])
@@ -742,7 +742,7 @@ def test_the_memory_of_a_device_is_divided_among_its_processes(
         return 1 << 30
 
     monkeypatch.setattr(lanes, "memory_budget", budget)
-    monkeypatch.setattr(job, "_num_sharing", lambda device: sharing)
+    monkeypatch.setattr(distributed, "num_sharing", lambda device: sharing)
     assert command.run(tmp_path, "--model-name", TINY_LLAMA, "--yes", "--device", "cpu").status == 0
     assert budgets == [sharing]
 
