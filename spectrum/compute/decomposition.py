@@ -138,7 +138,7 @@ def exact_singular_values(weight: Tensor, exponent: Tensor | None) -> Tensor:
 
     factor = columns(0, k).mT
     # On a CPU many small steps are fastest, on a GPU a few large ones. The SVD uses `gesvd` on CUDA: torch's default,
-    # Jacobi's method, takes minutes where `gesvd` takes seconds.
+    # Jacobi's method, takes up to twice as long.
     on_gpu = weight.device.type == "cuda"
     width = max(_MIN_FOLD, k if on_gpu else k // 8)
     for start in range(k, length, width):
