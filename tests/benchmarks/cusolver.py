@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_int, c_int64, c_size_t, c_void_p
@@ -33,6 +32,12 @@ def _library(device: torch.device) -> ctypes.CDLL:
     return ctypes.CDLL(found[0])
 
 
+@cache
+def _unused_solvers(device: torch.device) -> list[Solver]:
+    """Handles that no thread uses at the moment, at least one at first. torch keeps its own in the same way."""
+    return [Solver(device)]
+
+
 @contextmanager
 def batched_eigenvalues(device: torch.device) -> Iterator[None]:
     """Let torch.linalg.eigvalsh call XsyevBatched for all matrices on this GPU, as torch does from version 2.12 on.
@@ -42,18 +47,20 @@ def batched_eigenvalues(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    _library(device)
-    of_thread = threading.local()
-    by_torch = torch.linalg.eigvalsh
+    by_torch, unused = torch.linalg.eigvalsh, _unused_solvers(device)
 
     def eigvalsh(gram: torch.Tensor, UPLO: str = "L") -> torch.Tensor:  # noqa: N803
         if gram.device.type == "cpu":
             values: torch.Tensor = by_torch(gram, UPLO=UPLO)
             return values
-        if not hasattr(of_thread, "solver"):
-            of_thread.solver = Solver(device)
-        solver: Solver = of_thread.solver
-        return solver.eigenvalues(gram.mT.contiguous(), batched=True)[0]
+        try:
+            solver = unused.pop()
+        except IndexError:
+            solver = Solver(device)
+        try:
+            return solver.eigenvalues(gram.mT.contiguous(), batched=True)[0]
+        finally:
+            unused.append(solver)
 
     with mock.patch.object(torch.linalg, "eigvalsh", eigvalsh):
         yield

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -22,6 +22,13 @@ from tests.benchmarks.machine import description
 
 # A routine is not called for the next size, which may take eight times as long, after as many seconds.
 _TOO_LONG = 4.0
+
+# How many matrices share a call, by their side.
+_BATCHES = {
+    **dict.fromkeys((128, 384, 768, 1024), (1, 2, 4, 8, 16, 64, 256)),
+    **dict.fromkeys((1536, 2048, 3072, 4096), (1, 4, 8, 16, 32)),
+    8192: (1, 4, 8),
+}
 
 
 def describe_machine(session: Session) -> None:
@@ -121,12 +128,16 @@ def measure_eigensolver(session: Session) -> None:
             started = time.perf_counter()
             _measure_parts(session, solver, gram, values, batched_too=batched_too)
             batched_too = time.perf_counter() - started < _TOO_LONG
-    for full, batch in ((768, 42), (3072, 4)):
-        gram = _gram(session, session.size(full)).repeat(batch, 1, 1)
-        seconds = session.seconds(partial(torch.linalg.eigvalsh, gram), 1, 1) / batch
-        session.note("eigenvalues of a batch", n=gram.shape[-1], batch=batch, torch_s_each=seconds)
-        if solver is not None:
-            _measure_cusolver(session, solver, _symmetric(gram), batched=True)
+
+
+def measure_batches(session: Session) -> None:
+    """Eigenvalues by how many matrices share a call, with the solver of torch 2.12 and later."""
+    with batched_eigenvalues(session.device):
+        for full, batches in _BATCHES.items():
+            one = _gram(session, session.size(full))
+            for batch in batches:
+                seconds = session.seconds(partial(torch.linalg.eigvalsh, one.repeat(batch, 1, 1)), 2, 1)
+                session.note("batch", n=one.shape[-1], batch=batch, ms=seconds * 1e3, ms_each=seconds / batch * 1e3)
 
 
 def list_kernels(session: Session) -> None:
@@ -157,8 +168,8 @@ def measure_tiles(session: Session) -> None:
     """The Gram matrix by the size of its tiles and of the buffer of columns."""
     for shape in ((4096, 14336), (8192, 28672)):
         matrix = weight(*session.shape(*shape), session.device)[None]
-        for tile in (1024, 2048, 4096, 8192):
-            for columns in (2048, 4096, 16384):
+        for tile in (256, 512, 1024, 2048):
+            for columns in (1024, 4096, 16384):
                 with (
                     mock.patch.object(decomposition, "_GPU_TILE", session.size(tile)),
                     mock.patch.object(workspace, "_GPU_COLUMNS", session.size(columns)),
@@ -170,13 +181,17 @@ def measure_tiles(session: Session) -> None:
 
 def measure_exact_method(session: Session) -> None:
     """The exact method for singular values, and its SVD by driver."""
+    jacobi_s = 0.0
     for full in (1024, 2048, 4096):
         k = session.size(full)
         factor = torch.linalg.qr(weight(2 * k, k, session.device).double(), mode="r").R
-        drivers: Sequence[str | None] = ("gesvd", "gesvdj") if k <= 1024 else ("gesvd",)
-        for driver in drivers if session.device.type == "cuda" else (None,):
+        for driver in ("gesvd", "gesvdj") if session.device.type == "cuda" else (None,):
+            if driver == "gesvdj" and jacobi_s > _TOO_LONG:
+                continue
             session.start_peak()
             seconds = session.seconds(partial(torch.linalg.svdvals, factor, driver=driver))
+            if driver == "gesvdj":
+                jacobi_s = seconds
             session.note("svdvals in float64", k=k, driver=driver, seconds=seconds, **session.peak())
         session.start_peak()
         matrix = weight(k, 3 * k, session.device)
