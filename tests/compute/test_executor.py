@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from spectrum.compute import executor, lanes, snr
-from spectrum.compute.batches import BatchBudget, plan
+from spectrum.compute.batches import BatchBudget, WeightBatch, plan
 from spectrum.compute.devices import warm_up
 from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
@@ -476,6 +476,43 @@ def test_a_scan_that_is_closed_tries_nothing_any_more(monkeypatch: pytest.Monkey
     assert workers() == []
 
 
+def test_what_was_read_ahead_is_not_scored_when_the_scan_has_been_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "num_lanes", lambda device: 1)
+    closing, score, scored = threading.Event(), snr.score, []
+
+    def counted(batch: torch.Tensor) -> snr.Scores:
+        scored.append(len(batch))
+        if len(scored) == 2:
+            closing.wait(timeout=60)
+        return score(batch)
+
+    monkeypatch.setattr(snr, "score", counted)
+    reader = alike(3)
+    stream = executor.score(plan(reader.weights(), 1, BatchBudget(1, num_gpus=0)), reader, [CPU])
+    next(stream)
+    while len(scored) < 2 or len(reader.reads) < 3:
+        time.sleep(0.001)
+    threading.Timer(0.1, closing.set).start()
+    stream.close()
+    assert scored == [1, 1]
+
+
+@pytest.mark.parametrize(("budget", "place"), [(1, "cpu"), (1 << 30, "meta")])
+def test_a_batch_over_the_budget_waits_in_main_memory(budget: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, places = executor._stack, []
+
+    def recorded(batch: WeightBatch, read: executor.Reader, device: torch.device) -> torch.Tensor:
+        places.append(device.type)
+        return stack(batch, read, device)
+
+    monkeypatch.setattr(executor, "_stack", recorded)
+    monkeypatch.setattr(lanes, "memory_budget", lambda device, processes: budget)
+    device, _ = on_a_gpu(monkeypatch, OUT_OF_MEMORY)
+    reader = alike(6)
+    assert len(list(scan(reader.weights(), reader, [device], 3))) == 6
+    assert places == [place] * 2
+
+
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError()], ids=["gpu", "python"])
 def test_what_a_gpu_has_no_memory_for_stays_in_main_memory(error: Exception) -> None:
     def make(place: torch.device) -> torch.Tensor:
@@ -488,7 +525,9 @@ def test_what_a_gpu_has_no_memory_for_stays_in_main_memory(error: Exception) -> 
 
 def test_another_error_of_a_gpu_is_not_taken_for_a_lack_of_memory() -> None:
     def make(place: torch.device) -> torch.Tensor:
-        raise RuntimeError("an illegal memory access was encountered")
+        if place.type == "cuda":
+            raise RuntimeError("an illegal memory access was encountered")
+        return torch.ones(2)
 
     with pytest.raises(RuntimeError, match="illegal"):
         executor._in_memory_of(torch.device("cuda", 0), make)
@@ -731,7 +770,7 @@ def test_where_no_more_threads_can_be_started_there_are_fewer_lanes(
 ROUNDED = """
 import torch
 from spectrum.compute import executor, snr
-from spectrum.compute.batches import BatchBudget, plan
+from spectrum.compute.batches import BatchBudget, WeightBatch, plan
 from spectrum.compute.devices import one_core_per_thread
 from spectrum.records import LayerWeight
 
