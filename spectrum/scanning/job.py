@@ -173,7 +173,29 @@ class _Work:
         if self.checkpoint.remote is not None:
             own_share = arriving_order(own_share)
         with self.checkpoint.fetching_ahead(matrices_of(own_share)):
-            return _compute(own_share, journal, self)
+            return self._score(own_share, journal)
+
+    def _score(self, batches: Sequence[WeightBatch], journal: Journal | None) -> list[tuple[Matrix, MatrixScore]]:
+        """The scores of these batches. With a journal, each is written to it at once, and the progress is shown."""
+        from spectrum.compute.executor import score
+
+        read, stop, callbacks = self.checkpoint.read, self.checkpoint.stop_reading, self.callbacks
+        stream = score(batches, read, self.devices, callbacks.warn, self.num_sharing, stop)
+        if journal is None:
+            return score_batches(stream, lambda batch, scored: None)
+        warned = False
+
+        def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
+            nonlocal warned
+            journal.append(scored)
+            if journal.write_error is not None and not warned:
+                warned = True
+                callbacks.warn(journal.failure())
+            progress.advance(batch)
+
+        with callbacks.progress(batches) as progress:
+            progress.start()
+            return score_batches(stream, keep)
 
 
 def _resume(
@@ -228,33 +250,6 @@ def _first_wrong_score(kept: Mapping[Matrix, MatrixScore], work: _Work) -> Matri
     batches = work.batches_without(all_matrices.difference(checked))
     recomputed = dict(distributed.gather(work.compute(batches, None)))
     return next((matrix for matrix in checked if not _same_score(kept[matrix], recomputed[matrix])), None)
-
-
-def _compute(
-    batches: Sequence[WeightBatch],
-    journal: Journal | None,
-    work: _Work,
-) -> list[tuple[Matrix, MatrixScore]]:
-    """The scores of these batches. With a journal, each score is written to it at once, and the progress is shown."""
-    from spectrum.compute.executor import score
-
-    checkpoint, callbacks = work.checkpoint, work.callbacks
-    stream = score(batches, checkpoint.read, work.devices, callbacks.warn, work.num_sharing, checkpoint.stop_reading)
-    if journal is None:
-        return score_batches(stream, lambda batch, scored: None)
-    warned = False
-
-    def keep(batch: WeightBatch, scored: list[tuple[Matrix, MatrixScore]]) -> None:
-        nonlocal warned
-        journal.append(scored)
-        if journal.write_error is not None and not warned:
-            warned = True
-            callbacks.warn(journal.failure())
-        progress.advance(batch)
-
-    with callbacks.progress(batches) as progress:
-        progress.start()
-        return score_batches(stream, keep)
 
 
 def _sample(kept: Mapping[Matrix, MatrixScore], weights: Sequence[LayerWeight]) -> list[Matrix]:
