@@ -63,6 +63,13 @@ def open_page(driver: Chrome, path: Path) -> None:
     driver.get(path.resolve().as_uri())
 
 
+def retype(driver: Chrome, field_id: str, text: str) -> None:
+    """Type a text into a field, in place of what it holds."""
+    field = driver.find_element("id", field_id)
+    driver.execute_script("arguments[0].select()", field)
+    field.send_keys(text)
+
+
 def allow_clipboard(driver: Chrome) -> None:
     """Let pages read and write the clipboard without a question."""
     permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]

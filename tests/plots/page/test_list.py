@@ -19,7 +19,7 @@ from spectrum.records import LayerSnr, ScanResult
 from spectrum.scanning import scan_json
 from spectrum.selection.selection import top_percent
 from spectrum.trainers.formats.formats import FORMATS
-from tests.helpers.browser import allow_clipboard, browser, complaints, needs_browser, open_page
+from tests.helpers.browser import allow_clipboard, browser, complaints, needs_browser, open_page, retype
 from tests.helpers.command import run
 from tests.helpers.paths import PUBLISHED, TINY_LLAMA
 
@@ -113,9 +113,7 @@ def script_before(driver: Chrome, script: str) -> Iterator[None]:
 
 
 def type_percent(driver: Chrome, percent: str) -> None:
-    field = driver.find_element("id", "percent")
-    driver.execute_script("arguments[0].select()", field)
-    field.send_keys(percent)
+    retype(driver, "percent", percent)
     drawn(driver)
 
 

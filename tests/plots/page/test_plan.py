@@ -16,7 +16,7 @@ from spectrum.records import LayerSnr, Parameter, ScanResult
 from spectrum.selection.selection import Selection, top_percent
 from spectrum.trainers import memory
 from spectrum.trainers.formats.formats import FORMATS
-from tests.helpers.browser import complaints, needs_browser, open_page
+from tests.helpers.browser import complaints, needs_browser, open_page, retype
 from tests.helpers.page_map import drawn
 from tests.helpers.records import PROVENANCE
 
@@ -58,9 +58,7 @@ def choose(driver: Chrome, control: str, text: str) -> None:
 
 
 def type_devices(driver: Chrome, text: str) -> None:
-    field = driver.find_element("id", "plan-devices")
-    driver.execute_script("arguments[0].select()", field)
-    field.send_keys(text)
+    retype(driver, "plan-devices", text)
     drawn(driver)
 
 
