@@ -20,9 +20,6 @@ from tests.benchmarks.gpu import Session
 from tests.benchmarks.hashed_weights import weight
 from tests.benchmarks.machine import description
 
-# A routine is not called for the next size, which may take eight times as long, after as many seconds.
-_TOO_LONG = 4.0
-
 # How many matrices share a call, by their side.
 _BATCHES = {
     **dict.fromkeys((128, 384, 768, 1024), (1, 2, 4, 8, 16, 64, 256)),
@@ -107,9 +104,8 @@ def check_edge_cases(session: Session) -> None:
 
 
 def measure_eigensolver(session: Session) -> None:
-    """Eigenvalues by size: through torch, and step by step; then in batches."""
+    """Eigenvalues by size: through torch, and step by step."""
     solver = _solver(session)
-    batched_too = True
     for full in (768, 1024, 2048, 3072, 4096, 8192):
         n = session.size(full)
         gram = _gram(session, n)
@@ -125,9 +121,7 @@ def measure_eigensolver(session: Session) -> None:
             row["error"] = ((values - torch.linalg.eigvalsh(gram[0].cpu())).abs().max() / values[-1]).item()
         session.note("eigenvalues", n=n, **row)
         if solver is not None:
-            started = time.perf_counter()
-            _measure_parts(session, solver, gram, values, batched_too=batched_too)
-            batched_too = time.perf_counter() - started < _TOO_LONG
+            _measure_parts(session, solver, gram, values)
 
 
 def measure_batches(session: Session) -> None:
@@ -181,17 +175,12 @@ def measure_tiles(session: Session) -> None:
 
 def measure_exact_method(session: Session) -> None:
     """The exact method for singular values, and its SVD by driver."""
-    jacobi_s = 0.0
     for full in (1024, 2048, 4096):
         k = session.size(full)
         factor = torch.linalg.qr(weight(2 * k, k, session.device).double(), mode="r").R
         for driver in ("gesvd", "gesvdj") if session.device.type == "cuda" else (None,):
-            if driver == "gesvdj" and jacobi_s > _TOO_LONG:
-                continue
             session.start_peak()
             seconds = session.seconds(partial(torch.linalg.svdvals, factor, driver=driver))
-            if driver == "gesvdj":
-                jacobi_s = seconds
             session.note("svdvals in float64", k=k, driver=driver, seconds=seconds, **session.peak())
         session.start_peak()
         matrix = weight(k, 3 * k, session.device)
@@ -220,15 +209,12 @@ def _solver(session: Session) -> Solver | None:
         return None
 
 
-def _measure_parts(
-    session: Session, solver: Solver, gram: torch.Tensor, values: torch.Tensor, *, batched_too: bool
-) -> None:
+def _measure_parts(session: Session, solver: Solver, gram: torch.Tensor, values: torch.Tensor) -> None:
     """The reduction on the GPU, the rest by LAPACK on the host; and cuSOLVER's two routines.
 
     Args:
         gram: (1, n, n), its lower triangle.
         values: its eigenvalues, (n,).
-        batched_too: whether to call the routine for batches.
     """
     eigvalsh_tridiagonal = importlib.import_module("scipy.linalg").eigvalsh_tridiagonal
     n, full = gram.shape[-1], _symmetric(gram[0])
@@ -240,7 +226,7 @@ def _measure_parts(
     parts = {"reduction_s": reduced - started, "rest_on_host_s": time.perf_counter() - reduced}
     error = ((found - values).abs().max() / values[-1]).item()
     session.note("parts of it", n=n, cusolver=solver.version, **parts, error=error)
-    for batched in (False, True) if batched_too else (False,):
+    for batched in (False, True):
         found_by_routine = _measure_cusolver(session, solver, full[None], batched=batched)
         if found_by_routine is None:
             continue

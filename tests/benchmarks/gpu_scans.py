@@ -18,6 +18,7 @@ from tests.benchmarks.cusolver import batched_eigenvalues
 from tests.benchmarks.gpu import Session
 from tests.benchmarks.hashed_weights import expected, weight
 from tests.benchmarks.reference import snr_float32
+from tests.helpers.gpu_memory import limited_memory
 
 Shape = tuple[int, int]
 
@@ -62,12 +63,12 @@ def scan_with_little_memory(session: Session) -> None:
     """Smaller cards: a 70B model on one of 8 GiB; then so little that batches are halved or go to the CPU."""
     full, part = WORKLOADS["Llama-3-70B"]
     samples, counts = _samples(session, full)
-    with _limited_memory(session, 8 << 30):
+    with _small_card(session, 8 << 30):
         row = _scan(session, samples, counts)
         session.note("8 GiB", of="Llama-3-70B", whole_model_s_at_most=_seconds(row) / part, **row)
     samples, counts = _samples(session, {(1024, 8192): 8})
     for mebibytes in (400, 100, 1):
-        with _limited_memory(session, mebibytes << 20):
+        with _small_card(session, mebibytes << 20):
             session.note("little memory", MiB=mebibytes, **_scan(session, samples, counts, None, 4))
 
 
@@ -152,21 +153,10 @@ def _seconds(row: Mapping[str, object]) -> float:
 
 
 @contextmanager
-def _limited_memory(session: Session, size: int) -> Iterator[None]:
+def _small_card(session: Session, size: int) -> Iterator[None]:
     """Limit the card's memory to what this process has taken already and `size` bytes more."""
     if session.device.type == "cpu":
         yield
         return
-    devices.warm_up([session.device])
-    torch.cuda.empty_cache()
-    whole_card = torch.cuda.get_device_properties(session.device).total_memory
-    most = min(1.0, (torch.cuda.memory_reserved(session.device) + size) / whole_card)
-    torch.cuda.set_per_process_memory_fraction(most, session.device)
-    try:
-        with (
-            mock.patch.object(torch.cuda, "mem_get_info", return_value=(size, size)),
-            mock.patch.object(executor, "warm_up"),  # it would have no memory either
-        ):
-            yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, session.device)
+    with limited_memory(session.device, size), mock.patch.object(torch.cuda, "mem_get_info", return_value=(size, size)):
+        yield

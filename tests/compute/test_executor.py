@@ -11,8 +11,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ import torch
 
 from spectrum.compute import executor, lanes, snr
 from spectrum.compute.batches import BatchBudget, WeightBatch, plan
-from spectrum.compute.devices import warm_up
 from spectrum.compute.workspace import call_bytes
 from spectrum.errors import DeviceError
 from spectrum.records import BulkEdge, LayerWeight, MatrixScore
+from tests.helpers.gpu_memory import limited_memory
 from tests.helpers.oracle import oracle_snr
 from tests.helpers.scanned import scan
 
@@ -702,42 +702,24 @@ def test_cuda_memory_is_given_back_after_a_scan(gpu: torch.device) -> None:
     assert torch.cuda.memory_reserved(gpu) == before
 
 
-@contextmanager
-def limited_memory(gpu: torch.device, mebibytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let torch take so much more of a GPU's memory, although more is free."""
-    warm_up([gpu])
-    monkeypatch.setattr(executor, "warm_up", lambda devices: None)  # it would have no memory either
-    torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + (mebibytes << 20)) / whole, gpu)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
-
-
 @pytest.mark.parametrize("mebibytes", [1000, 100, 1], ids="{} MiB".format)
-def test_cuda_without_enough_memory_finds_the_same_scores(
-    mebibytes: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_without_enough_memory_finds_the_same_scores(mebibytes: int, gpu: torch.device) -> None:
     reader = Reader({f"layers.{i}": matrices(600, 1200, seed=i).bfloat16() for i in range(8)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
     warnings: list[str] = []
-    with limited_memory(gpu, mebibytes, monkeypatch):
+    with limited_memory(gpu, mebibytes << 20):
         found = {score.name: score.snr for score in scan(reader.weights(), reader, [gpu], 8, warnings.append)}
     assert found == pytest.approx(expected, rel=1e-9)
     # With 100 MiB, it depends on the workspace that cuBLAS takes for each lane.
     assert len(warnings) in {1000: [0], 100: range(9), 1: [8]}[mebibytes]
 
 
-def test_cuda_scores_a_batch_in_parts_if_it_has_no_memory_for_the_solver(
-    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_scores_a_batch_in_parts_if_it_has_no_memory_for_the_solver(gpu: torch.device) -> None:
     """The weights of the batch alone fit into 400 MiB."""
     reader = Reader({f"layers.{i}": matrices(1024, 2048, seed=i).bfloat16() for i in range(64)})
     expected = {score.name: score.snr for score in scan(reader.weights(), reader, [CPU])}
     warnings: list[str] = []
-    with limited_memory(gpu, 400, monkeypatch):
+    with limited_memory(gpu, 400 << 20):
         found = {score.name: score.snr for score in scan(reader.weights(), reader, [gpu], 64, warnings.append)}
     assert found == pytest.approx(expected, rel=1e-9)
     assert warnings == []
